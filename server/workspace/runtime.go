@@ -1,0 +1,46 @@
+package workspace
+
+import (
+	"context"
+	"syscall"
+	"time"
+
+	"github.com/workspaced/workspaced/runtime"
+)
+
+// Runtime is what the actors ask of containers. Every method may be called from
+// many goroutines at once, ends when ctx does, can be repeated after it failed
+// half way, and returns a *runtime.Error where it knows the reason. An instance
+// is only ever touched by the actor of its workspace.
+type Runtime interface {
+	// EnsureImage makes the image present, pulling it if it is not, and returns
+	// its digest. Calls for the same image may share one pull.
+	EnsureImage(ctx context.Context, ref string) (digest string, err error)
+	// Prepare makes a new instance of the spec, up to PhaseStandby: its first
+	// process runs and waits, having checked as far as it can that the command
+	// can be executed. After an error nothing of the instance is left, or List
+	// reports the rest as PhaseRemnant.
+	Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instance, error)
+	// Start hands a standby instance its environment and returns once the
+	// command was executed. The generation and the secret versions are on
+	// record before the command can run. After an error the instance never
+	// starts later: it is a remnant or has ended.
+	Start(ctx context.Context, id string, launch runtime.Launch) (runtime.Instance, error)
+	// Stop sends the signal, after grace SIGKILL, and returns once the instance's
+	// first process, and with it all of them, is gone. An instance that has
+	// ended already is no error; runtime.ErrNotFound when there is none.
+	Stop(ctx context.Context, id string, signal syscall.Signal, grace time.Duration) error
+	// Wait returns once a running instance has ended, or ctx has;
+	// runtime.ErrNotFound when there is none. Any other error says nothing about
+	// the instance.
+	Wait(ctx context.Context, id string) (runtime.Exit, error)
+	// Remove ends an instance at once if it runs and removes all that is left of
+	// it. One that is not there is no error.
+	Remove(ctx context.Context, id string) error
+	// List returns the instances of the workspace uid, or of all this daemon's
+	// workspaces when uid is empty, oldest first.
+	List(ctx context.Context, uid string) ([]runtime.Instance, error)
+	// RemoveWorkspace removes what outlives instances: log and, unless kept, named
+	// volumes. What is not there is no error.
+	RemoveWorkspace(ctx context.Context, id, uid string, keepVolumes bool) error
+}
