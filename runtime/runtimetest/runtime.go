@@ -1,0 +1,41 @@
+// Package runtimetest tests what speaks the language of package runtime: Fake is
+// a runtime in memory, for tests of what calls one, and Conformance is the suite
+// that Fake and every driver pass, so that what was tested against the one holds
+// with the other.
+package runtimetest
+
+import (
+	"context"
+	"syscall"
+	"time"
+
+	"github.com/workspaced/workspaced/runtime"
+)
+
+// Runtime is what the suite asks of a driver. Its methods are those of
+// workspace.Runtime, where their meaning is written down.
+type Runtime interface {
+	EnsureImage(ctx context.Context, ref string) (digest string, err error)
+	Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instance, error)
+	Start(ctx context.Context, id string, launch runtime.Launch) (runtime.Instance, error)
+	Stop(ctx context.Context, id string, signal syscall.Signal, grace time.Duration) error
+	Wait(ctx context.Context, id string) (runtime.Exit, error)
+	Remove(ctx context.Context, id string) error
+	List(ctx context.Context, uid string) ([]runtime.Instance, error)
+	RemoveWorkspace(ctx context.Context, id, uid string, keepVolumes bool) error
+}
+
+// Method names a method of Runtime.
+type Method string
+
+// The methods.
+const (
+	EnsureImage     Method = "EnsureImage"
+	Prepare         Method = "Prepare"
+	Start           Method = "Start"
+	Stop            Method = "Stop"
+	Wait            Method = "Wait"
+	Remove          Method = "Remove"
+	List            Method = "List"
+	RemoveWorkspace Method = "RemoveWorkspace"
+)
