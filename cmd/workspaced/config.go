@@ -1,0 +1,342 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"reflect"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/go-viper/mapstructure/v2"
+	"github.com/knadh/koanf/parsers/yaml"
+	"github.com/knadh/koanf/providers/confmap"
+	"github.com/knadh/koanf/providers/env/v2"
+	"github.com/knadh/koanf/providers/file"
+	"github.com/knadh/koanf/providers/posflag"
+	"github.com/knadh/koanf/v2"
+	"github.com/spf13/pflag"
+)
+
+const (
+	defaultConfigFile = "/etc/workspaced/workspaced.yaml"
+	defaultContainerd = "/run/containerd/containerd.sock"
+	envPrefix         = "WORKSPACED_"
+)
+
+// config is the daemon's configuration. Each field has one name: `data_dir` in
+// the file, WORKSPACED_DATA_DIR in the environment, --data-dir as a flag. Flags
+// win over the environment, that over the file, that over the defaults.
+type config struct {
+	DataDir             string        `koanf:"data_dir" help:"directory of what lasts: database, key, volumes, logs, private containerd's images"`
+	StateDir            string        `koanf:"state_dir" help:"directory of what ends with the machine: sockets, FIFOs"`
+	Socket              string        `koanf:"socket" help:"unix socket of the API (default <state-dir>/workspaced.sock)"`
+	SocketGroup         string        `koanf:"socket_group" help:"group, by name or number, that may use the socket"`
+	Listen              string        `koanf:"listen" help:"also serve the API on this TCP address, host:port; loopback only, with --insecure"`
+	Insecure            bool          `koanf:"insecure" help:"allow --listen in plain text and without authentication: whoever can reach the address rules every workspace"`
+	InitPath            string        `koanf:"init_path" help:"the workspace-init program (default: beside this one)"`
+	Containerd          string        `koanf:"containerd" help:"socket of the containerd to use (default: /run/containerd/containerd.sock if it answers, else a private one is started)"`
+	PrivateContainerd   bool          `koanf:"private_containerd" help:"start a private containerd even where one answers at the default address"`
+	ContainerdNamespace string        `koanf:"containerd_namespace" help:"containerd namespace"`
+	ContainerdBinary    string        `koanf:"containerd_binary" help:"the program for a private containerd"`
+	RuntimeBinary       string        `koanf:"runtime_binary" help:"OCI runtime for the shim, such as /usr/bin/crun (default: the shim's own choice, runc)"`
+	ImportImages        []string      `koanf:"import_images" help:"image tars (docker save or OCI layout) to import at start"`
+	PlainHTTPRegistries []string      `koanf:"plain_http_registries" help:"registries, host[:port], that speak HTTP without TLS"`
+	RegistryCAFiles     []string      `koanf:"registry_ca_files" help:"PEM files with certificate authorities of registries, besides the system's"`
+	LogLevel            string        `koanf:"log_level" help:"debug, info, warn or error"`
+	LogFormat           string        `koanf:"log_format" help:"text or json"`
+	MaxConcurrentCycles int           `koanf:"max_concurrent_cycles" help:"how many workspaces may replace their container at the same time"`
+	DrainTimeout        time.Duration `koanf:"drain_timeout" help:"how long calls and cycles in flight have to finish after SIGTERM"`
+}
+
+func defaultConfig() config {
+	return config{
+		DataDir:             "/var/lib/workspaced",
+		StateDir:            "/run/workspaced",
+		ContainerdNamespace: "workspaced",
+		ContainerdBinary:    "containerd",
+		ImportImages:        []string{},
+		PlainHTTPRegistries: []string{},
+		RegistryCAFiles:     []string{},
+		LogLevel:            "info",
+		LogFormat:           "text",
+		MaxConcurrentCycles: 4,
+		DrainTimeout:        30 * time.Second,
+	}
+}
+
+func (c *config) database() string { return filepath.Join(c.DataDir, "workspaced.db") }
+func (c *config) keyFile() string  { return filepath.Join(c.DataDir, "workspaced.key") }
+
+// fields calls do with each field's key, help text and default.
+func fields(do func(key, help string, value any)) {
+	v := reflect.ValueOf(defaultConfig())
+	for i := range v.NumField() {
+		f := v.Type().Field(i)
+		do(f.Tag.Get("koanf"), f.Tag.Get("help"), v.Field(i).Interface())
+	}
+}
+
+func flagName(key string) string { return strings.ReplaceAll(key, "_", "-") }
+
+// addFlags makes a flag of every field, and --config.
+func addFlags(flags *pflag.FlagSet) {
+	flags.String("config", "", "configuration file, YAML (default "+defaultConfigFile+" if it is there)")
+	fields(func(key, help string, value any) {
+		name := flagName(key)
+		switch v := value.(type) {
+		case string:
+			flags.String(name, v, help)
+		case bool:
+			flags.Bool(name, v, help)
+		case int:
+			flags.Int(name, v, help)
+		case time.Duration:
+			flags.Duration(name, v, help)
+		case []string:
+			flags.StringSlice(name, v, help)
+		}
+	})
+}
+
+// loadConfig reads defaults, file, environment and flags, in this order, and
+// checks the outcome. Warnings are for the log once it is there.
+func loadConfig(flags *pflag.FlagSet, environ []string) (cfg config, warnings []string, err error) {
+	known := map[string]any{}
+	fields(func(key, _ string, value any) { known[key] = value })
+	k := koanf.New(".")
+	if err := k.Load(confmap.Provider(known, "."), nil); err != nil {
+		return config{}, nil, fmt.Errorf("configuration: %w", err)
+	}
+	path, err := configFile(flags, environ)
+	if err != nil {
+		return config{}, nil, err
+	}
+	if path != "" {
+		if err := loadFile(k, known, path); err != nil {
+			return config{}, nil, err
+		}
+	}
+
+	fromEnv := env.Provider(".", env.Opt{
+		Prefix:      envPrefix,
+		EnvironFunc: func() []string { return environ },
+		TransformFunc: func(name, value string) (string, any) {
+			key := strings.ToLower(strings.TrimPrefix(name, envPrefix))
+			def, ok := known[key]
+			switch {
+			case !ok && name != envPrefix+"CONFIG":
+				warnings = append(warnings, fmt.Sprintf("environment variable %s names no setting", name))
+				return "", nil
+			case !ok:
+				return "", nil
+			}
+			if _, list := def.([]string); list {
+				return key, splitList(value)
+			}
+			return key, value
+		},
+	})
+	if err := k.Load(fromEnv, nil); err != nil {
+		return config{}, nil, fmt.Errorf("configuration in the environment: %w", err)
+	}
+	fromFlags := posflag.ProviderWithFlag(flags, ".", nil, func(f *pflag.Flag) (string, any) {
+		key := strings.ReplaceAll(f.Name, "-", "_")
+		if _, ok := known[key]; !ok || !f.Changed {
+			return "", nil
+		}
+		return key, posflag.FlagVal(flags, f)
+	})
+	if err := k.Load(fromFlags, nil); err != nil {
+		return config{}, nil, fmt.Errorf("configuration in flags: %w", err)
+	}
+
+	if err := decode(k, &cfg); err != nil {
+		return config{}, nil, err
+	}
+	if cfg.Socket == "" {
+		cfg.Socket = filepath.Join(cfg.StateDir, "workspaced.sock")
+	}
+	return cfg, warnings, cfg.check()
+}
+
+// configFile says which file is to be read; empty: none.
+func configFile(flags *pflag.FlagSet, environ []string) (string, error) {
+	if path, err := flags.GetString("config"); err == nil && path != "" {
+		return path, nil
+	}
+	for _, kv := range environ {
+		if path, ok := strings.CutPrefix(kv, envPrefix+"CONFIG="); ok && path != "" {
+			return path, nil
+		}
+	}
+	switch _, err := os.Stat(defaultConfigFile); {
+	case err == nil:
+		return defaultConfigFile, nil
+	case errors.Is(err, fs.ErrNotExist):
+		return "", nil
+	default:
+		return "", fmt.Errorf("configuration file: %w", err)
+	}
+}
+
+// loadFile reads the file and refuses what it does not know: a setting with a
+// typing error must not be silently without effect.
+func loadFile(k *koanf.Koanf, known map[string]any, path string) error {
+	f := koanf.New(".")
+	if err := f.Load(file.Provider(path), yaml.Parser()); err != nil {
+		return fmt.Errorf("configuration file %s: %s", path, oneLine(err))
+	}
+	for key, value := range f.Raw() {
+		if value == nil { // `key:` with nothing behind it
+			f.Delete(key)
+		}
+		if _, ok := known[key]; ok {
+			continue
+		}
+		return fmt.Errorf("configuration file %s: unknown key %q; the keys are %s", path, key, strings.Join(sortedKeys(known), ", "))
+	}
+	return k.Merge(f)
+}
+
+func sortedKeys(m map[string]any) (keys []string) {
+	for key := range m {
+		keys = append(keys, key)
+	}
+	slices.Sort(keys)
+	return keys
+}
+
+// decode turns what was read into cfg. Errors name the key and what was read.
+func decode(k *koanf.Koanf, cfg *config) error {
+	v := reflect.ValueOf(cfg).Elem()
+	for i := range v.NumField() {
+		key := v.Type().Field(i).Tag.Get("koanf")
+		value := k.Get(key)
+		d, err := mapstructure.NewDecoder(&mapstructure.DecoderConfig{
+			Result:           v.Field(i).Addr().Interface(),
+			WeaklyTypedInput: true,
+			DecodeHook:       mapstructure.StringToTimeDurationHookFunc(),
+		})
+		if err == nil {
+			err = d.Decode(value)
+		}
+		if _, bare := value.(int); bare && v.Field(i).Kind() == reflect.Int64 {
+			err = errors.New("a duration without its unit")
+		}
+		if err != nil || value == nil {
+			return fmt.Errorf("%s: %v is no %s", key, value, kindName(v.Field(i).Interface()))
+		}
+	}
+	return nil
+}
+
+func kindName(v any) string {
+	switch v.(type) {
+	case bool:
+		return "truth value (true or false)"
+	case int:
+		return "number"
+	case time.Duration:
+		return "duration, such as 30s or 1m"
+	case []string:
+		return "list of strings"
+	default:
+		return "string"
+	}
+}
+
+func splitList(s string) []string {
+	list := []string{}
+	for part := range strings.SplitSeq(s, ",") {
+		if part = strings.TrimSpace(part); part != "" {
+			list = append(list, part)
+		}
+	}
+	return list
+}
+
+func oneLine(err error) string { return strings.Join(strings.Fields(err.Error()), " ") }
+
+// check says in one sentence what is wrong, and makes paths absolute.
+func (c *config) check() error {
+	for _, p := range []struct {
+		key  string
+		path *string
+	}{{"data_dir", &c.DataDir}, {"state_dir", &c.StateDir}, {"socket", &c.Socket}, {"init_path", &c.InitPath}, {"containerd", &c.Containerd}} {
+		if *p.path == "" {
+			if p.key == "data_dir" || p.key == "state_dir" {
+				return fmt.Errorf("%s is empty", p.key)
+			}
+			continue
+		}
+		abs, err := filepath.Abs(strings.TrimPrefix(*p.path, "unix://"))
+		if err != nil {
+			return fmt.Errorf("%s: %w", p.key, err)
+		}
+		*p.path = abs
+	}
+	for i, path := range c.ImportImages {
+		abs, err := filepath.Abs(path)
+		if err != nil {
+			return fmt.Errorf("import_images: %w", err)
+		}
+		c.ImportImages[i] = abs
+	}
+	if len(c.Socket) > 107 {
+		return fmt.Errorf("socket: path %s has %d bytes, the kernel takes 107", c.Socket, len(c.Socket))
+	}
+	if c.Containerd != "" && c.PrivateContainerd {
+		return errors.New("containerd and private_containerd: only one of them can be set")
+	}
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
+		return fmt.Errorf("log_level: %q is none of debug, info, warn, error", c.LogLevel)
+	}
+	if c.LogFormat != "text" && c.LogFormat != "json" {
+		return fmt.Errorf("log_format: %q is none of text, json", c.LogFormat)
+	}
+	if c.MaxConcurrentCycles < 1 {
+		return fmt.Errorf("max_concurrent_cycles: %d is less than 1", c.MaxConcurrentCycles)
+	}
+	if c.DrainTimeout <= 0 {
+		return fmt.Errorf("drain_timeout: %v is not more than 0", c.DrainTimeout)
+	}
+	return c.checkListen()
+}
+
+func (c *config) checkListen() error {
+	if c.Listen == "" {
+		return nil
+	}
+	host, _, err := net.SplitHostPort(c.Listen)
+	if err != nil {
+		return fmt.Errorf("listen: %q is no host:port", c.Listen)
+	}
+	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+		return fmt.Errorf("listen: %s is no loopback address, and the API has no authentication on TCP: use 127.0.0.1, or the unix socket over SSH", c.Listen)
+	}
+	if !c.Insecure {
+		return fmt.Errorf("listen: the API on %s would be plain text, open to every local user: say --insecure if that is meant", c.Listen)
+	}
+	return nil
+}
+
+// yaml renders the configuration as a file that would bring it about.
+func (c *config) yaml() ([]byte, error) {
+	m := map[string]any{}
+	v := reflect.ValueOf(*c)
+	for i := range v.NumField() {
+		value := v.Field(i).Interface()
+		if d, ok := value.(time.Duration); ok {
+			value = d.String()
+		}
+		m[v.Type().Field(i).Tag.Get("koanf")] = value
+	}
+	return yaml.Parser().Marshal(m)
+}
