@@ -1,15 +1,13 @@
-// Protodeps writes the .proto files that ours import, and that no registry has
-// to be asked for, into a folder. Go modules carry their descriptors; this
-// prints them as source again.
+// Protodeps writes the .proto files that ours import into a folder, so that buf
+// needs no schema registry: Go modules carry the descriptors, and this prints
+// them as source again.
 //
 //	protodeps DIRECTORY
 package main
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
-	"io/fs"
 	"os"
 	"path/filepath"
 
@@ -39,7 +37,7 @@ func main() {
 	}
 }
 
-// write prints each of files below dir, and touches only those that differ.
+// write prints each of files below dir.
 func write(dir string) error {
 	printer := protoprint.Printer{}
 	for _, path := range files {
@@ -52,24 +50,12 @@ func write(dir string) error {
 			return fmt.Errorf("print %s: %w", path, err)
 		}
 		target := filepath.Join(dir, filepath.FromSlash(path))
-		if err := replace(target, source.Bytes()); err != nil {
+		if err := os.MkdirAll(filepath.Dir(target), 0o755); err != nil {
+			return err
+		}
+		if err := os.WriteFile(target, source.Bytes(), 0o644); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// replace writes content to path unless it is there already.
-func replace(path string, content []byte) error {
-	old, err := os.ReadFile(path)
-	switch {
-	case err == nil && bytes.Equal(old, content):
-		return nil
-	case err != nil && !errors.Is(err, fs.ErrNotExist):
-		return err
-	}
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	return os.WriteFile(path, content, 0o644)
 }

@@ -1,4 +1,4 @@
-module github.com/workspaced/workspaced/tools/protodeps
+module github.com/workspaced/workspaced/tools
 
 go 1.26.8
 

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Runs Go tests with the race detector, each package's in a sandbox of its own,
+# and fails when a test fails or leaves something behind.
+#
+#   tools/test.sh [go test's arguments and packages; ./... when there are none]
+#
+# The tests find what was built for them in $WORKSPACED_BIN_DIR.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+export WORKSPACED_BIN_DIR=${WORKSPACED_BIN_DIR:-$PWD/bin}
+export PATH=$PWD/bin/tools:$PATH:/usr/sbin:/sbin
+
+# footprint lists what a test that escapes its sandbox would add to the host.
+# Others work on a developer's machine at the same time: only CI compares.
+footprint() {
+	cut -d' ' -f5 /proc/self/mountinfo
+	find /sys/fs/cgroup -type d
+	find / /etc /home /opt /root /run /srv /tmp /var/lib /var/log /var/tmp -maxdepth 1 -xdev
+	find /run/containerd /run/netns /run/runc /var/lib/containerd /var/lib/cni -maxdepth 2 -xdev
+} 2>/dev/null | sort -u
+
+before=""
+[[ ${CI-} != true ]] || before=$(footprint)
+
+(($# > 0)) || set -- ./...
+code=0
+go test -race -count=1 -timeout=20m -json -exec "$PWD/tools/sandbox.sh" "$@" | bin/tools/testreport || code=$?
+
+if [[ ${CI-} == true ]]; then
+	left=$(comm -13 <(echo "$before") <(footprint))
+	if [[ -n $left ]]; then
+		printf 'FAIL left behind on the host:\n%s\n' "$left"
+		code=1
+	fi
+fi
+exit "$code"
