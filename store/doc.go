@@ -1,0 +1,53 @@
+// Package store keeps workspaces and their secrets in one bbolt file.
+//
+// Every change is one transaction and durable before its method returns. Callers
+// that come at the same time share one commit, see writer.go. What has changed
+// is told to Config.OnCommit after the commit and before the callers get their
+// answers, so that nobody has to be alive for a change to be noticed.
+//
+// # Schema
+//
+// Version 1. Numbers are 8 bytes big endian, records are JSON.
+//
+//	meta
+//	├── schema      number  version of this schema
+//	├── instance    text    uuid of this database, made once
+//	├── check       bytes   the instance's uuid, sealed: tells a wrong key
+//	├── revision    number  last one given to a change of a workspace
+//	├── floor       number  newest revision whose tombstone was pruned
+//	├── tombstones  number  rows in removed
+//	└── requests    record  how many rows and bytes are in requests
+//	workspaces
+//	└── ID                  record  Workspace
+//	feed                    one row a workspace, and one a removed workspace
+//	└── REVISION            record  feedRow: the workspace's id, or a tombstone
+//	removed                 the tombstones in feed, oldest first
+//	└── REVISION            number  when it was removed, Unix nanoseconds
+//	owners                  an OWNER is a workspace's uid, or "global"
+//	└── OWNER               record  ownerRecord: sums over its secrets
+//	secrets
+//	└── OWNER/KEY           record  secretRecord; of a deleted key only the version
+//	sealed
+//	└── OWNER/KEY           bytes   the value, sealed
+//	requests
+//	└── REQUEST ID          record  requestRecord: sealed fingerprint, result
+//	requests_by_expiry
+//	└── EXPIRY, REQUEST ID  empty   EXPIRY in Unix nanoseconds
+//
+// # Sealing
+//
+// A value is sealed with scope, owner, key and version as associated data. The
+// version is that of the row in secrets: ciphertext that was moved, swapped or
+// put back from an earlier time does not open. A database that was put back as a
+// whole is not recognized.
+//
+// A deleted key's version stays, so that no version ever names two values.
+//
+// # Change feed
+//
+// Each change of a workspace's record takes the next revision and moves the
+// workspace's row in feed there. A reader that remembers the last revision it
+// has seen gets exactly what is newer. Removed workspaces leave a tombstone; the
+// oldest ones are pruned, and a reader that may have missed one gets
+// ErrCompacted.
+package store

@@ -1,0 +1,288 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+	berrors "go.etcd.io/bbolt/errors"
+
+	"github.com/workspaced/workspaced/store/seal"
+)
+
+// lockTimeout is how long Open waits for another process to let go of the file.
+const lockTimeout = time.Second
+
+// Config is what a Store needs.
+type Config struct {
+	// Path is the database file. It is made when there is none; its directory has
+	// to be there.
+	Path string
+	// Sealer seals and opens secrets.
+	Sealer *seal.Sealer
+	// OnCommit is called with every commit's changes, on the writer's goroutine,
+	// after the commit and before its callers get their answers. It must not block
+	// and must not call the store. It may be nil. Changes that a failing disk left
+	// in doubt are told as well.
+	OnCommit func([]Change)
+	// Now is the clock; nil: time.Now.
+	Now func() time.Time
+}
+
+// Store is an open database. Its methods may be called by many goroutines at
+// once.
+type Store struct {
+	cfg      Config
+	db       *bolt.DB
+	instance string
+	revision atomic.Uint64 // of the last commit
+	commits  atomic.Uint64 // how many there were, for tests
+
+	ops       chan *op
+	closing   chan struct{}
+	closeOnce sync.Once
+	closeErr  error
+	writer    sync.WaitGroup
+}
+
+// Open opens the database, or makes it. It changes nothing and returns an
+// *OpenError when another process has it open (ErrLocked), it is damaged
+// (ErrDamaged), it was sealed with another key (ErrWrongKey), or a newer version
+// of this program wrote it (ErrSchema). An older schema is migrated.
+func Open(cfg Config) (*Store, error) { return open(cfg, migrations) }
+
+func open(cfg Config, steps []func(*bolt.Tx) error) (*Store, error) {
+	if cfg.Sealer == nil {
+		return nil, errors.New("store: Config.Sealer is missing")
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	info, err := os.Stat(cfg.Path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if err := create(cfg); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, fmt.Errorf("database %s can't be made: %w", cfg.Path, translate(err))
+		}
+	case err != nil:
+		return nil, fmt.Errorf("database can't be opened: %w", err)
+	case !info.Mode().IsRegular():
+		return nil, &OpenError{cfg.Path, ErrDamaged, "is not a regular file"}
+	case info.Size() == 0:
+		// create never leaves such a file, and bbolt would take it for a new one.
+		return nil, &OpenError{cfg.Path, ErrDamaged, "is empty: restore it from a backup, or remove the file to begin anew"}
+	}
+
+	// Everything is looked at through a read-only mapping first, so that a
+	// database that is refused stays as it is, byte for byte.
+	db, closeFile, err := openFile(cfg.Path, true)
+	if err != nil {
+		return nil, err
+	}
+	err = guard(func() error { return db.View(func(tx *bolt.Tx) error { return verify(tx, cfg, len(steps)+1) }) })
+	closeFile()
+	if err != nil {
+		return nil, openError(cfg.Path, err)
+	}
+
+	db, closeFile, err = openFile(cfg.Path, false)
+	if err != nil {
+		return nil, err
+	}
+	s := &Store{cfg: cfg, db: db, ops: make(chan *op), closing: make(chan struct{})}
+	err = guard(func() error { return s.load(steps) })
+	if err != nil {
+		closeFile()
+		return nil, openError(cfg.Path, err)
+	}
+	s.writer.Go(s.write)
+	return s, nil
+}
+
+// load migrates and reads what the store keeps in memory.
+func (s *Store) load(steps []func(*bolt.Tx) error) error {
+	var version uint64
+	err := s.db.View(func(tx *bolt.Tx) error {
+		meta := tx.Bucket(bucketMeta)
+		version = parseNumber(meta.Get(metaSchema))
+		s.instance = string(meta.Get(metaInstance))
+		s.revision.Store(parseNumber(meta.Get(metaRevision)))
+		return nil
+	})
+	if err != nil || version == uint64(len(steps)+1) {
+		return err
+	}
+	if err := s.db.Update(func(tx *bolt.Tx) error { return migrate(tx, steps) }); err != nil {
+		return err
+	}
+	return s.db.View(func(tx *bolt.Tx) error {
+		s.revision.Store(parseNumber(tx.Bucket(bucketMeta).Get(metaRevision)))
+		return nil
+	})
+}
+
+// create makes the database under another name first: whatever has the real
+// name is complete.
+func create(cfg Config) (err error) {
+	dir := filepath.Dir(cfg.Path)
+	f, err := os.CreateTemp(dir, "."+filepath.Base(cfg.Path)+".*") // mode 0600
+	if err != nil {
+		return err
+	}
+	tmp := f.Name()
+	defer func() { err = errors.Join(err, os.Remove(tmp)) }()
+	if err := f.Close(); err != nil {
+		return err
+	}
+	db, err := bolt.Open(tmp, 0o600, &bolt.Options{FreelistType: bolt.FreelistMapType})
+	if err != nil {
+		return err
+	}
+	err = db.Update(func(tx *bolt.Tx) error { return initialize(tx, cfg.Sealer) })
+	if err := errors.Join(err, db.Close()); err != nil {
+		return err
+	}
+	if err := os.Link(tmp, cfg.Path); err != nil {
+		return err
+	}
+	d, err := os.Open(dir)
+	if err != nil {
+		return err
+	}
+	return errors.Join(d.Sync(), d.Close())
+}
+
+// openFile opens the file with bbolt. closeFile closes it also when bbolt has
+// panicked and left it open.
+func openFile(path string, readOnly bool) (db *bolt.DB, closeFile func(), err error) {
+	var file *os.File
+	err = guard(func() (err error) {
+		db, err = bolt.Open(path, 0o600, &bolt.Options{
+			Timeout:      lockTimeout,
+			FreelistType: bolt.FreelistMapType,
+			ReadOnly:     readOnly,
+			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
+				// It is there: whoever removes it meanwhile must not get a new one.
+				f, err := os.OpenFile(name, flag&^os.O_CREATE, mode)
+				file = f
+				return f, err
+			},
+		})
+		return err
+	})
+	if err != nil {
+		if file != nil {
+			_ = file.Close() // closed already, unless it was a panic
+		}
+		return nil, nil, openError(path, err)
+	}
+	return db, func() { _ = guard(db.Close) }, nil
+}
+
+// verify checks that the database can be used as it is.
+func verify(tx *bolt.Tx, cfg Config, newest int) error {
+	damaged := func(format string, args ...any) error {
+		return &OpenError{cfg.Path, ErrDamaged, "is damaged (" + fmt.Sprintf(format, args...) + "): restore it from a backup"}
+	}
+	info, err := os.Stat(tx.DB().Path())
+	if err != nil {
+		return err
+	}
+	if info.Size() < tx.Size() {
+		return damaged("%d of %d bytes are there", info.Size(), tx.Size())
+	}
+
+	meta := tx.Bucket(bucketMeta)
+	if meta == nil {
+		return damaged("it is no database of workspaced")
+	}
+	version := parseNumber(meta.Get(metaSchema))
+	switch {
+	case version == 0:
+		return damaged("it has no schema version")
+	case version > uint64(newest):
+		return &OpenError{cfg.Path, ErrSchema, fmt.Sprintf(
+			"has schema version %d and this program knows versions up to %d: run a newer one", version, newest)}
+	}
+	instance := meta.Get(metaInstance)
+	if len(instance) == 0 || meta.Get(metaCheck) == nil {
+		return damaged("it has no identity")
+	}
+	plain, err := cfg.Sealer.Open(meta.Get(metaCheck), checkAssociated())
+	if err != nil || string(plain) != string(instance) {
+		return &OpenError{cfg.Path, ErrWrongKey, "was sealed with another key: give the key file that belongs to it"}
+	}
+	if version == schemaVersion {
+		for _, name := range allBuckets {
+			if tx.Bucket(name) == nil {
+				return damaged("%s is missing", name)
+			}
+		}
+	}
+
+	// Walk first: in this goroutine a fault is a panic. What bbolt's own check
+	// finds, in a goroutine of its own, is then no fault.
+	if err := tx.ForEach(func(_ []byte, b *bolt.Bucket) error { return walk(b) }); err != nil {
+		return err
+	}
+	var problem error
+	for err := range tx.Check() {
+		problem = err
+	}
+	if problem != nil {
+		return damaged("%v", problem)
+	}
+	return nil
+}
+
+// walk touches every page of a bucket.
+func walk(b *bolt.Bucket) error {
+	return b.ForEach(func(k, v []byte) error {
+		if v == nil {
+			if nested := b.Bucket(k); nested != nil {
+				return walk(nested)
+			}
+		}
+		return nil
+	})
+}
+
+// openError says in one sentence what bbolt says in its own words.
+func openError(path string, err error) error {
+	var open *OpenError
+	var paniced *PanicError
+	switch {
+	case errors.As(err, &open):
+		return err
+	case errors.Is(err, berrors.ErrTimeout):
+		return &OpenError{path, ErrLocked, "is in use by another process"}
+	case errors.As(err, &paniced):
+		return &OpenError{path, ErrDamaged, fmt.Sprintf("is damaged (%v): restore it from a backup", paniced.Value)}
+	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
+		return &OpenError{path, ErrDamaged, fmt.Sprintf("is damaged (%v): restore it from a backup", err)}
+	}
+	return fmt.Errorf("database %s can't be opened: %w", path, translate(err))
+}
+
+// Close waits for the changes that were begun, refuses further ones with
+// ErrClosed, and closes the database once its readers are done.
+func (s *Store) Close() error {
+	s.closeOnce.Do(func() {
+		close(s.closing)
+		s.writer.Wait()
+		s.closeErr = guard(s.db.Close)
+	})
+	return s.closeErr
+}
+
+// InstanceUID returns the uuid of this database, made when it was.
+func (s *Store) InstanceUID() string { return s.instance }
+
+// Revision returns the revision of the last commit that changed a workspace.
+func (s *Store) Revision() uint64 { return s.revision.Load() }

@@ -1,0 +1,111 @@
+package store
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+
+	"github.com/google/uuid"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/workspaced/workspaced/store/seal"
+)
+
+// schemaVersion is the version that this program reads and writes.
+const schemaVersion = 1
+
+// migrations[i] brings a database of version i+1 to version i+2. They run in
+// one transaction, in order, and are never changed once released.
+var migrations = []func(*bolt.Tx) error{}
+
+var (
+	bucketMeta             = []byte("meta")
+	bucketWorkspaces       = []byte("workspaces")
+	bucketFeed             = []byte("feed")
+	bucketRemoved          = []byte("removed")
+	bucketOwners           = []byte("owners")
+	bucketSecrets          = []byte("secrets")
+	bucketSealed           = []byte("sealed")
+	bucketRequests         = []byte("requests")
+	bucketRequestsByExpiry = []byte("requests_by_expiry")
+
+	allBuckets = [][]byte{
+		bucketMeta, bucketWorkspaces, bucketFeed, bucketRemoved, bucketOwners,
+		bucketSecrets, bucketSealed, bucketRequests, bucketRequestsByExpiry,
+	}
+
+	metaSchema     = []byte("schema")
+	metaInstance   = []byte("instance")
+	metaCheck      = []byte("check")
+	metaRevision   = []byte("revision")
+	metaFloor      = []byte("floor")
+	metaTombstones = []byte("tombstones")
+	metaRequests   = []byte("requests")
+)
+
+// initialize writes the schema into a new database.
+func initialize(tx *bolt.Tx, sealer *seal.Sealer) error {
+	for _, name := range allBuckets {
+		if _, err := tx.CreateBucket(name); err != nil {
+			return err
+		}
+	}
+	instance := uuid.NewString()
+	check, err := sealer.Seal([]byte(instance), checkAssociated())
+	if err != nil {
+		return err
+	}
+	meta := tx.Bucket(bucketMeta)
+	return errors.Join(
+		meta.Put(metaSchema, number(schemaVersion)),
+		meta.Put(metaInstance, []byte(instance)),
+		meta.Put(metaCheck, check),
+	)
+}
+
+// migrate brings the database to the version after the last of steps.
+func migrate(tx *bolt.Tx, steps []func(*bolt.Tx) error) error {
+	meta := tx.Bucket(bucketMeta)
+	for v := parseNumber(meta.Get(metaSchema)); v <= uint64(len(steps)); v++ {
+		if err := steps[v-1](tx); err != nil {
+			return fmt.Errorf("migration from version %d: %w", v, err)
+		}
+		if err := meta.Put(metaSchema, number(v+1)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func checkAssociated() []byte { return seal.AssociatedData("workspaced key check") }
+
+func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+
+// parseNumber returns 0 for what is not there.
+func parseNumber(b []byte) uint64 {
+	if len(b) != 8 {
+		return 0
+	}
+	return binary.BigEndian.Uint64(b)
+}
+
+// getRecord decodes a row into v and reports whether it is there. Decoding
+// copies, so v outlives the transaction.
+func getRecord(tx *bolt.Tx, bucket, key []byte, v any) (bool, error) {
+	b := tx.Bucket(bucket).Get(key)
+	if b == nil {
+		return false, nil
+	}
+	if err := decode(bucket, key, b, v); err != nil {
+		return false, err
+	}
+	return true, nil
+}
+
+func decode(bucket, key, value []byte, v any) error {
+	if err := json.Unmarshal(value, v); err != nil {
+		return fmt.Errorf("row %q in %s can't be read: %w", key, bucket, err)
+	}
+	return nil
+}

@@ -1,0 +1,352 @@
+package store
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/workspaced/workspaced/store/seal"
+)
+
+// Workspace is a workspace's record. API calls write everything but Status,
+// the workspace's actor writes Status and nothing else.
+type Workspace struct {
+	ID     string            `json:"id"`
+	UID    string            `json:"uid"`
+	Labels map[string]string `json:"labels,omitempty"`
+	Spec   Spec              `json:"spec"`
+	Model  string            `json:"model,omitempty"`
+	// Parked is true from StopWorkspace to StartWorkspace.
+	Parked bool `json:"parked,omitempty"`
+	// Deleting is set once the deletion is durable.
+	Deleting *Deleting `json:"deleting,omitempty"`
+
+	// Generation counts the changes that a container must see, from 1.
+	Generation int64 `json:"generation"`
+	// SpecGeneration is the generation of the last change that a container must
+	// be prepared anew for; what came after it (secrets, model, restarts) is
+	// read at the switch.
+	SpecGeneration int64 `json:"specGeneration"`
+	// ChangeReason says why the newest generation was made.
+	ChangeReason ChangeReason `json:"changeReason"`
+	// PendingSince is when the oldest change that no container has yet seen was
+	// made; zero when there is none.
+	PendingSince time.Time `json:"pendingSince,omitzero"`
+
+	CreateTime time.Time `json:"createTime"`
+	UpdateTime time.Time `json:"updateTime"`
+	// ConfigRevision is the revision of the last change of labels, spec, model,
+	// parking or deletion: the etag.
+	ConfigRevision uint64 `json:"configRevision"`
+	// Revision is the revision of the last change of the record, of any kind:
+	// its place in the change feed.
+	Revision uint64 `json:"revision"`
+
+	Status Status `json:"status"`
+}
+
+// Etag returns the etag of what callers can change (AIP-154).
+func (w *Workspace) Etag() string { return fmt.Sprintf("%q", fmt.Sprintf("%x", w.ConfigRevision)) }
+
+// Pending reports whether the workspace is meant to run and has a generation
+// that no container has been started with.
+func (w *Workspace) Pending() bool {
+	return w.Deleting == nil && !w.Parked && w.Generation > w.Status.ObservedGeneration
+}
+
+// Deleting says that a workspace is being deleted, and how.
+type Deleting struct {
+	Time        time.Time `json:"time"`
+	KeepVolumes bool      `json:"keepVolumes,omitempty"`
+}
+
+// Spec is what a container is made from; see workspace.v1.WorkspaceSpec.
+type Spec struct {
+	Image        string            `json:"image"`
+	Command      []string          `json:"command,omitempty"`
+	Args         []string          `json:"args,omitempty"`
+	Env          map[string]string `json:"env,omitempty"`
+	WorkingDir   string            `json:"workingDir,omitempty"`
+	User         string            `json:"user,omitempty"`
+	Resources    Resources         `json:"resources,omitzero"`
+	Volumes      []Volume          `json:"volumes,omitempty"`
+	ReadOnlyRoot bool              `json:"readOnlyRoot,omitempty"`
+	ModelEnv     []string          `json:"modelEnv,omitempty"`
+
+	// StopSignal and StopGrace are the daemon's, not the container's: changing
+	// them makes no generation.
+	StopSignal string         `json:"stopSignal,omitempty"`
+	StopGrace  *time.Duration `json:"stopGrace,omitempty"`
+}
+
+// DefaultModelEnv is the variable that carries the model when Spec.ModelEnv is
+// empty.
+const DefaultModelEnv = "MODEL_PROVIDER"
+
+// DefaultStopGrace is how long a container has to end when Spec.StopGrace is
+// nil.
+const DefaultStopGrace = 10 * time.Second
+
+// ModelVars returns the variables that carry the model.
+func (s *Spec) ModelVars() []string {
+	if len(s.ModelEnv) == 0 {
+		return []string{DefaultModelEnv}
+	}
+	return s.ModelEnv
+}
+
+// Resources are limits; 0 is none.
+type Resources struct {
+	CPUMillis   int64 `json:"cpuMillis,omitempty"`
+	MemoryBytes int64 `json:"memoryBytes,omitempty"`
+	Pids        int64 `json:"pids,omitempty"`
+}
+
+// Volume is a host path or a named volume; exactly one of HostPath and Name is
+// set.
+type Volume struct {
+	MountPath string `json:"mountPath"`
+	HostPath  string `json:"hostPath,omitempty"`
+	Name      string `json:"name,omitempty"`
+	ReadOnly  bool   `json:"readOnly,omitempty"`
+}
+
+// ChangeReason says why a generation was made. The values are those of
+// workspace.v1.ChangeReason without the prefix.
+type ChangeReason string
+
+// The reasons.
+const (
+	ReasonCreated      ChangeReason = "CREATED"
+	ReasonSpec         ChangeReason = "SPEC"
+	ReasonModel        ChangeReason = "MODEL"
+	ReasonSecret       ChangeReason = "SECRET"
+	ReasonGlobalSecret ChangeReason = "GLOBAL_SECRET"
+	ReasonRestart      ChangeReason = "RESTART"
+	ReasonStart        ChangeReason = "START"
+)
+
+// Status is what a workspace's actor knows and has done.
+type Status struct {
+	// ObservedGeneration is the generation whose values the running container was
+	// started with, or the last one had. Written only after it runs.
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+	// StartingGeneration is the generation that the cycle in flight prepares; 0
+	// with none in flight.
+	StartingGeneration int64 `json:"startingGeneration,omitempty"`
+	// Running is the container that runs; nil when none does.
+	Running *Running `json:"running,omitempty"`
+	// LastGood is the spec of the last container that ran, kept to fall back on
+	// when a newer one can't be executed.
+	LastGood *LastGood `json:"lastGood,omitempty"`
+	// RestartCount counts the containers that replaced an earlier one.
+	RestartCount int64 `json:"restartCount,omitempty"`
+	// Starts counts the containers that were started.
+	Starts int64 `json:"starts,omitempty"`
+	// LastExit is how a container that ended by itself did so.
+	LastExit *Exit `json:"lastExit,omitempty"`
+	// Failure says why the newest cycle failed; nil after one that succeeded.
+	Failure *Failure `json:"failure,omitempty"`
+}
+
+// Running is the container that runs.
+type Running struct {
+	InstanceID     string           `json:"instanceID"`
+	PID            int              `json:"pid"`
+	ImageDigest    string           `json:"imageDigest,omitempty"`
+	StartTime      time.Time        `json:"startTime"`
+	SecretVersions map[string]int64 `json:"secretVersions,omitempty"`
+}
+
+// LastGood is a generation's spec that is known to run.
+type LastGood struct {
+	Generation int64 `json:"generation"`
+	Spec       Spec  `json:"spec"`
+}
+
+// Exit tells how a container ended; see runtime.Exit.
+type Exit struct {
+	Code      int       `json:"code"`
+	Known     bool      `json:"known,omitempty"`
+	Signal    int       `json:"signal,omitempty"`
+	OOMKilled bool      `json:"oomKilled,omitempty"`
+	Time      time.Time `json:"time"`
+}
+
+// Failure says why a cycle failed.
+type Failure struct {
+	// Generation is the one that could not be brought about.
+	Generation int64 `json:"generation"`
+	// Reason and Message may be read by callers: never a secret value.
+	Reason  string    `json:"reason"`
+	Message string    `json:"message"`
+	Attempt int       `json:"attempt"`
+	Time    time.Time `json:"time"`
+	// NextAttempt is when the next cycle begins; zero: not before a change.
+	NextAttempt time.Time `json:"nextAttempt,omitzero"`
+}
+
+// Secret is a secret's metadata.
+type Secret struct {
+	Key string
+	// WorkspaceID is empty for a global secret.
+	WorkspaceID string
+	// Version counts the values that the key has had, from 1; a deleted key goes
+	// on counting when it is set again, so that no version names two values.
+	Version    int64
+	Size       int
+	CreateTime time.Time
+	UpdateTime time.Time
+}
+
+// Etag returns the secret's etag (AIP-154).
+func (s *Secret) Etag() string { return fmt.Sprintf("%q", fmt.Sprintf("v%d", s.Version)) }
+
+// Limits of secrets.
+const (
+	// MaxValueBytes is the size of one secret's value.
+	MaxValueBytes = 64 << 10
+	// MaxWorkspaceBytes is the size of all values of one workspace.
+	MaxWorkspaceBytes = 1 << 20
+	// MaxGlobalBytes is the size of all global values. Both together, with the
+	// largest plain environment, stay below what execve takes.
+	MaxGlobalBytes = 256 << 10
+)
+
+// Scope says who gets a secret: a workspace's id, or nobody in particular.
+// The zero value is the global scope.
+type Scope struct{ WorkspaceID string }
+
+// Global reports whether the scope is every workspace.
+func (s Scope) Global() bool { return s.WorkspaceID == "" }
+
+// SecretValue is a key and its new value.
+type SecretValue struct {
+	Key   string
+	Value seal.Plaintext
+}
+
+// Snapshot is what a container is started from: one read transaction.
+type Snapshot struct {
+	Workspace Workspace
+	// Secrets are the global and the workspace's own ones merged, own ones
+	// winning, by key.
+	Secrets []OpenedSecret
+}
+
+// OpenedSecret is a secret's value on its way into a container.
+type OpenedSecret struct {
+	Key     string
+	Version int64
+	Value   seal.Plaintext
+}
+
+// Options belong to one change.
+type Options struct {
+	// RequestID makes the change idempotent for an hour; empty: it is not.
+	RequestID string
+	// Fingerprint tells one request from another under the same RequestID: the
+	// method and the whole request, deterministically. It may contain secrets: it
+	// is stored sealed.
+	Fingerprint []byte
+	// ValidateOnly rolls the change back after everything was checked.
+	ValidateOnly bool
+	// Etag, when set, must be the current one.
+	Etag string
+}
+
+// Result is a change's outcome.
+type Result struct {
+	// Workspace is the record after the change; zero for global secrets.
+	Workspace Workspace
+	// Secrets are the metadata of the secrets that were set, in their order.
+	Secrets []Secret
+	// Changed is false when everything had the asked-for value already.
+	Changed bool
+	// Affected counts the workspaces that got a new generation.
+	Affected int
+}
+
+// Change tells, after a commit, that a workspace's record is another one now.
+type Change struct {
+	ID  string
+	UID string
+	// Revision is the commit's place in the change feed.
+	Revision uint64
+	// Desired: the actor has to look.
+	Desired bool
+	// Interrupt: an effect in flight has to end, the workspace was stopped or
+	// deleted.
+	Interrupt bool
+}
+
+// Errors that callers tell apart with errors.Is and errors.As. Every other error
+// of the store is internal.
+var (
+	// ErrNotFound: no such workspace or secret; comes as *NotFoundError.
+	ErrNotFound = errors.New("not found")
+	// ErrExists: the id is taken.
+	ErrExists = errors.New("already exists")
+	// ErrEtag: the etag is not the current one.
+	ErrEtag = errors.New("etag mismatch")
+	// ErrDeleting: the workspace is being deleted.
+	ErrDeleting = errors.New("workspace is being deleted")
+	// ErrParked: the workspace is stopped.
+	ErrParked = errors.New("workspace is stopped")
+	// ErrRequestReused: another request had that request id.
+	ErrRequestReused = errors.New("request id was used by another request")
+	// ErrTooLarge: a quota of secrets is used up; comes as *QuotaError.
+	ErrTooLarge = errors.New("too large")
+	// ErrModelKey: a secret's key and one of model_env are the same; comes as
+	// *KeyError.
+	ErrModelKey = errors.New("key carries the model")
+	// ErrUnreadable: a secret can't be opened; comes as *KeyError.
+	ErrUnreadable = errors.New("secret can't be opened")
+	// ErrDiskFull: nothing was written; reading goes on.
+	ErrDiskFull = errors.New("disk full")
+	// ErrClosed: the store is closed.
+	ErrClosed = errors.New("store is closed")
+)
+
+// NotFoundError names what is missing.
+type NotFoundError struct {
+	WorkspaceID string // empty for a global secret
+	Key         string // empty for a workspace
+}
+
+func (e *NotFoundError) Error() string {
+	if e.Key == "" {
+		return fmt.Sprintf("workspace %q not found", e.WorkspaceID)
+	}
+	if e.WorkspaceID == "" {
+		return fmt.Sprintf("global secret %q not found", e.Key)
+	}
+	return fmt.Sprintf("secret %q of workspace %q not found", e.Key, e.WorkspaceID)
+}
+
+// Is reports that the error is an ErrNotFound.
+func (e *NotFoundError) Is(target error) bool { return target == ErrNotFound }
+
+// KeyError names a key.
+type KeyError struct {
+	Key string
+	Err error // ErrModelKey or ErrUnreadable
+}
+
+func (e *KeyError) Error() string { return fmt.Sprintf("secret %q: %v", e.Key, e.Err) }
+
+// Unwrap returns Err.
+func (e *KeyError) Unwrap() error { return e.Err }
+
+// QuotaError says which limit a change would exceed.
+type QuotaError struct {
+	Scope       Scope
+	Limit, Size int // bytes
+}
+
+func (e *QuotaError) Error() string {
+	return fmt.Sprintf("secrets would take %d bytes, the limit is %d", e.Size, e.Limit)
+}
+
+// Is reports that the error is an ErrTooLarge.
+func (e *QuotaError) Is(target error) bool { return target == ErrTooLarge }

@@ -1,0 +1,250 @@
+package store
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"slices"
+	"time"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// maxBatch bounds how many operations share a commit.
+const maxBatch = 256
+
+// op is one caller's change on its way through the writer.
+type op struct {
+	run      func(*txn) error
+	rehearse bool       // only to see what it would do
+	done     chan error // buffered: the writer never waits for a caller
+
+	err     error
+	changes []Change
+}
+
+// txn is a write transaction that several operations share. Each operation
+// checks all it can before it writes: one that fails after having written
+// (dirty) costs the others a second run.
+type txn struct {
+	*bolt.Tx
+	store    *Store
+	now      time.Time
+	revision uint64
+	dirty    bool     // the operation has written
+	changes  []Change // of the operation
+}
+
+func (t *txn) put(bucket, key, value []byte) error {
+	t.dirty = true
+	return t.Bucket(bucket).Put(key, value)
+}
+
+func (t *txn) putRecord(bucket, key []byte, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return err
+	}
+	return t.put(bucket, key, b)
+}
+
+func (t *txn) delete(bucket, key []byte) error {
+	t.dirty = true
+	return t.Bucket(bucket).Delete(key)
+}
+
+func (t *txn) metaNumber(key []byte) uint64 { return parseNumber(t.Bucket(bucketMeta).Get(key)) }
+
+func (t *txn) putMetaNumber(key []byte, n uint64) error { return t.put(bucketMeta, key, number(n)) }
+
+// change runs f in a write transaction and returns its result once that is
+// durable. f may run more than once; of its runs only the last one counts. A
+// caller whose context ends before the writer has taken f gets the context's
+// error, and f never runs; after that the caller waits for the outcome, which is
+// at most a commit away.
+func change[T any](ctx context.Context, s *Store, rehearse bool, f func(*txn) (T, error)) (T, error) {
+	var result, none T
+	o := &op{rehearse: rehearse, done: make(chan error, 1)}
+	o.run = func(t *txn) (err error) {
+		result, err = f(t)
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return none, err
+	}
+	select {
+	case s.ops <- o:
+	case <-ctx.Done():
+		return none, ctx.Err()
+	case <-s.closing:
+		return none, ErrClosed
+	}
+	if err := <-o.done; err != nil {
+		return none, err
+	}
+	return result, nil
+}
+
+// write is the writer's goroutine: it takes what waits and commits it together.
+// Nobody who is alone waits for company; company gathers during a commit.
+func (s *Store) write() {
+	for {
+		var batch []*op
+		select {
+		case o := <-s.ops:
+			batch = append(batch, o)
+		case <-s.closing:
+			return
+		}
+	drain:
+		for len(batch) < maxBatch {
+			select {
+			case o := <-s.ops:
+				batch = append(batch, o)
+			default:
+				break drain
+			}
+		}
+		s.process(batch)
+	}
+}
+
+// process runs the operations in the order in which they came.
+func (s *Store) process(batch []*op) {
+	for len(batch) > 0 {
+		if batch[0].rehearse {
+			s.rehearse(batch[0])
+			batch = batch[1:]
+			continue
+		}
+		n := slices.IndexFunc(batch, func(o *op) bool { return o.rehearse })
+		if n < 0 {
+			n = len(batch)
+		}
+		s.commit(slices.Clone(batch[:n]))
+		batch = batch[n:]
+	}
+}
+
+// rehearse runs an operation and rolls it back.
+func (s *Store) rehearse(o *op) {
+	tx, err := s.db.Begin(true)
+	if err == nil {
+		err = guard(func() error { return o.run(s.newTxn(tx)) })
+		rollback(tx)
+	}
+	o.done <- translate(err)
+}
+
+// commit runs the operations in one transaction. One that fails is answered
+// with its error and harms no other.
+func (s *Store) commit(batch []*op) {
+	for len(batch) > 0 {
+		spoiled, err := s.attempt(batch)
+		if spoiled >= 0 {
+			o := batch[spoiled]
+			o.done <- translate(o.err)
+			batch = slices.Delete(batch, spoiled, spoiled+1)
+			continue
+		}
+		for _, o := range batch {
+			if err != nil {
+				o.err = err
+			}
+			o.done <- translate(o.err)
+		}
+		return
+	}
+}
+
+// errClean: nothing was written, so there is nothing to commit.
+var errClean = errors.New("clean")
+
+// attempt runs and commits the batch. It returns the index of an operation
+// because of which all had to be rolled back, or -1 and the commit's outcome.
+func (s *Store) attempt(batch []*op) (spoiled int, err error) {
+	tx, err := s.db.Begin(true)
+	if err != nil {
+		return -1, err
+	}
+	var t *txn
+	spoiled = -1
+	err = guard(func() error {
+		t = s.newTxn(tx)
+		wrote := false
+		for i, o := range batch {
+			t.dirty, t.changes = false, nil
+			o.err = guard(func() error { return o.run(t) })
+			var paniced *PanicError
+			if o.err != nil && (t.dirty || errors.As(o.err, &paniced)) {
+				spoiled = i
+				return o.err
+			}
+			o.changes = t.changes
+			wrote = wrote || t.dirty
+		}
+		if !wrote {
+			return errClean
+		}
+		if err := t.finish(); err != nil {
+			return err
+		}
+		return tx.Commit()
+	})
+	if err != nil {
+		rollback(tx)
+	}
+	switch {
+	case spoiled >= 0:
+		return spoiled, nil
+	case errors.Is(err, errClean):
+		return -1, nil
+	case err != nil && (t == nil || !s.visible(t.revision)):
+		return -1, err
+	}
+	// The last case is a commit whose final sync failed: readers see it, though
+	// it may not be durable. Its callers get the error, and the actors look.
+	s.revision.Store(t.revision)
+	s.commits.Add(1)
+	var changes []Change
+	for _, o := range batch {
+		changes = append(changes, o.changes...)
+	}
+	if s.cfg.OnCommit != nil && len(changes) > 0 {
+		s.cfg.OnCommit(changes)
+	}
+	return -1, err
+}
+
+// visible reports whether a failed commit that gave this revision can be read
+// all the same.
+func (s *Store) visible(revision uint64) bool {
+	if revision == s.revision.Load() {
+		return false
+	}
+	var now uint64
+	err := s.view(func(tx *bolt.Tx) error {
+		now = parseNumber(tx.Bucket(bucketMeta).Get(metaRevision))
+		return nil
+	})
+	return err == nil && now == revision
+}
+
+func (s *Store) newTxn(tx *bolt.Tx) *txn {
+	t := &txn{Tx: tx, store: s, now: s.cfg.Now().UTC().Round(0)}
+	t.revision = t.metaNumber(metaRevision)
+	return t
+}
+
+// finish is what every commit does once.
+func (t *txn) finish() error {
+	if t.revision != t.metaNumber(metaRevision) {
+		if err := t.putMetaNumber(metaRevision, t.revision); err != nil {
+			return err
+		}
+	}
+	return t.purgeRequests()
+}
+
+// rollback ends a transaction; one that bbolt has ended already is fine.
+func rollback(tx *bolt.Tx) { _ = guard(tx.Rollback) }
