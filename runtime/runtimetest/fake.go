@@ -1,7 +1,6 @@
 package runtimetest
 
 import (
-	"context"
 	"crypto/sha256"
 	"fmt"
 	"maps"
@@ -361,17 +360,4 @@ func environment(layers ...[]string) []string {
 		env = append(env, kv)
 	}
 	return env
-}
-
-// Daemon is a Runtime: a Fake as one daemon process sees it.
-type Daemon struct {
-	fake  *Fake
-	life  context.Context // ends with the daemon
-	crash context.CancelFunc
-}
-
-func newDaemon(f *Fake) *Daemon {
-	d := &Daemon{fake: f}
-	d.life, d.crash = context.WithCancel(context.Background())
-	return d
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -100,17 +101,13 @@ func newSuite(t *testing.T, h Harness) *suite {
 	t.Cleanup(func() {
 		defer cancel()
 		s.removeAll()
-		if w.Leaks == nil {
-			return
-		}
-		if leaks := w.Leaks(t); len(leaks) != 0 {
-			t.Errorf("after everything was removed there is still: %q", leaks)
-		}
+		s.wantNoLeaks()
 	})
 	s.ensure(h.Image)
 	return s
 }
 
+// removeAll removes every instance and workspace.
 func (s *suite) removeAll() {
 	ctx, cancel := context.WithTimeout(context.Background(), deadline)
 	defer cancel()
@@ -130,6 +127,17 @@ func (s *suite) removeAll() {
 	}
 	if list, err = s.r.List(ctx, ""); err != nil || len(list) != 0 {
 		s.Errorf("List after everything was removed = %v, %v", list, err)
+	}
+}
+
+// wantNoLeaks looks for what is left once everything was removed.
+func (s *suite) wantNoLeaks() {
+	s.Helper()
+	if s.w.Leaks == nil {
+		return
+	}
+	if leaks := s.w.Leaks(s.T); len(leaks) != 0 {
+		s.Errorf("after everything was removed there is still: %q", leaks)
 	}
 }
 
@@ -276,4 +284,24 @@ func (s *suite) wantSame(want runtime.Instance) {
 	if g, w := fmt.Sprintf("%+v", got), fmt.Sprintf("%+v", want); g != w {
 		s.Errorf("List says\n%s\nwant\n%s", g, w)
 	}
+}
+
+// difference compares two environments, whose order means nothing.
+func difference(want, got []string) string {
+	want, got = slices.Sorted(slices.Values(want)), slices.Sorted(slices.Values(got))
+	var d []string
+	for _, kv := range want {
+		if !slices.Contains(got, kv) {
+			d = append(d, fmt.Sprintf("lacks %.60q", kv))
+		}
+	}
+	for _, kv := range got {
+		if !slices.Contains(want, kv) {
+			d = append(d, fmt.Sprintf("has %.60q", kv))
+		}
+	}
+	if d == nil && len(want) != len(got) {
+		d = append(d, fmt.Sprintf("has %d variables, want %d", len(got), len(want)))
+	}
+	return strings.Join(d, ", ")
 }

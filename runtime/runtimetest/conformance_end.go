@@ -1,0 +1,277 @@
+package runtimetest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/workspaced/workspaced/runtime"
+)
+
+// wantExit checks how an instance ended, as Wait and List say.
+func (s *suite) wantExit(id string, code, signal int) {
+	s.Helper()
+	exit := s.wait(id)
+	if !exit.Known || exit.Code != code || exit.Signal != signal || exit.OOMKilled {
+		s.Errorf("Wait(%s) = %+v, want code %d, signal %d", id, exit, code, signal)
+	}
+	if age := time.Since(exit.Time); age < -time.Second || age > 2*deadline {
+		s.Errorf("exit time = %v, %v ago", exit.Time, age)
+	}
+	in := s.wantPhase(id, runtime.PhaseExited)
+	if in.PID != 0 {
+		s.Errorf("exited instance %s has pid %d", id, in.PID)
+	}
+	if in.Exit == nil || in.Exit.Code != code || in.Exit.Signal != signal || !in.Exit.Known {
+		s.Errorf("List says instance %s ended with %+v, want %+v", id, in.Exit, exit)
+	}
+}
+
+var stopProperties = []property{
+	{"the command ends on its signal", func(s *suite) {
+		in := s.run(s.spec("a", 1))
+		begin := time.Now()
+		s.stop(in.ID)
+		if took := time.Since(begin); took > deadline/3 {
+			s.Errorf("Stop took %v: it waited for the grace period", took)
+		}
+		s.wantPhase(in.ID, runtime.PhaseExited)
+		s.wantExit(in.ID, 0, 0)
+	}},
+	{"a command that ignores the signal is killed after the grace period", func(s *suite) {
+		spec := s.spec("a", 1)
+		spec.Command = s.h.Ignore
+		in := s.run(spec)
+		begin := time.Now()
+		const grace = 200 * time.Millisecond
+		if err := s.r.Stop(s.ctx, in.ID, syscall.SIGTERM, grace); err != nil {
+			s.Errorf("Stop: %v", err)
+		}
+		if took := time.Since(begin); took < grace {
+			s.Errorf("Stop took %v, want the grace period of %v at least", took, grace)
+		}
+		s.wantExit(in.ID, 137, 9)
+	}},
+	{"a stop that is cancelled in the grace period says so, and can be repeated", func(s *suite) {
+		spec := s.spec("a", 1)
+		spec.Command = s.h.Ignore
+		in := s.run(spec)
+		ctx, cancel := context.WithTimeout(s.ctx, 100*time.Millisecond)
+		defer cancel()
+		if err := s.r.Stop(ctx, in.ID, syscall.SIGTERM, deadline); !errors.Is(err, context.DeadlineExceeded) {
+			s.Errorf("Stop = %v, want the context's error", err)
+		}
+		s.wantPhase(in.ID, runtime.PhaseRunning)
+		if err := s.r.Stop(s.ctx, in.ID, syscall.SIGTERM, 0); err != nil {
+			s.Errorf("the second Stop: %v", err)
+		}
+		s.wantExit(in.ID, 137, 9)
+	}},
+	{"an instance that has ended is no error", func(s *suite) {
+		spec := s.spec("a", 1)
+		spec.Command = s.h.ExitWith(5)
+		in := s.run(spec)
+		s.wantExit(in.ID, 5, 0)
+		s.stop(in.ID)
+		s.wantExit(in.ID, 5, 0) // as before
+	}},
+	{"an instance that is not there is ErrNotFound", func(s *suite) {
+		if err := s.r.Stop(s.ctx, "nosuchinstance", syscall.SIGTERM, 0); !errors.Is(err, runtime.ErrNotFound) {
+			s.Errorf("Stop = %v, want ErrNotFound", err)
+		}
+	}},
+	{"stopping one leaves the standby of the same workspace alone", func(s *suite) {
+		old := s.run(s.spec("a", 1))
+		next := s.prepare(s.spec("a", 2))
+		s.stop(old.ID)
+		s.wantPhase(next.ID, runtime.PhaseStandby)
+		started := s.start(next.ID, runtime.Launch{Generation: 2})
+		s.wantSame(started)
+		s.remove(old.ID)
+		s.wantSame(started)
+	}},
+}
+
+var waitProperties = []property{
+	{"a command that ends by itself is seen by everyone who waits, with its code", func(s *suite) {
+		spec := s.spec("a", 1)
+		spec.Command = s.h.ExitWith(42)
+		in := s.run(spec)
+		var wg sync.WaitGroup
+		for range 3 {
+			wg.Go(func() {
+				ctx, cancel := context.WithTimeout(s.ctx, deadline)
+				defer cancel()
+				if exit, err := s.r.Wait(ctx, in.ID); err != nil || exit.Code != 42 || !exit.Known {
+					s.Errorf("Wait = %+v, %v, want code 42", exit, err)
+				}
+			})
+		}
+		wg.Wait()
+		s.wantExit(in.ID, 42, 0)
+	}},
+	{"a command that is killed is seen with the signal", func(s *suite) {
+		s.need("Signal", s.w.Signal != nil)
+		in := s.run(s.spec("a", 1))
+		exits := make(chan error, 1)
+		go func() {
+			ctx, cancel := context.WithTimeout(s.ctx, deadline)
+			defer cancel()
+			_, err := s.r.Wait(ctx, in.ID)
+			exits <- err
+		}()
+		s.w.Signal(s.T, in, syscall.SIGKILL)
+		if err := <-exits; err != nil {
+			s.Errorf("Wait: %v", err)
+		}
+		s.wantExit(in.ID, 137, 9)
+	}},
+	{"waiting ends with its context, and the instance runs on", func(s *suite) {
+		in := s.run(s.spec("a", 1))
+		ctx, cancel := context.WithTimeout(s.ctx, 50*time.Millisecond)
+		defer cancel()
+		if exit, err := s.r.Wait(ctx, in.ID); !errors.Is(err, context.DeadlineExceeded) {
+			s.Errorf("Wait = %+v, %v, want the context's error", exit, err)
+		}
+		s.wantSame(in)
+	}},
+	{"an instance that is not there is ErrNotFound", func(s *suite) {
+		if _, err := s.r.Wait(s.ctx, "nosuchinstance"); !errors.Is(err, runtime.ErrNotFound) {
+			s.Errorf("Wait = %v, want ErrNotFound", err)
+		}
+	}},
+}
+
+var removeProperties = []property{
+	{"one that runs is killed, and who waits for it learns", func(s *suite) {
+		in := s.run(s.spec("a", 1))
+		type answer struct {
+			exit runtime.Exit
+			err  error
+		}
+		answers := make(chan answer, 1)
+		go func() {
+			ctx, cancel := context.WithTimeout(s.ctx, deadline)
+			defer cancel()
+			exit, err := s.r.Wait(ctx, in.ID)
+			answers <- answer{exit, err}
+		}()
+		s.remove(in.ID)
+		if a := <-answers; !errors.Is(a.err, runtime.ErrNotFound) && (a.err != nil || a.exit.Signal != 9) {
+			s.Errorf("Wait = %+v, %v, want signal 9 or ErrNotFound", a.exit, a.err)
+		}
+		if list := s.list(""); len(list) != 0 {
+			s.Errorf("List after Remove = %+v", list)
+		}
+	}},
+	{"in every phase it leaves nothing, and can be repeated", func(s *suite) {
+		standby := s.prepare(s.spec("a", 1))
+		running := s.run(s.spec("a", 2))
+		exited := s.run(s.spec("b", 3))
+		s.stop(exited.ID)
+		for _, in := range []runtime.Instance{standby, running, exited} {
+			s.remove(in.ID)
+			if _, ok := s.get(in.ID); ok {
+				s.Errorf("List still has %s", in.ID)
+			}
+			s.remove(in.ID)
+			if _, err := s.r.Wait(s.ctx, in.ID); !errors.Is(err, runtime.ErrNotFound) {
+				s.Errorf("Wait of a removed instance = %v, want ErrNotFound", err)
+			}
+		}
+		s.removeAll()
+		s.wantNoLeaks()
+	}},
+	{"one that is not there is no error", func(s *suite) {
+		s.remove("nosuchinstance")
+	}},
+}
+
+var listProperties = []property{
+	{"by workspace uid or all, oldest first, each in its phase", func(s *suite) {
+		a1 := s.run(s.spec("a", 1))
+		s.stop(a1.ID)
+		b1 := s.run(s.spec("b", 1))
+		a2 := s.run(s.spec("a", 2))
+		a3 := s.prepare(s.spec("a", 3))
+		tests := []struct {
+			uid  string
+			want []string
+		}{
+			{"", []string{a1.ID + " exited", b1.ID + " running", a2.ID + " running", a3.ID + " standby"}},
+			{"uid-a", []string{a1.ID + " exited", a2.ID + " running", a3.ID + " standby"}},
+			{"uid-b", []string{b1.ID + " running"}},
+			{"uid-c", nil},
+			{"a", nil}, // an id is no uid
+		}
+		for _, test := range tests {
+			var got []string
+			for _, in := range s.list(test.uid) {
+				got = append(got, in.ID+" "+in.Phase.String())
+			}
+			if !slices.Equal(got, test.want) {
+				s.Errorf("List(%q) = %q, want %q", test.uid, got, test.want)
+			}
+		}
+	}},
+	{"a workspace's uid tells it from an earlier one of the same id", func(s *suite) {
+		first := s.spec("a", 1)
+		first.WorkspaceUID = "uid-first"
+		second := s.spec("a", 1)
+		second.WorkspaceUID = "uid-second"
+		one, two := s.prepare(first), s.prepare(second)
+		if one.ID == two.ID {
+			s.Errorf("two instances have the id %s", one.ID)
+		}
+		for uid, id := range map[string]string{"uid-first": one.ID, "uid-second": two.ID} {
+			if list := s.list(uid); len(list) != 1 || list[0].ID != id || list[0].WorkspaceID != "a" {
+				s.Errorf("List(%s) = %+v, want instance %s", uid, list, id)
+			}
+		}
+	}},
+	{"many workspaces at once do not get in each other's way", func(s *suite) {
+		const n = 4
+		var wg sync.WaitGroup
+		for i := range n {
+			id := fmt.Sprintf("w%d", i)
+			s.names[[2]string{id, "uid-" + id}] = true
+			wg.Go(func() { s.cycle(id) })
+		}
+		wg.Wait()
+		if list := s.list(""); len(list) != n {
+			s.Errorf("List has %d instances, want %d: %+v", len(list), n, list)
+		}
+		for _, in := range s.list("") {
+			if in.Phase != runtime.PhaseRunning || in.Generation != 2 {
+				s.Errorf("instance %+v, want it to run generation 2", in)
+			}
+		}
+	}},
+}
+
+// cycle runs a workspace's first two generations. It is called from other
+// goroutines: no Fatal here.
+func (s *suite) cycle(id string) {
+	var old string
+	for generation := range int64(2) {
+		in, err := s.r.Prepare(s.ctx, s.spec(id, generation+1))
+		if err == nil && old != "" {
+			err = s.r.Stop(s.ctx, old, syscall.SIGTERM, deadline/2)
+		}
+		if err == nil {
+			_, err = s.r.Start(s.ctx, in.ID, runtime.Launch{Generation: generation + 1})
+		}
+		if err == nil && old != "" {
+			err = s.r.Remove(s.ctx, old)
+		}
+		if err != nil {
+			s.Errorf("workspace %s, generation %d: %v", id, generation+1, err)
+			return
+		}
+		old = in.ID
+	}
+}
