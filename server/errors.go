@@ -1,0 +1,275 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"go.einride.tech/aip/resourcename"
+	"google.golang.org/genproto/googleapis/rpc/errdetails"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/store"
+)
+
+// ErrorDomain is the domain of every google.rpc.ErrorInfo.
+const ErrorDomain = "workspaced"
+
+// Reasons in google.rpc.ErrorInfo.
+const (
+	ReasonInvalidFields     = "INVALID_FIELDS"
+	ReasonMalformedRequest  = "MALFORMED_REQUEST"
+	ReasonRequestIDReused   = "REQUEST_ID_REUSED"
+	ReasonWorkspaceNotFound = "WORKSPACE_NOT_FOUND"
+	ReasonSecretNotFound    = "SECRET_NOT_FOUND"
+	ReasonWorkspaceDeleted  = "WORKSPACE_DELETED"
+	ReasonWorkspaceExists   = "WORKSPACE_EXISTS"
+	ReasonEtagMismatch      = "ETAG_MISMATCH"
+	ReasonWorkspaceStopped  = "WORKSPACE_STOPPED"
+	ReasonWorkspaceDeleting = "WORKSPACE_DELETING"
+	ReasonWorkspaceFailed   = "WORKSPACE_FAILED"
+	ReasonModelKey          = "KEY_CARRIES_MODEL"
+	ReasonSecretsTooLarge   = "SECRETS_TOO_LARGE"
+	ReasonDiskFull          = "DISK_FULL"
+	ReasonDraining          = "DRAINING"
+	ReasonInternal          = "INTERNAL"
+)
+
+// How long callers are asked to wait before they try again.
+const (
+	retryAfterDraining = time.Second
+	retryAfterDiskFull = 10 * time.Second
+)
+
+// errDraining ends and refuses what a draining server doesn't do any more.
+var errDraining = errors.New("server is draining")
+
+// apiError is an error with everything that the caller gets to see.
+type apiError struct {
+	code     codes.Code
+	reason   string
+	message  string
+	metadata map[string]string
+	details  []protoadapt.MessageV1
+}
+
+func (e *apiError) Error() string { return e.message }
+
+// GRPCStatus makes the error a status, with an ErrorInfo before its details
+// (AIP-193).
+func (e *apiError) GRPCStatus() *status.Status {
+	st := status.New(e.code, e.message)
+	details := append([]protoadapt.MessageV1{&errdetails.ErrorInfo{
+		Reason:   e.reason,
+		Domain:   ErrorDomain,
+		Metadata: e.metadata,
+	}}, e.details...)
+	with, err := st.WithDetails(details...)
+	if err != nil { // only when a detail can't be marshalled
+		return st
+	}
+	return with
+}
+
+// violations collects what is wrong with a request.
+type violations []*errdetails.BadRequest_FieldViolation
+
+// add says what would be right. The description never holds a secret's value.
+// Only the first violation of a field counts.
+func (v *violations) add(field, format string, args ...any) {
+	if v.has(field) {
+		return
+	}
+	*v = append(*v, &errdetails.BadRequest_FieldViolation{
+		Field:       field,
+		Description: fmt.Sprintf(format, args...),
+	})
+}
+
+func (v violations) has(field string) bool {
+	for _, f := range v {
+		if f.GetField() == field {
+			return true
+		}
+	}
+	return false
+}
+
+// err returns nil when nothing is wrong.
+func (v violations) err() error {
+	if len(v) == 0 {
+		return nil
+	}
+	message := fmt.Sprintf("invalid %s: %s", v[0].GetField(), v[0].GetDescription())
+	if n := len(v) - 1; n > 0 {
+		message += fmt.Sprintf(" (and %d more, see the details)", n)
+	}
+	return &apiError{
+		code:    codes.InvalidArgument,
+		reason:  ReasonInvalidFields,
+		message: message,
+		details: []protoadapt.MessageV1{&errdetails.BadRequest{FieldViolations: v}},
+	}
+}
+
+// invalid says what is wrong with one field.
+func invalid(field, format string, args ...any) error {
+	var v violations
+	v.add(field, format, args...)
+	return v.err()
+}
+
+// publicError turns an error of a handler into what its caller may see; nil
+// when that is nothing but an internal error.
+func publicError(err error, req any) error {
+	var (
+		api      *apiError
+		notFound *store.NotFoundError
+		quota    *store.QuotaError
+		key      *store.KeyError
+	)
+	switch {
+	case errors.As(err, &api):
+		return api
+	case errors.Is(err, context.DeadlineExceeded):
+		return status.Error(codes.DeadlineExceeded, "the deadline has passed")
+	case errors.Is(err, context.Canceled):
+		return status.Error(codes.Canceled, "the call was cancelled")
+	case errors.As(err, &notFound):
+		return notFoundError(notFound)
+	case errors.Is(err, store.ErrExists):
+		return &apiError{
+			code:    codes.AlreadyExists,
+			reason:  ReasonWorkspaceExists,
+			message: fmt.Sprintf("%s already exists", resourceOf(req)),
+			details: []protoadapt.MessageV1{&errdetails.ResourceInfo{
+				ResourceType: workspaceType,
+				ResourceName: resourceOf(req),
+				Description:  "the id is taken, or its deletion has not finished",
+			}},
+		}
+	case errors.Is(err, store.ErrEtag):
+		return &apiError{
+			code:    codes.Aborted,
+			reason:  ReasonEtagMismatch,
+			message: fmt.Sprintf("the etag is not the current one of %s: read it again", resourceOf(req)),
+		}
+	case errors.Is(err, store.ErrDeleting):
+		return precondition(ReasonWorkspaceDeleting, workspaceOf(req), "is being deleted")
+	case errors.Is(err, store.ErrParked):
+		return precondition(ReasonWorkspaceStopped, workspaceOf(req), "is stopped; StartWorkspace starts it")
+	case errors.Is(err, store.ErrRequestReused):
+		e := &apiError{}
+		errors.As(invalid("request_id", "must be new: another request was made under it within the last hour"), &e)
+		e.reason = ReasonRequestIDReused
+		return e
+	case errors.As(err, &quota):
+		return &apiError{
+			code:    codes.ResourceExhausted,
+			reason:  ReasonSecretsTooLarge,
+			message: quota.Error(),
+			details: []protoadapt.MessageV1{&errdetails.QuotaFailure{
+				Violations: []*errdetails.QuotaFailure_Violation{{
+					Subject:     scopeName(quota.Scope),
+					Description: quota.Error(),
+				}},
+			}},
+		}
+	case errors.As(err, &key) && errors.Is(key.Err, store.ErrModelKey):
+		return precondition(ReasonModelKey, workspaceOf(req), fmt.Sprintf("has %s both as a secret's key and in model_env", key.Key))
+	case errors.Is(err, store.ErrDiskFull):
+		return &apiError{
+			code:    codes.ResourceExhausted,
+			reason:  ReasonDiskFull,
+			message: "the disk is full: nothing was changed",
+			details: []protoadapt.MessageV1{retryInfo(retryAfterDiskFull)},
+		}
+	case errors.Is(err, errDraining), errors.Is(err, store.ErrClosed):
+		return &apiError{
+			code:    codes.Unavailable,
+			reason:  ReasonDraining,
+			message: "the server is shutting down: try again",
+			details: []protoadapt.MessageV1{retryInfo(retryAfterDraining)},
+		}
+	}
+	if st, ok := status.FromError(err); ok && st.Code() != codes.Unknown && st.Code() != codes.Internal {
+		return err // gRPC's own, like that of a Send on a broken connection
+	}
+	return nil
+}
+
+func notFoundError(e *store.NotFoundError) error {
+	reason, kind, name := ReasonWorkspaceNotFound, workspaceType, workspaceName(e.WorkspaceID)
+	if e.Key != "" {
+		reason, kind, name = ReasonSecretNotFound, secretType, secretName(e.WorkspaceID, e.Key)
+	}
+	return &apiError{
+		code:    codes.NotFound,
+		reason:  reason,
+		message: e.Error(),
+		details: []protoadapt.MessageV1{&errdetails.ResourceInfo{
+			ResourceType: kind,
+			ResourceName: name,
+			Description:  "does not exist",
+		}},
+	}
+}
+
+// precondition says which state is in the way: "workspaces/x is ...".
+func precondition(reason, name, state string) *apiError {
+	return &apiError{
+		code:     codes.FailedPrecondition,
+		reason:   reason,
+		message:  name + " " + state,
+		metadata: map[string]string{"resource": name},
+		details: []protoadapt.MessageV1{&errdetails.PreconditionFailure{
+			Violations: []*errdetails.PreconditionFailure_Violation{{
+				Type:        reason,
+				Subject:     name,
+				Description: state,
+			}},
+		}},
+	}
+}
+
+func internalError(callID string) error {
+	return &apiError{
+		code:    codes.Internal,
+		reason:  ReasonInternal,
+		message: "internal error; the log tells more under call_id " + callID,
+		details: []protoadapt.MessageV1{&errdetails.RequestInfo{RequestId: callID}},
+	}
+}
+
+func retryInfo(after time.Duration) *errdetails.RetryInfo {
+	return &errdetails.RetryInfo{RetryDelay: durationpb.New(after)}
+}
+
+// resourceOf is the name of the resource that a request is about.
+func resourceOf(req any) string {
+	switch req := req.(type) {
+	case *workspacev1.CreateWorkspaceRequest:
+		return workspaceName(req.GetWorkspaceId())
+	case *workspacev1.UpdateWorkspaceRequest:
+		return req.GetWorkspace().GetName()
+	case interface{ GetName() string }:
+		return req.GetName()
+	case interface{ GetParent() string }:
+		return req.GetParent()
+	}
+	return ""
+}
+
+// workspaceOf is the name of the workspace that a request is about.
+func workspaceOf(req any) string {
+	name := resourceOf(req)
+	if workspace, ok := resourcename.Ancestor(name, workspacePattern); ok {
+		return workspace
+	}
+	return name
+}

@@ -1,0 +1,217 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"runtime/debug"
+	"strings"
+
+	"github.com/google/uuid"
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
+	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+)
+
+// errMalformed: what came is no message of the method's request type. The inner
+// error is gRPC's and tells callers nothing that they could use.
+var errMalformed = &apiError{
+	code:    codes.InvalidArgument,
+	reason:  ReasonMalformedRequest,
+	message: "the request is not a message of the method's type: text must be UTF-8, and client and server must know the same API",
+}
+
+// The chains, outermost first: what logs sees the status that the caller gets,
+// and what maps errors sees panics as errors.
+func (s *Server) unaryInterceptors() []grpc.UnaryServerInterceptor {
+	return []grpc.UnaryServerInterceptor{
+		identifyUnary,
+		logging.UnaryServerInterceptor(s.logger(), loggingOptions()...),
+		s.mapErrorsUnary,
+		recovery.UnaryServerInterceptor(recovery.WithRecoveryHandler(panicked)),
+		s.refuseUnary,
+		s.validateUnary,
+	}
+}
+
+func (s *Server) streamInterceptors() []grpc.StreamServerInterceptor {
+	return []grpc.StreamServerInterceptor{
+		identifyStream,
+		logging.StreamServerInterceptor(s.logger(), loggingOptions()...),
+		s.mapErrorsStream,
+		recovery.StreamServerInterceptor(recovery.WithRecoveryHandler(panicked)),
+		s.guardStream,
+	}
+}
+
+// callIDKey is the context's key for the id under which the log knows a call.
+type callIDKey struct{}
+
+func callID(ctx context.Context) string {
+	id, _ := ctx.Value(callIDKey{}).(string)
+	return id
+}
+
+func identify(ctx context.Context) context.Context {
+	id := uuid.NewString()
+	return logging.InjectLogField(context.WithValue(ctx, callIDKey{}, id), "call_id", id)
+}
+
+func identifyUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	return handler(identify(ctx), req)
+}
+
+func identifyStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	return handler(srv, &streamWithContext{stream, identify(stream.Context())})
+}
+
+type streamWithContext struct {
+	grpc.ServerStream
+	ctx context.Context
+}
+
+func (s *streamWithContext) Context() context.Context { return s.ctx }
+
+// logger logs changes at INFO and what only reads at DEBUG; errors at the level
+// of their code.
+func (s *Server) logger() logging.Logger {
+	return logging.LoggerFunc(func(ctx context.Context, level logging.Level, msg string, fields ...any) {
+		method, _ := grpc.Method(ctx)
+		if level == logging.LevelDebug && strings.HasPrefix(method, "/"+workspacev1.WorkspaceControl_ServiceDesc.ServiceName+"/") && !s.readOnly[method] {
+			level = logging.LevelInfo
+		}
+		s.log.Log(ctx, slog.Level(level), msg, fields...)
+	})
+}
+
+func loggingOptions() []logging.Option {
+	return []logging.Option{
+		logging.WithLogOnEvents(logging.FinishCall), // never payloads
+		logging.WithLevels(func(code codes.Code) logging.Level {
+			switch code {
+			case codes.OK:
+				return logging.LevelDebug
+			case codes.Internal, codes.Unknown, codes.DataLoss, codes.Unimplemented:
+				return logging.LevelError
+			case codes.ResourceExhausted:
+				return logging.LevelWarn
+			}
+			return logging.LevelInfo
+		}),
+	}
+}
+
+// panicError is a panic of a handler.
+type panicError struct {
+	value any
+	stack []byte
+}
+
+func (e *panicError) Error() string { return fmt.Sprintf("panic: %v", e.value) }
+
+func panicked(value any) error { return &panicError{value, debug.Stack()} }
+
+// mapError makes the status of a handler's error. What is internal goes to the
+// log, and the caller gets the id under which it is found there.
+func (s *Server) mapError(ctx context.Context, err error, req any) error {
+	if err == nil {
+		return nil
+	}
+	if public := publicError(err, req); public != nil {
+		return public
+	}
+	id := callID(ctx)
+	method, _ := grpc.Method(ctx)
+	attrs := []any{"call_id", id, "method", method, "error", err}
+	var p *panicError
+	if errors.As(err, &p) {
+		attrs = append(attrs, "stack", string(p.stack))
+	}
+	s.log.ErrorContext(ctx, "internal error in a call", attrs...)
+	return internalError(id)
+}
+
+func (s *Server) mapErrorsUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	resp, err := handler(ctx, req)
+	if err != nil {
+		return nil, s.mapError(ctx, err, req)
+	}
+	return resp, nil
+}
+
+func (s *Server) mapErrorsStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	err := handler(srv, stream)
+	// Health answers CANCELLED when its stream was ended by guardedStream.
+	if status.Code(err) == codes.Canceled && stream.Context().Err() == nil && s.isDraining() {
+		err = errDraining
+	}
+	return s.mapError(stream.Context(), err, nil)
+}
+
+// refuseUnary refuses changes while draining.
+func (s *Server) refuseUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if s.isDraining() && ours(info.FullMethod) && !s.readOnly[info.FullMethod] {
+		return nil, errDraining
+	}
+	return handler(ctx, req)
+}
+
+func (s *Server) validateUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	if m, ok := req.(proto.Message); ok && ours(info.FullMethod) {
+		if err := validateRequest(m); err != nil {
+			return nil, err
+		}
+	}
+	return handler(ctx, req)
+}
+
+func ours(method string) bool {
+	return strings.HasPrefix(method, "/"+workspacev1.WorkspaceControl_ServiceDesc.ServiceName+"/")
+}
+
+func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	return handler(srv, &guardedStream{stream, s, ours(info.FullMethod)})
+}
+
+// guardedStream validates what comes in, and ends the streams of other services
+// while draining, after what they had to say: a health watch that lives on would
+// keep GracefulStop waiting.
+type guardedStream struct {
+	grpc.ServerStream
+	server *Server
+	ours   bool
+}
+
+func (g *guardedStream) RecvMsg(m any) error {
+	err := g.ServerStream.RecvMsg(m)
+	if !g.ours {
+		return err
+	}
+	switch {
+	case err == nil:
+		if m, ok := m.(proto.Message); ok {
+			return validateRequest(m)
+		}
+		return nil
+	case errors.Is(err, io.EOF), status.Code(err) != codes.Internal:
+		return err
+	}
+	return errMalformed
+}
+
+func (g *guardedStream) SendMsg(m any) error {
+	if err := g.ServerStream.SendMsg(m); err != nil {
+		return err
+	}
+	if !g.ours && g.server.isDraining() {
+		return errDraining
+	}
+	return nil
+}

@@ -1,0 +1,176 @@
+// Package server is the gRPC API: it validates requests, converts them, calls
+// the store and maps errors to status codes, once. It starts no container and
+// waits for none: what a change needs is done by the workspace's actor, which
+// hears of it from the store (see store.Config.OnCommit).
+package server
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/health"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/reflection"
+	"google.golang.org/protobuf/reflect/protoreflect"
+	"google.golang.org/protobuf/types/descriptorpb"
+
+	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/store"
+)
+
+// Store is what the server needs of *store.Store.
+type Store interface {
+	InstanceUID() string
+	Revision() uint64
+	Workspace(id string) (store.Workspace, error)
+	ListWorkspaces(after string, limit int, match func(*store.Workspace) bool) ([]store.Workspace, bool, error)
+	Secret(scope store.Scope, key string) (store.Secret, error)
+	ListSecrets(scope store.Scope, after string, limit int) ([]store.Secret, bool, error)
+	Feed(after uint64, limit int) (store.FeedPage, error)
+	CreateWorkspace(ctx context.Context, w store.NewWorkspace, o store.Options) (store.Result, error)
+	UpdateWorkspace(ctx context.Context, id string, edit func(*store.Editable) error, o store.Options) (store.Result, error)
+	DeleteWorkspace(ctx context.Context, id string, keepVolumes bool, o store.Options) (store.Result, error)
+	RestartWorkspace(ctx context.Context, id string, o store.Options) (store.Result, error)
+	StopWorkspace(ctx context.Context, id string, o store.Options) (store.Result, error)
+	StartWorkspace(ctx context.Context, id string, o store.Options) (store.Result, error)
+	UpdateSecrets(ctx context.Context, scope store.Scope, u store.SecretsUpdate, o store.Options) (store.Result, error)
+}
+
+// Hub is what the server needs of *workspace.Hub: hints that something about a
+// workspace ("" is any) was committed. Subscribe first, then read the store.
+type Hub interface {
+	Watch(id string) (hint <-chan struct{}, stop func())
+}
+
+// Config is what a Server is made from.
+type Config struct {
+	Store  Store
+	Hub    Hub
+	Logger *slog.Logger // never sees a payload
+}
+
+// Limits of a call.
+const (
+	// MaxRequestBytes is the size of a request, well above all the secrets that a
+	// workspace can have.
+	MaxRequestBytes = 4 << 20
+	// MaxWait is how long WaitWorkspace waits at most.
+	MaxWait = time.Hour
+)
+
+// Server serves workspace.v1.WorkspaceControl, health and reflection.
+type Server struct {
+	// A missing RPC does not compile.
+	workspacev1.UnsafeWorkspaceControlServer
+
+	store    Store
+	hub      Hub
+	log      *slog.Logger
+	health   *health.Server
+	readOnly map[string]bool // full names of methods without side effects
+
+	drainOnce sync.Once
+	draining  chan struct{} // closed by Drain
+}
+
+var _ workspacev1.WorkspaceControlServer = (*Server)(nil)
+
+// New makes a server. It owns no goroutine.
+func New(cfg Config) *Server {
+	s := &Server{
+		store:    cfg.Store,
+		hub:      cfg.Hub,
+		log:      cfg.Logger,
+		health:   health.NewServer(),
+		readOnly: readOnlyMethods(),
+		draining: make(chan struct{}),
+	}
+	s.health.SetServingStatus(workspacev1.WorkspaceControl_ServiceDesc.ServiceName, healthv1.HealthCheckResponse_SERVING)
+	return s
+}
+
+// NewGRPC makes a gRPC server with the interceptors, limits and services of s.
+// The options come on top, for credentials.
+func (s *Server) NewGRPC(options ...grpc.ServerOption) *grpc.Server {
+	options = append([]grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(s.unaryInterceptors()...),
+		grpc.ChainStreamInterceptor(s.streamInterceptors()...),
+		grpc.MaxRecvMsgSize(MaxRequestBytes),
+		grpc.MaxConcurrentStreams(10_000), // a connection may carry a wait for each of many workspaces
+		grpc.ConnectionTimeout(20 * time.Second),
+		// Clients may ping every 10 s, also while only a watch is idle.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		// A peer that vanished is noticed, and its watches end, within 80 s.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+	}, options...)
+	g := grpc.NewServer(options...)
+	g.RegisterService(serviceDesc(), s)
+	healthv1.RegisterHealthServer(g, s.health)
+	reflection.Register(g) // v1 and v1alpha
+	return g
+}
+
+// Drain makes health NOT_SERVING, ends watches and waits, and refuses changes;
+// reading goes on. It returns at once, may be called more than once, and is
+// followed by GracefulStop and, after a deadline, Stop of the gRPC server.
+func (s *Server) Drain() {
+	s.drainOnce.Do(func() {
+		s.health.Shutdown()
+		close(s.draining)
+	})
+}
+
+func (s *Server) isDraining() bool {
+	select {
+	case <-s.draining:
+		return true
+	default:
+		return false
+	}
+}
+
+// serviceDesc is the generated one, except that a request which can't be
+// unmarshalled is INVALID_ARGUMENT instead of INTERNAL.
+func serviceDesc() *grpc.ServiceDesc {
+	desc := workspacev1.WorkspaceControl_ServiceDesc
+	desc.Methods = slices.Clone(desc.Methods)
+	for i := range desc.Methods {
+		handle := desc.Methods[i].Handler
+		desc.Methods[i].Handler = func(srv any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
+			return handle(srv, ctx, func(m any) error {
+				if err := decode(m); err != nil {
+					return errMalformed
+				}
+				return nil
+			}, interceptor)
+		}
+	}
+	return &desc
+}
+
+// readOnlyMethods are those that the .proto calls NO_SIDE_EFFECTS.
+func readOnlyMethods() map[string]bool {
+	names := make(map[string]bool)
+	services := workspacev1.File_workspace_v1_workspace_control_proto.Services()
+	for i := range services.Len() {
+		methods := services.Get(i).Methods()
+		for j := range methods.Len() {
+			m := methods.Get(j)
+			options, _ := m.Options().(*descriptorpb.MethodOptions)
+			if options.GetIdempotencyLevel() == descriptorpb.MethodOptions_NO_SIDE_EFFECTS {
+				names[fullMethod(m)] = true
+			}
+		}
+	}
+	return names
+}
+
+func fullMethod(m protoreflect.MethodDescriptor) string {
+	return fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name())
+}

@@ -1,0 +1,292 @@
+// Package servertest runs the whole of workspaced inside a test: the real
+// server, store and actors over a runtime in memory, with a connected client.
+// Nothing but the containers is faked, and nothing outside the process is
+// needed.
+//
+//	func TestRotateKey(t *testing.T) {
+//		s := servertest.New(t)
+//		// s.Client is a workspacev1.WorkspaceControlClient.
+//	}
+//
+// It works inside a testing/synctest bubble.
+package servertest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials/insecure"
+	"google.golang.org/grpc/test/bufconn"
+
+	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/runtime"
+	"github.com/workspaced/workspaced/runtime/runtimetest"
+	"github.com/workspaced/workspaced/server"
+	"github.com/workspaced/workspaced/server/workspace"
+	"github.com/workspaced/workspaced/store"
+	"github.com/workspaced/workspaced/store/seal"
+)
+
+// waitLimit bounds WaitGeneration.
+const waitLimit = 30 * time.Second
+
+// Server is a running workspaced and a client that is connected to it.
+type Server struct {
+	// Client calls the server.
+	Client workspacev1.WorkspaceControlClient
+	// Conn is Client's connection, for other services: health, reflection.
+	Conn *grpc.ClientConn
+	// Runtime is where the containers are: what runs with which environment, how
+	// often anything was called, and hooks for each call.
+	Runtime *runtimetest.Fake
+
+	t      testing.TB // nil when made by Start
+	dir    string     // database and key
+	tmp    bool       // dir is ours to remove
+	logger *slog.Logger
+
+	mu        sync.Mutex
+	daemon    *daemon
+	closeOnce sync.Once
+	closeErr  error
+}
+
+// Option configures a Server.
+type Option func(*Server)
+
+// WithRuntime sets the runtime in place of one in which every image exists.
+func WithRuntime(f *runtimetest.Fake) Option { return func(s *Server) { s.Runtime = f } }
+
+// WithLogger sets where the server logs to; New logs to the test's output, Start
+// nowhere.
+func WithLogger(l *slog.Logger) Option { return func(s *Server) { s.logger = l } }
+
+// New starts a server that lives as long as the test, and returns once it
+// serves. When the test ends the server is stopped, everything that it started
+// has ended, and its files are gone.
+func New(t testing.TB, options ...Option) *Server {
+	t.Helper()
+	s := &Server{
+		t:      t,
+		dir:    t.TempDir(),
+		logger: slog.New(slog.NewTextHandler(t.Output(), &slog.HandlerOptions{Level: slog.LevelDebug})),
+	}
+	if err := s.start(options); err != nil {
+		t.Fatalf("servertest: %v", err)
+	}
+	t.Cleanup(func() {
+		if err := s.Close(); err != nil {
+			t.Errorf("servertest: %v", err)
+		}
+	})
+	return s
+}
+
+// Start is New for where there is no testing.TB, such as TestMain. The caller
+// calls Close.
+func Start(options ...Option) (*Server, error) {
+	dir, err := os.MkdirTemp("", "servertest-")
+	if err != nil {
+		return nil, fmt.Errorf("servertest: %w", err)
+	}
+	s := &Server{dir: dir, tmp: true, logger: slog.New(slog.DiscardHandler)}
+	if err := s.start(options); err != nil {
+		return nil, fmt.Errorf("servertest: %w", errors.Join(err, os.RemoveAll(dir)))
+	}
+	return s, nil
+}
+
+func (s *Server) start(options []Option) error {
+	for _, o := range options {
+		o(s)
+	}
+	if s.Runtime == nil {
+		s.Runtime = runtimetest.NewFake(runtimetest.AllowAnyImage())
+	}
+	d, err := s.startDaemon()
+	if err != nil {
+		return err
+	}
+	s.daemon = d
+	s.Conn, err = grpc.NewClient("passthrough:///workspaced",
+		grpc.WithContextDialer(s.dial),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: time.Millisecond, Multiplier: 1.5, MaxDelay: 50 * time.Millisecond},
+			MinConnectTimeout: time.Second,
+		}))
+	if err != nil {
+		return errors.Join(err, d.stop())
+	}
+	s.Client = workspacev1.NewWorkspaceControlClient(s.Conn)
+	return nil
+}
+
+// dial connects to the daemon that is there now.
+func (s *Server) dial(ctx context.Context, _ string) (net.Conn, error) {
+	s.mu.Lock()
+	d := s.daemon
+	s.mu.Unlock()
+	return d.listener.DialContext(ctx)
+}
+
+// Close stops the server and waits for everything that it started. It may be
+// called more than once; New's cleanup calls it.
+func (s *Server) Close() error {
+	s.closeOnce.Do(func() {
+		s.mu.Lock()
+		d := s.daemon
+		s.mu.Unlock()
+		s.closeErr = errors.Join(s.Conn.Close(), d.stop())
+		if s.tmp {
+			s.closeErr = errors.Join(s.closeErr, os.RemoveAll(s.dir))
+		}
+	})
+	return s.closeErr
+}
+
+// Restart ends the server as if it had been killed and starts it again on the
+// same state and runtime. What runs in containers goes on running. Client and
+// Conn connect to the new one by themselves; calls in flight end with
+// UNAVAILABLE.
+func (s *Server) Restart() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.Runtime.Crash()
+	if err := s.daemon.stop(); err != nil {
+		return fmt.Errorf("servertest: %w", err)
+	}
+	d, err := s.startDaemon()
+	if err != nil {
+		return fmt.Errorf("servertest: %w", err)
+	}
+	s.daemon = d
+	return nil
+}
+
+// Drain makes the server refuse changes, and ends watches and waits, as on
+// SIGTERM. It goes on answering reads until Close or Restart.
+func (s *Server) Drain() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.daemon.api.Drain()
+}
+
+// HoldCycle holds the workspace's next cycle before it touches anything: the
+// workspace stays as it is, reconciling, and its changes pending, until the gate
+// is released. The workspace is given by its id or resource name.
+func (s *Server) HoldCycle(workspace string) *runtimetest.Gate {
+	return s.Runtime.Hold(runtimetest.Prepare, idOf(workspace))
+}
+
+// FailCycle makes each cycle of the workspace fail with the reason, which
+// Workspace.last_error shows, until heal is called. Failed cycles are tried again
+// with backoff; a change cuts the wait short.
+func (s *Server) FailCycle(workspace string, reason runtime.Reason, message string) (heal func()) {
+	return s.Runtime.Fail(runtimetest.Prepare, idOf(workspace), &runtime.Error{Reason: reason, Message: message}, 0)
+}
+
+func idOf(workspace string) string { return strings.TrimPrefix(workspace, "workspaces/") }
+
+// WaitGeneration waits until a container of the generation (0: the newest) was
+// started, and returns the workspace. It fails the test when that can't come
+// about, or takes more than 30 seconds.
+func (s *Server) WaitGeneration(name string, generation int64) *workspacev1.Workspace {
+	if s.t != nil {
+		s.t.Helper()
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), waitLimit)
+	defer cancel()
+	resp, err := s.Client.WaitWorkspace(ctx, &workspacev1.WaitWorkspaceRequest{
+		Name:       "workspaces/" + idOf(name),
+		Generation: generation,
+	})
+	switch {
+	case err == nil:
+	case s.t != nil:
+		s.t.Fatalf("servertest: wait for generation %d of %s: %v", generation, name, err)
+	default:
+		panic(fmt.Sprintf("servertest: wait for generation %d of %s: %v", generation, name, err))
+	}
+	return resp.GetWorkspace()
+}
+
+// daemon is what a process of workspaced holds.
+type daemon struct {
+	store    *store.Store
+	api      *server.Server
+	grpc     *grpc.Server
+	listener *bufconn.Listener
+	cancel   context.CancelFunc
+	tasks    sync.WaitGroup // the hub, the supervisor and the gRPC server
+
+	mu   sync.Mutex
+	errs []error // of the tasks
+}
+
+func (s *Server) startDaemon() (*daemon, error) {
+	sealer, err := seal.LoadOrCreate(filepath.Join(s.dir, "key"))
+	if err != nil {
+		return nil, err
+	}
+	hub := workspace.NewHub()
+	var supervisor *workspace.Supervisor
+	st, err := store.Open(store.Config{
+		Path:   filepath.Join(s.dir, "workspaced.db"),
+		Sealer: sealer,
+		OnCommit: func(changes []store.Change) {
+			hub.OnCommit(changes)
+			supervisor.OnCommit(changes)
+		},
+	})
+	if err != nil {
+		return nil, err
+	}
+	supervisor = workspace.New(workspace.Config{Store: st, Runtime: s.Runtime.Daemon(), Logger: s.logger})
+	api := server.New(server.Config{Store: st, Hub: hub, Logger: s.logger})
+	ctx, cancel := context.WithCancel(context.Background())
+	d := &daemon{
+		store:    st,
+		api:      api,
+		grpc:     api.NewGRPC(grpc.WaitForHandlers(true)),
+		listener: bufconn.Listen(1 << 20),
+		cancel:   cancel,
+	}
+	d.run(func() error { return hub.Run(ctx) })
+	d.run(func() error { return supervisor.Run(ctx) })
+	d.run(func() error { return d.grpc.Serve(d.listener) })
+	return d, nil
+}
+
+func (d *daemon) run(task func() error) {
+	d.tasks.Go(func() {
+		if err := task(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, io.EOF) {
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.errs = append(d.errs, err)
+		}
+	})
+}
+
+// stop ends calls and cycles in flight, and returns when nothing runs any more.
+func (d *daemon) stop() error {
+	d.api.Drain()
+	d.grpc.Stop()
+	d.cancel()
+	d.tasks.Wait()
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return errors.Join(append(d.errs, d.store.Close())...)
+}

@@ -1,0 +1,92 @@
+package server
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"google.golang.org/grpc/codes"
+
+	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/store"
+)
+
+// WaitWorkspace implements workspace.v1.WorkspaceControl. Both conditions are
+// met once a container of the generation was started: no workspace has a
+// readiness probe.
+//
+// INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION, DEADLINE_EXCEEDED,
+// UNAVAILABLE.
+func (s *Server) WaitWorkspace(ctx context.Context, req *workspacev1.WaitWorkspaceRequest) (*workspacev1.WaitWorkspaceResponse, error) {
+	id, err := parseWorkspaceName("name", req.GetName())
+	if err != nil {
+		return nil, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, MaxWait)
+	defer cancel()
+	hint, stop := s.hub.Watch(id) // before the first read, or a change between is missed
+	defer stop()
+
+	w, err := s.store.Workspace(id)
+	if err != nil {
+		return nil, err
+	}
+	uid, generation := w.UID, req.GetGeneration()
+	switch {
+	case generation == 0:
+		generation = w.Generation
+	case generation > w.Generation:
+		return nil, invalid("generation", "must be one that exists: the newest of %s is %d", req.GetName(), w.Generation)
+	}
+	for {
+		done, err := waitOver(&w, generation)
+		if err != nil {
+			return nil, err
+		}
+		if done {
+			return &workspacev1.WaitWorkspaceResponse{Workspace: workspaceToProto(&w)}, nil
+		}
+		select {
+		case <-hint:
+		case <-s.draining:
+			return nil, errDraining
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+		w, err = s.store.Workspace(id)
+		switch {
+		case errors.Is(err, store.ErrNotFound), err == nil && w.UID != uid:
+			return nil, deletedError(id)
+		case err != nil:
+			return nil, err
+		}
+	}
+}
+
+// waitOver reports whether the generation has come about, or why it won't
+// unless somebody changes something.
+func waitOver(w *store.Workspace, generation int64) (bool, error) {
+	failure := w.Status.Failure
+	switch {
+	case w.Status.ObservedGeneration >= generation:
+		return true, nil
+	case w.Deleting != nil:
+		return false, precondition(ReasonWorkspaceDeleting, workspaceName(w.ID), "is being deleted")
+	case w.Parked:
+		return false, precondition(ReasonWorkspaceStopped, workspaceName(w.ID), "is stopped; StartWorkspace starts it")
+	case failure != nil && failure.NextAttempt.IsZero() && failure.Generation >= w.Generation && w.Status.StartingGeneration == 0:
+		e := precondition(ReasonWorkspaceFailed, workspaceName(w.ID),
+			fmt.Sprintf("can't start generation %d and will not try again before a change: %s: %s", failure.Generation, failure.Reason, failure.Message))
+		e.metadata["reason"] = failure.Reason
+		return false, e
+	}
+	return false, nil
+}
+
+func deletedError(id string) error {
+	var e *apiError
+	errors.As(notFoundError(&store.NotFoundError{WorkspaceID: id}), &e)
+	e.code, e.reason = codes.NotFound, ReasonWorkspaceDeleted
+	e.message = fmt.Sprintf("workspace %q was deleted meanwhile", id)
+	return e
+}

@@ -1,0 +1,223 @@
+package server
+
+import (
+	"context"
+	"errors"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/store"
+)
+
+// watchPageSize is how many workspaces a watch reads at once, in one
+// transaction that has ended before the first of them is sent.
+const watchPageSize = 256
+
+// position is where a watch is: what resume_token holds.
+type position struct {
+	// Instance is the database's: positions of another one mean nothing.
+	Instance string `json:"d"`
+	// Revision is the place in the change feed; everything up to it was sent.
+	Revision uint64 `json:"r,omitempty"`
+	// Partial: the initial state was not complete, so that there is no such place.
+	Partial bool `json:"p,omitempty"`
+}
+
+// watch is one WatchWorkspaces call. It has no queue: it reads the change feed,
+// which holds the newest state of each workspace, at its client's own pace.
+type watch struct {
+	server *Server
+	stream grpc.ServerStreamingServer[workspacev1.WatchWorkspacesResponse]
+	filter *filter
+	hint   <-chan struct{}
+	pos    position
+	// resumed: the client knows workspaces that this stream has not sent.
+	resumed bool
+	// shown is kept with a filter only: by uid whether the workspace was last
+	// sent to the client as itself, or as removed.
+	shown map[string]bool
+}
+
+// WatchWorkspaces implements workspace.v1.WorkspaceControl. A client that
+// resumes with a filter gets `removed` also for a workspace that it never saw,
+// when it changed and does not match: the server does not know.
+//
+// INVALID_ARGUMENT, UNAVAILABLE.
+func (s *Server) WatchWorkspaces(req *workspacev1.WatchWorkspacesRequest, stream grpc.ServerStreamingServer[workspacev1.WatchWorkspacesResponse]) error {
+	f, err := parseFilter(req.GetFilter())
+	if err != nil {
+		return err
+	}
+	w := &watch{server: s, stream: stream, filter: f}
+	if token := req.GetResumeToken(); token != "" {
+		w.resumed = true
+		if !decodeToken(token, &w.pos, "watch") {
+			return invalid("resume_token", "must be the resume_token of a response of WatchWorkspaces, or empty")
+		}
+	}
+	// Before the first read, or a change between is missed.
+	hint, stop := s.hub.Watch("")
+	defer stop()
+	w.hint = hint
+	err = w.run()
+	if err != nil && stream.Context().Err() != nil {
+		return context.Cause(stream.Context()) // what broke the Send
+	}
+	return err
+}
+
+// run returns when the stream has to end.
+func (w *watch) run() error {
+	records := w.server.store
+	start := !w.resumed
+	if w.resumed && (w.pos.Partial || w.pos.Instance != records.InstanceUID() || w.pos.Revision > records.Revision()) {
+		if err := w.resync(); err != nil {
+			return err
+		}
+		start = true
+	}
+	for {
+		if start {
+			if err := w.sendAll(); err != nil {
+				return err
+			}
+		}
+		err := w.follow()
+		if !errors.Is(err, store.ErrCompacted) {
+			return err
+		}
+		if err := w.resync(); err != nil {
+			return err
+		}
+		start = true
+	}
+}
+
+// resync tells the client to forget everything.
+func (w *watch) resync() error {
+	w.pos = position{Instance: w.server.store.InstanceUID(), Partial: true}
+	return w.send(&workspacev1.WatchWorkspacesResponse{Event: &workspacev1.WatchWorkspacesResponse_Resync{
+		Resync: &workspacev1.ResyncMarker{},
+	}})
+}
+
+// sendAll sends what is there. The feed continues from where it was before: what
+// changes meanwhile comes again.
+func (w *watch) sendAll() error {
+	before := w.server.store.Revision()
+	w.resumed = false
+	w.pos = position{Instance: w.server.store.InstanceUID(), Partial: true}
+	if w.filter != nil {
+		w.shown = make(map[string]bool)
+	}
+	for after, more := "", true; more; {
+		page, next, err := w.server.store.ListWorkspaces(after, watchPageSize, w.filter.match)
+		if err != nil {
+			return err
+		}
+		for i := range page {
+			if err := w.show(&page[i]); err != nil {
+				return err
+			}
+			after = page[i].ID
+		}
+		more = next && len(page) > 0
+	}
+	w.pos = position{Instance: w.pos.Instance, Revision: before}
+	return nil
+}
+
+// follow sends changes, and once there are none left the sync marker, until the
+// stream has to end or the feed no longer reaches back to the position.
+func (w *watch) follow() error {
+	for synced := false; ; {
+		page, err := w.server.store.Feed(w.pos.Revision, watchPageSize)
+		if err != nil {
+			return err
+		}
+		for i := range page.Entries {
+			if err := w.entry(&page.Entries[i]); err != nil {
+				return err
+			}
+		}
+		if page.More {
+			continue
+		}
+		if !synced {
+			synced = true
+			if err := w.send(&workspacev1.WatchWorkspacesResponse{Event: &workspacev1.WatchWorkspacesResponse_Synced{
+				Synced: &workspacev1.SyncMarker{SyncTime: timestamppb.Now()},
+			}}); err != nil {
+				return err
+			}
+		}
+		select {
+		case <-w.hint:
+		case <-w.server.draining:
+			return errDraining
+		case <-w.stream.Context().Done():
+			return w.stream.Context().Err()
+		}
+	}
+}
+
+// entry sends a change, if its client has to know.
+func (w *watch) entry(e *store.FeedEntry) error {
+	w.pos.Revision = e.Revision
+	switch {
+	case e.Workspace == nil:
+		shown, known := w.shown[e.RemovedUID]
+		delete(w.shown, e.RemovedUID)
+		if w.filter != nil && !shown && (known || !w.resumed) {
+			return nil
+		}
+		return w.remove(e.RemovedID, e.RemovedUID)
+	case w.filter.match(e.Workspace):
+		return w.show(e.Workspace)
+	}
+	shown, known := w.shown[e.Workspace.UID]
+	if !shown && (known || !w.resumed) {
+		return nil
+	}
+	if w.resumed {
+		w.mark(e.Workspace.UID, false)
+	} else {
+		delete(w.shown, e.Workspace.UID)
+	}
+	return w.remove(e.Workspace.ID, e.Workspace.UID)
+}
+
+func (w *watch) mark(uid string, shown bool) {
+	if w.filter == nil {
+		return
+	}
+	if w.shown == nil {
+		w.shown = make(map[string]bool)
+	}
+	w.shown[uid] = shown
+}
+
+func (w *watch) show(ws *store.Workspace) error {
+	w.mark(ws.UID, true)
+	return w.send(&workspacev1.WatchWorkspacesResponse{Event: &workspacev1.WatchWorkspacesResponse_Workspace{
+		Workspace: workspaceToProto(ws),
+	}})
+}
+
+func (w *watch) remove(id, uid string) error {
+	return w.send(&workspacev1.WatchWorkspacesResponse{Event: &workspacev1.WatchWorkspacesResponse_Removed{
+		Removed: &workspacev1.RemovedWorkspace{Name: workspaceName(id), Uid: uid},
+	}})
+}
+
+// send may block for as long as the client doesn't read. It holds nothing that
+// anybody else waits for.
+func (w *watch) send(resp *workspacev1.WatchWorkspacesResponse) error {
+	if w.server.isDraining() {
+		return errDraining
+	}
+	resp.ResumeToken = encodeToken(w.pos, "watch")
+	return w.stream.Send(resp)
+}
