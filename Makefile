@@ -6,6 +6,7 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
+.NOTPARALLEL:
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
 # What buf compares the API with; see tools/breaking.sh for the default.
@@ -47,7 +48,7 @@ test: deps-test build containerd23 bin/tools/grpcurl bin/tools/testreport ## Run
 	@tools/test.sh $(TEST)
 
 .PHONY: check
-check: format vet lint proto breaking generated tidy vulncheck test ## Run every check, then all tests
+check: static test ## Run every check, then all tests
 
 .PHONY: generate
 generate: protodeps bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-go-grpc ## Generate gen/ from proto/, offline
@@ -69,9 +70,11 @@ distclean: ## Remove everything that make built
 
 ##@ Single checks
 
+.PHONY: static
+static: format vet lint proto breaking generated tidy vulncheck ## All of these
+
 .PHONY: format
-format: ## gofmt and buf format
-format: bin/tools/buf
+format: bin/tools/buf ## gofmt and buf format
 	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l); \
 		[[ -z $$unformatted ]] || { echo "not gofmt'ed:"; echo "$$unformatted"; exit 1; }
 	buf format --diff --exit-code proto

@@ -73,5 +73,6 @@ export TMPDIR=$dir/t
 if [[ -n ${WORKSPACED_SANDBOX_GOCACHE-} ]]; then
 	export GOCACHE=$dir/gocache
 fi
-unshare --mount --pid --fork --kill-child --mount-proc --propagation private \
+# What kills this shell kills all of it.
+setpriv --pdeathsig KILL -- unshare --mount --pid --fork --kill-child --mount-proc --propagation private \
 	-- "$self" --inside "$@"
