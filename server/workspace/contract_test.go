@@ -1,0 +1,830 @@
+package workspace_test
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/workspaced/workspaced/runtime"
+	"github.com/workspaced/workspaced/runtime/runtimetest"
+	"github.com/workspaced/workspaced/server/workspace"
+	"github.com/workspaced/workspaced/store"
+)
+
+// The old system's bug: of two saves close together the second restart was
+// dropped.
+func TestContract01_NoLostChange(t *testing.T) {
+	// Where the cycle for the first save is when the second one comes.
+	for _, at := range []runtimetest.Method{
+		runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Remove, runtimetest.List,
+	} {
+		for _, after := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s,after=%v", at, after), func(t *testing.T) {
+				inWorld(t, func(t *testing.T, w *world) {
+					w.running(t, "a")
+					hold := w.fake.Hold
+					if after {
+						hold = w.fake.HoldAfter
+					}
+					gate := hold(at, "")
+					must(w.set("a", "API_KEY", "k"))(t)
+					held(t, gate)
+					must(w.edit("a", func(e *store.Editable) { e.Model = "m" }))(t)
+					synctest.Wait()
+					gate.Release()
+					synctest.Wait()
+					w.wantSettled(t, "a")
+					if env := w.env("a"); env["API_KEY"] != "k" || env["MODEL_PROVIDER"] != "m" {
+						t.Errorf("the container has %v, want both values", env)
+					}
+				})
+			})
+		}
+	}
+}
+
+func TestContract02_Coalescing(t *testing.T) {
+	t.Run("1 request is 1 cycle", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			before := w.sup.Cycles()
+			must(w.set("a", "K", "1"))(t)
+			synctest.Wait()
+			w.wantSettled(t, "a")
+			if n := w.sup.Cycles() - before; n != 1 {
+				t.Errorf("%d cycles, want 1", n)
+			}
+		})
+	})
+	for _, n := range []int{1, 5, 100} {
+		t.Run(fmt.Sprintf("%d during a cycle are 2 in total", n), func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				w.running(t, "a")
+				before := w.sup.Cycles()
+				gate := w.fake.Hold(runtimetest.Start, "a") // after the late read
+				must(w.set("a", "FIRST", "1"))(t)
+				held(t, gate)
+				for i := range n {
+					must(w.set("a", fmt.Sprintf("K%d", i), "v"))(t)
+				}
+				gate.Release()
+				synctest.Wait()
+				w.wantSettled(t, "a")
+				if n := w.sup.Cycles() - before; n != 2 {
+					t.Errorf("%d cycles, want 2", n)
+				}
+			})
+		})
+	}
+	t.Run("3 in sequence are 3", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			before := w.sup.Cycles()
+			for i := range 3 {
+				must(w.store.RestartWorkspace(context.Background(), "a", store.Options{}))(t)
+				synctest.Wait()
+				w.wantSettled(t, "a")
+				if n := w.sup.Cycles() - before; n != int64(i+1) {
+					t.Errorf("%d cycles after %d requests", n, i+1)
+				}
+			}
+		})
+	})
+	t.Run("a burst before the snapshot is read is 1", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			before := w.sup.Cycles()
+			gate := w.fake.Hold(runtimetest.EnsureImage, "")
+			must(w.set("a", "FIRST", "1"))(t)
+			held(t, gate)
+			for i := range 50 {
+				must(w.set("a", fmt.Sprintf("K%d", i), "v"))(t)
+			}
+			gate.Release()
+			synctest.Wait()
+			w.wantSettled(t, "a")
+			if n := w.sup.Cycles() - before; n != 1 {
+				t.Errorf("%d cycles, want 1", n)
+			}
+		})
+	})
+	t.Run("state is clean after the drain", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			gate := w.fake.Hold(runtimetest.Start, "a")
+			must(w.set("a", "K", "1"))(t)
+			held(t, gate)
+			must(w.set("a", "K", "2"))(t)
+			gate.Release()
+			synctest.Wait()
+			ws := w.wantSettled(t, "a")
+			cycles := w.sup.Cycles()
+			pass(time.Hour)
+			if ws2 := w.wantSettled(t, "a"); ws2.Revision != ws.Revision || w.sup.Cycles() != cycles {
+				t.Errorf("something happened afterwards: revision %d -> %d, %d more cycles", ws.Revision, ws2.Revision, w.sup.Cycles()-cycles)
+			}
+		})
+	})
+}
+
+func TestContract03_Isolation(t *testing.T) {
+	// a hangs in that call; one cycle at a time is allowed.
+	for _, at := range []runtimetest.Method{runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Remove} {
+		t.Run(string(at), func(t *testing.T) {
+			inConfiguredWorld(t, func(w *world) { w.cfg.MaxConcurrentCycles = 1 }, func(t *testing.T, w *world) {
+				w.running(t, "a")
+				w.running(t, "b")
+				target := "a"
+				if at == runtimetest.EnsureImage {
+					target = "slow"
+					must(w.edit("a", func(e *store.Editable) { e.Spec.Image = "slow" }))(t)
+				}
+				gate := w.fake.Hold(at, target)
+				must(w.set("a", "K", "1"))(t)
+				must(w.edit("a", func(e *store.Editable) { e.Spec.Image = "slow" }))(t)
+				held(t, gate)
+				must(w.set("b", "K", "1"))(t)
+				synctest.Wait()
+				if at == runtimetest.Prepare {
+					pass(6 * time.Second) // the slot that a holds is lent for 5
+				}
+				w.wantSettled(t, "b")
+				if gate.Held() == 0 {
+					t.Error("a does not hang any more")
+				}
+				gate.Release()
+				synctest.Wait()
+				pass(time.Minute)
+				w.wantSettled(t, "a")
+			})
+		})
+	}
+	t.Run("the limit holds", func(t *testing.T) {
+		inConfiguredWorld(t, func(w *world) { w.cfg.MaxConcurrentCycles = 2 }, func(t *testing.T, w *world) {
+			gate := w.fake.Hold(runtimetest.Prepare, "")
+			for i := range 5 {
+				must(w.create(fmt.Sprintf("w%d", i)))(t)
+			}
+			held(t, gate)
+			if n := gate.Held(); n != 2 {
+				t.Errorf("%d cycles at once, want 2", n)
+			}
+			gate.Release()
+			synctest.Wait()
+			for i := range 5 {
+				w.wantSettled(t, fmt.Sprintf("w%d", i))
+			}
+		})
+	})
+}
+
+func TestContract04_LateBinding(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.running(t, "a")
+		before := w.sup.Cycles()
+		gate := w.fake.HoldAfter(runtimetest.Stop, "a") // the old one has ended
+		must(w.set("a", "K", "early"))(t)
+		held(t, gate)
+		must(w.set("a", "K", "late"))(t)
+		gate.Release()
+		synctest.Wait()
+		w.wantSettled(t, "a")
+		if got := w.env("a")["K"]; got != "late" || w.sup.Cycles()-before != 1 {
+			t.Errorf("K is %q after %d cycles, want late after 1", got, w.sup.Cycles()-before)
+		}
+	})
+	t.Run("a spec that changed since is left to the next cycle", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			gate := w.fake.HoldAfter(runtimetest.Stop, "a")
+			must(w.set("a", "K", "early"))(t) // generation 2
+			held(t, gate)
+			must(w.edit("a", func(e *store.Editable) { e.Spec.Env = map[string]string{"E": "new"} }))(t)
+			must(w.set("a", "K", "late"))(t)
+			second := w.fake.Hold(runtimetest.EnsureImage, "")
+			gate.Release()
+			held(t, second)
+			ws := must(w.store.Workspace("a"))(t)
+			if env := w.env("a"); env["K"] != "late" || env["E"] != "" || ws.Status.ObservedGeneration != 2 || ws.Generation != 4 {
+				t.Errorf("env %v, observed %d of %d; want the newest secret, the old spec, 2 of 4", env, ws.Status.ObservedGeneration, ws.Generation)
+			}
+			second.Release()
+			synctest.Wait()
+			w.wantSettled(t, "a")
+		})
+	})
+}
+
+func TestContract05_NeverWorseOff(t *testing.T) {
+	unreadable := &store.KeyError{Key: "K", Err: store.ErrUnreadable}
+	tests := []struct {
+		name     string
+		sabotage func(w *world) (heal func())
+		reason   string
+	}{
+		{"image", func(w *world) func() { return w.fake.Fail(runtimetest.EnsureImage, "", errPull, 0) }, "IMAGE_PULL_FAILED"},
+		{"command", func(w *world) func() {
+			return w.fake.Fail(runtimetest.Prepare, "a", &runtime.Error{Reason: runtime.ReasonCommandNotFound, Message: "no such file"}, 0)
+		}, "COMMAND_NOT_FOUND"},
+		{"task, answer lost", func(w *world) func() {
+			return w.fake.FailAfter(runtimetest.Prepare, "a", errors.New("connection reset"), 0)
+		}, "RUNTIME_ERROR"},
+		{"secret", func(w *world) func() {
+			f := func(int64) error { return unreadable }
+			w.fault.snapshot.Store(&f)
+			return func() { w.fault.snapshot.Store(nil) }
+		}, "SECRET_UNREADABLE"},
+		{"secret, broken since the standby was made", func(w *world) func() {
+			seen := w.fault.reads.Load()
+			f := func(n int64) error {
+				if n-seen > 1 {
+					return unreadable
+				}
+				return nil
+			}
+			w.fault.snapshot.Store(&f)
+			return func() { w.fault.snapshot.Store(nil) }
+		}, "SECRET_UNREADABLE"},
+		{"hang in the image", func(w *world) func() {
+			g := w.fake.Hold(runtimetest.EnsureImage, "")
+			return g.Release
+		}, "TIMEOUT"},
+		{"hang in prepare", func(w *world) func() {
+			g := w.fake.Hold(runtimetest.Prepare, "a")
+			return g.Release
+		}, "TIMEOUT"},
+		{"stop of the old one", func(w *world) func() {
+			return w.fake.Fail(runtimetest.Stop, "a", errors.New("permission denied"), 0)
+		}, "RUNTIME_ERROR"},
+		{"panic", func(w *world) func() {
+			return w.fake.OnCall(func(_ context.Context, c runtimetest.Call) error {
+				if c.Method == runtimetest.Prepare {
+					panic("boom")
+				}
+				return nil
+			})
+		}, "INTERNAL"},
+		{"containerd does not answer", func(w *world) func() {
+			return w.fake.Fail(runtimetest.List, "", errors.New("unavailable"), 0)
+		}, "RUNTIME_ERROR"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				w.running(t, "a")
+				old, _ := w.fake.Running("a")
+				heal := tt.sabotage(w)
+				must(w.set("a", "K", "1"))(t)
+				pass(11 * time.Minute) // beyond every deadline, and many attempts
+				now, ok := w.fake.Running("a")
+				ws := must(w.store.Workspace("a"))(t)
+				if !ok || now.ID != old.ID {
+					t.Errorf("the old container %s does not run, but %q does", old.ID, now.ID)
+				}
+				if s := w.state(t, "a"); s != workspace.StateDegraded {
+					t.Errorf("state is %v, want DEGRADED", s)
+				}
+				if f := ws.Status.Failure; f == nil || f.Reason != tt.reason || f.NextAttempt.IsZero() || !ws.Pending() {
+					t.Errorf("failure is %+v, pending %v; want %s and a next attempt, pending", f, ws.Pending(), tt.reason)
+				}
+				heal()
+				must(w.set("a", "K", "2"))(t) // the next good change heals it, at once
+				synctest.Wait()
+				w.wantSettled(t, "a")
+			})
+		})
+	}
+}
+
+func TestContract06_ShortSwitch(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.running(t, "a")
+		seen := len(w.fake.Calls())
+		must(w.set("a", "K", "1"))(t)
+		synctest.Wait()
+		calls := w.fake.Calls()[seen:]
+		wantMethods(t, calls, runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Remove)
+		for i, c := range calls {
+			if c.Method == runtimetest.Stop && calls[i+1].Method != runtimetest.Start {
+				t.Errorf("%v comes between the old one's end and the new one's start", calls[i+1].Method)
+			}
+		}
+	})
+}
+
+func TestContract07_FailureKeepsItPending(t *testing.T) {
+	t.Run("retried with a growing wait", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			heal := w.fake.Fail(runtimetest.EnsureImage, "", errPull, 0)
+			before := w.sup.Cycles()
+			must(w.set("a", "K", "1"))(t)
+			var waits []time.Duration
+			for range 12 {
+				synctest.Wait()
+				f := must(w.store.Workspace("a"))(t).Status.Failure
+				wait := time.Until(f.NextAttempt)
+				if f.Attempt != len(waits)+1 || f.Generation != 2 || wait <= 0 || wait > 90*time.Second {
+					t.Fatalf("attempt %d of generation %d, next in %v", f.Attempt, f.Generation, wait)
+				}
+				waits = append(waits, wait)
+				<-time.After(wait)
+			}
+			synctest.Wait()
+			if waits[11] < 30*time.Second || waits[0] > 750*time.Millisecond {
+				t.Errorf("the waits are %v, want them to grow from half a second to about a minute", waits)
+			}
+			if n := w.sup.Cycles() - before; n != 13 {
+				t.Errorf("%d cycles, want 13", n)
+			}
+			heal()
+			pass(2 * time.Minute)
+			w.wantSettled(t, "a")
+			// The next failure waits as little as the first.
+			defer w.fake.Fail(runtimetest.EnsureImage, "", errPull, 1)()
+			must(w.set("a", "K", "2"))(t)
+			pass(time.Second)
+			w.wantSettled(t, "a")
+		})
+	})
+	t.Run("a new change cuts the wait short", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			w.fake.Fail(runtimetest.EnsureImage, "", errPull, 8)
+			must(w.set("a", "K", "1"))(t)
+			pass(time.Minute) // the wait is long by now
+			begun := time.Now()
+			for w.fake.Count(runtimetest.EnsureImage, "") < 10 {
+				must(w.store.RestartWorkspace(context.Background(), "a", store.Options{}))(t)
+				synctest.Wait()
+			}
+			if d := time.Since(begun); d != 0 {
+				t.Errorf("the changes waited %v", d)
+			}
+			w.wantSettled(t, "a")
+		})
+	})
+	t.Run("a panic is a failed cycle, wherever", func(t *testing.T) {
+		for _, at := range []runtimetest.Method{runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Remove, runtimetest.List} {
+			t.Run(string(at), func(t *testing.T) {
+				inWorld(t, func(t *testing.T, w *world) {
+					w.running(t, "a")
+					n := 0
+					w.fake.OnCall(func(_ context.Context, c runtimetest.Call) error {
+						if c.Method == at && n < 3 {
+							n++
+							panic("boom")
+						}
+						return nil
+					})
+					must(w.set("a", "K", "1"))(t)
+					pass(10 * time.Minute)
+					w.wantSettled(t, "a")
+					if w.sup.Panics() != 3 {
+						t.Errorf("%d panics counted, want 3", w.sup.Panics())
+					}
+				})
+			})
+		}
+	})
+	t.Run("the record can't be written", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			full := func() error { return store.ErrDiskFull }
+			must(w.set("a", "K", "1"))(t)
+			synctest.Wait()
+			w.fault.update.Store(&full)
+			must(w.set("a", "K", "2"))(t)
+			pass(time.Hour)
+			if n := w.sup.Cycles(); n > 200 {
+				t.Errorf("%d cycles in an hour: a tight loop", n)
+			}
+			if _, ok := w.fake.Running("a"); !ok {
+				t.Error("the container does not run")
+			}
+			w.fault.update.Store(nil)
+			pass(2 * time.Minute)
+			w.wantSettled(t, "a")
+		})
+	})
+}
+
+func TestContract08_CrashSafe(t *testing.T) {
+	for _, at := range []runtimetest.Method{
+		runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Remove, runtimetest.List,
+	} {
+		for _, after := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%s,after=%v", at, after), func(t *testing.T) {
+				inWorld(t, func(t *testing.T, w *world) {
+					w.running(t, "a")
+					w.running(t, "bystander")
+					bystander, _ := w.fake.Running("bystander")
+					hold := w.fake.Hold
+					if after {
+						hold = w.fake.HoldAfter
+					}
+					gate := hold(at, "")
+					must(w.set("a", "K", "1"))(t)
+					held(t, gate)
+					must(w.set("a", "L", "1"))(t)
+					if err := w.crash(); err != nil {
+						t.Fatal(err)
+					}
+					gate.Release()
+					if err := w.boot(); err != nil {
+						t.Fatal(err)
+					}
+					pass(time.Minute)
+					w.wantSettled(t, "a")
+					w.wantSettled(t, "bystander")
+					if now, _ := w.fake.Running("bystander"); now.ID != bystander.ID {
+						t.Error("a workspace whose generation ran was restarted at boot")
+					}
+				})
+			})
+		}
+	}
+	t.Run("started and not recorded is adopted", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			gate := w.fake.HoldAfter(runtimetest.Start, "a")
+			must(w.set("a", "K", "1"))(t)
+			held(t, gate)
+			if err := w.crash(); err != nil {
+				t.Fatal(err)
+			}
+			gate.Release()
+			started, _ := w.fake.Running("a")
+			if err := w.boot(); err != nil {
+				t.Fatal(err)
+			}
+			pass(time.Minute)
+			w.wantSettled(t, "a")
+			if now, _ := w.fake.Running("a"); now.ID != started.ID {
+				t.Errorf("%s was replaced by %s, want it adopted", started.ID, now.ID)
+			}
+		})
+	})
+	t.Run("a change after the shutdown began is made after the next boot", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			if err := w.sup.Drain(context.Background()); err != nil {
+				t.Fatal(err)
+			}
+			cycles := w.sup.Cycles()
+			must(w.set("a", "K", "1"))(t)
+			synctest.Wait()
+			if w.sup.Cycles() != cycles {
+				t.Error("a cycle began while draining")
+			}
+			if err := w.shutdown(); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.boot(); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			w.wantSettled(t, "a")
+		})
+	})
+}
+
+func TestDrainWaitsForTheCycleInFlight(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.running(t, "a")
+		gate := w.fake.Hold(runtimetest.Prepare, "a")
+		must(w.set("a", "K", "1"))(t)
+		held(t, gate)
+		drained := make(chan error, 1)
+		go func() { drained <- w.sup.Drain(context.Background()) }()
+		synctest.Wait()
+		select {
+		case err := <-drained:
+			t.Fatalf("drained with a cycle in flight: %v", err)
+		default:
+		}
+		gate.Release()
+		if err := <-drained; err != nil {
+			t.Fatal(err)
+		}
+		w.wantSettled(t, "a")
+	})
+	t.Run("no longer than its deadline", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			gate := w.fake.Hold(runtimetest.Prepare, "a")
+			must(w.set("a", "K", "1"))(t)
+			held(t, gate)
+			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+			defer cancel()
+			if err := w.sup.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) {
+				t.Fatalf("Drain = %v, want its deadline", err)
+			}
+			w.stop()
+			w.ended.Wait() // the effect in flight is interrupted
+			if err := w.store.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.boot(); err != nil {
+				t.Fatal(err)
+			}
+			gate.Release()
+			synctest.Wait()
+			w.wantSettled(t, "a")
+		})
+	})
+}
+
+func TestContract11_ParkedStaysParked(t *testing.T) {
+	ctx := context.Background()
+	t.Run("nothing but a start starts it", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			must(w.store.StopWorkspace(ctx, "a", store.Options{}))(t)
+			synctest.Wait()
+			if s := w.state(t, "a"); s != workspace.StateStopped {
+				t.Fatalf("state is %v, want STOPPED", s)
+			}
+			cycles := w.sup.Cycles()
+			must(w.set("a", "K", "1"))(t)
+			must(w.edit("a", func(e *store.Editable) { e.Spec.Image = "other" }))(t)
+			pass(time.Hour)
+			if err := w.shutdown(); err != nil {
+				t.Fatal(err)
+			}
+			if err := w.boot(); err != nil {
+				t.Fatal(err)
+			}
+			pass(time.Hour)
+			w.wantSettled(t, "a")
+			if w.sup.Cycles() != 0 || cycles != 1 {
+				t.Errorf("cycles began: %d, %d", cycles, w.sup.Cycles())
+			}
+			must(w.store.StartWorkspace(ctx, "a", store.Options{}))(t)
+			synctest.Wait()
+			w.wantSettled(t, "a")
+			if w.env("a")["K"] != "1" {
+				t.Error("the change made while parked was not taken up")
+			}
+		})
+	})
+	for _, at := range []runtimetest.Method{runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Remove} {
+		for _, after := range []bool{false, true} {
+			t.Run(fmt.Sprintf("a stop interrupts %s,after=%v", at, after), func(t *testing.T) {
+				inWorld(t, func(t *testing.T, w *world) {
+					w.running(t, "a")
+					hold := w.fake.Hold
+					if after {
+						hold = w.fake.HoldAfter
+					}
+					gate := hold(at, "")
+					must(w.set("a", "K", "1"))(t)
+					held(t, gate)
+					begun := time.Now()
+					must(w.store.StopWorkspace(ctx, "a", store.Options{}))(t)
+					if at == runtimetest.Stop || at == runtimetest.Remove {
+						synctest.Wait()
+						gate.Release() // what parking itself needs
+					}
+					synctest.Wait()
+					if d := time.Since(begun); d != 0 {
+						t.Errorf("the stop waited %v", d)
+					}
+					gate.Release()
+					pass(time.Minute)
+					w.wantSettled(t, "a")
+					if s := w.state(t, "a"); s != workspace.StateStopped {
+						t.Errorf("state is %v, want STOPPED", s)
+					}
+				})
+			})
+		}
+	}
+	t.Run("a stop ends a backoff", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			w.fake.Fail(runtimetest.Prepare, "a", errors.New("no"), 0)
+			must(w.set("a", "K", "1"))(t)
+			pass(time.Minute)
+			must(w.store.StopWorkspace(ctx, "a", store.Options{}))(t)
+			synctest.Wait()
+			w.wantSettled(t, "a")
+			ws := must(w.store.Workspace("a"))(t)
+			if s := w.state(t, "a"); s != workspace.StateStopped || ws.Status.Failure != nil {
+				t.Errorf("state is %v, failure %+v; want STOPPED and none", s, ws.Status.Failure)
+			}
+		})
+	})
+}
+
+func TestContract12_DeletionWins(t *testing.T) {
+	ctx := context.Background()
+	gone := func(t *testing.T, w *world, id string) {
+		t.Helper()
+		if _, err := w.store.Workspace(id); !errors.Is(err, store.ErrNotFound) {
+			t.Errorf("the record is there still: %v", err)
+		}
+		if in := w.fake.Instances(); len(in) > 0 {
+			t.Errorf("instances are left: %+v", in)
+		}
+		if w.fake.HasLog(id) || len(w.fake.Volumes(id)) > 0 {
+			t.Error("log or volumes are left")
+		}
+	}
+	for _, at := range []runtimetest.Method{runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Remove} {
+		for _, crash := range []bool{false, true} {
+			t.Run(fmt.Sprintf("in %s,crash=%v", at, crash), func(t *testing.T) {
+				inWorld(t, func(t *testing.T, w *world) {
+					w.running(t, "a")
+					gate := w.fake.Hold(at, "")
+					must(w.set("a", "K", "1"))(t)
+					held(t, gate)
+					must(w.store.DeleteWorkspace(ctx, "a", false, store.Options{}))(t)
+					if crash {
+						if err := w.crash(); err != nil {
+							t.Fatal(err)
+						}
+						if err := w.boot(); err != nil {
+							t.Fatal(err)
+						}
+					}
+					if at == runtimetest.Stop || at == runtimetest.Remove || crash {
+						synctest.Wait()
+						gate.Release()
+					}
+					synctest.Wait()
+					pass(time.Minute)
+					gone(t, w, "a")
+					gate.Release()
+					// The id is free again.
+					w.running(t, "a")
+				})
+			})
+		}
+	}
+	t.Run("half done and finished at boot", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			gate := w.fake.HoldAfter(runtimetest.RemoveWorkspace, "a")
+			must(w.store.DeleteWorkspace(ctx, "a", false, store.Options{}))(t)
+			held(t, gate)
+			if err := w.crash(); err != nil {
+				t.Fatal(err)
+			}
+			gate.Release()
+			if err := w.boot(); err != nil {
+				t.Fatal(err)
+			}
+			synctest.Wait()
+			gone(t, w, "a")
+		})
+	})
+	t.Run("a clean-up that fails is repeated", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			w.fake.Fail(runtimetest.RemoveWorkspace, "a", errors.New("busy"), 3)
+			w.fake.Fail(runtimetest.Remove, "a", errors.New("busy"), 3)
+			w.fake.Fail(runtimetest.Stop, "a", errors.New("busy"), 3)
+			must(w.store.DeleteWorkspace(ctx, "a", false, store.Options{}))(t)
+			pass(10 * time.Minute)
+			gone(t, w, "a")
+		})
+	})
+	t.Run("while parked", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			must(w.store.StopWorkspace(ctx, "a", store.Options{}))(t)
+			synctest.Wait()
+			must(w.store.DeleteWorkspace(ctx, "a", false, store.Options{}))(t)
+			synctest.Wait()
+			gone(t, w, "a")
+		})
+	})
+}
+
+func TestContract13_UnknownIsNotDead(t *testing.T) {
+	t.Run("an error while listing", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			old, _ := w.fake.Running("a")
+			cycles := w.sup.Cycles()
+			heal := w.fake.Fail(runtimetest.List, "", errors.New("unavailable"), 0)
+			w.fake.Fail(runtimetest.Wait, "", errors.New("unavailable"), 3)
+			w.sup.OnCommit([]store.Change{{ID: "a", Desired: true}})
+			pass(time.Hour)
+			heal()
+			pass(2 * time.Minute)
+			w.wantSettled(t, "a")
+			if now, _ := w.fake.Running("a"); now.ID != old.ID || w.sup.Cycles() != cycles {
+				t.Errorf("%s was replaced by %s", old.ID, now.ID)
+			}
+		})
+	})
+	t.Run("an exit restarts it", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			old, _ := w.fake.Running("a")
+			pass(time.Hour)
+			w.fake.Exit(old.ID, runtime.Exit{Code: 3, Known: true})
+			synctest.Wait()
+			ws := must(w.store.Workspace("a"))(t)
+			if s := w.state(t, "a"); s != workspace.StateBackoff || ws.Status.LastExit == nil || ws.Status.LastExit.Code != 3 {
+				t.Errorf("state %v, last exit %+v; want BACKOFF and code 3", s, ws.Status.LastExit)
+			}
+			pass(time.Second)
+			w.wantSettled(t, "a")
+		})
+	})
+	t.Run("a command that ends at once is no tight loop", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.fake.AddImage("good", runtimetest.Image{Commands: map[string]runtimetest.Command{
+				"serve": {Exit: &runtime.Exit{Known: true}, Lifetime: time.Millisecond},
+			}})
+			must(w.create("a"))(t)
+			pass(time.Hour)
+			if n := w.sup.Cycles(); n < 30 || n > 150 {
+				t.Errorf("%d cycles in an hour, want about one a minute", n)
+			}
+		})
+	})
+}
+
+func TestExecFailureFallsBack(t *testing.T) {
+	ctx := context.Background()
+	inWorld(t, func(t *testing.T, w *world) {
+		w.fake.AddImage("bad", runtimetest.Image{Commands: map[string]runtimetest.Command{"serve": runtimetest.ExecFailure}})
+		w.running(t, "a")
+		must(w.set("a", "K", "1"))(t)
+		synctest.Wait()
+		must(w.edit("a", func(e *store.Editable) { e.Spec.Image = "bad" }))(t)
+		synctest.Wait()
+		in, ok := w.fake.Running("a")
+		ws := must(w.store.Workspace("a"))(t)
+		if !ok || in.Generation != 2 || ws.Status.ObservedGeneration != 2 || w.env("a")["K"] != "1" {
+			t.Fatalf("running %v at %d, observed %d, env %v; want the last good generation, 2", ok, in.Generation, ws.Status.ObservedGeneration, w.env("a"))
+		}
+		if f := ws.Status.Failure; w.state(t, "a") != workspace.StateDegraded || f == nil || f.Reason != "EXEC_FAILED" || !f.NextAttempt.IsZero() {
+			t.Fatalf("state %v, failure %+v; want DEGRADED, EXEC_FAILED, held", w.state(t, "a"), ws.Status.Failure)
+		}
+		// It is not taken down again for what can't succeed, nor at boot.
+		pass(time.Hour)
+		if err := w.crash(); err != nil {
+			t.Fatal(err)
+		}
+		if err := w.boot(); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Hour)
+		if now, _ := w.fake.Running("a"); now.ID != in.ID {
+			t.Errorf("%s was replaced by %s", in.ID, now.ID)
+		}
+		// It crashes: it comes back.
+		w.fake.Exit(in.ID, runtime.Exit{Code: 1, Known: true})
+		pass(time.Minute)
+		if now, ok := w.fake.Running("a"); !ok || now.Generation != 2 {
+			t.Errorf("running %v at generation %d, want 2", ok, now.Generation)
+		}
+		must(w.edit("a", func(e *store.Editable) { e.Spec.Image = "good" }))(t)
+		synctest.Wait()
+		w.wantSettled(t, "a")
+		must(w.store.StopWorkspace(ctx, "a", store.Options{}))(t)
+	})
+}
+
+func TestLateReadFailureStartsWithWhatWasRead(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.running(t, "a")
+		seen := w.fault.reads.Load()
+		broken := func(n int64) error {
+			if n-seen == 3 { // prepare, before the stop, after the stop
+				return &store.KeyError{Key: "K", Err: store.ErrUnreadable}
+			}
+			return nil
+		}
+		w.fault.snapshot.Store(&broken)
+		must(w.set("a", "K", "1"))(t)
+		synctest.Wait()
+		w.wantSettled(t, "a")
+	})
+}
+
+func TestStopUsesSignalAndGrace(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.fake.AddImage("good", runtimetest.Image{Commands: map[string]runtimetest.Command{"serve": {StopDelay: -1}}})
+		grace := 42 * time.Second
+		must(w.store.CreateWorkspace(context.Background(), store.NewWorkspace{ID: "a", Spec: store.Spec{
+			Image: "good", Command: []string{"serve"}, StopSignal: "SIGINT", StopGrace: &grace,
+		}}, store.Options{}))(t)
+		synctest.Wait()
+		begun := time.Now()
+		must(w.store.RestartWorkspace(context.Background(), "a", store.Options{}))(t)
+		pass(grace)
+		w.wantSettled(t, "a")
+		if d := time.Since(begun); d != grace {
+			t.Errorf("the switch took %v, want the grace %v", d, grace)
+		}
+	})
+}

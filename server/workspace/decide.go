@@ -1,0 +1,222 @@
+package workspace
+
+import (
+	"time"
+
+	"github.com/workspaced/workspaced/runtime"
+	"github.com/workspaced/workspaced/store"
+)
+
+// action is the one effect of a pass.
+type action int
+
+const (
+	// actIdle: nothing to do before something happens.
+	actIdle action = iota
+	// actWait: nothing to do before step.at.
+	actWait
+	// actRemove: remove step.instance, which does not run.
+	actRemove
+	// actStop: stop step.instance, which must not run (any longer), and remove it.
+	actStop
+	// actRecordExit: the container on record has ended by itself; step.instance
+	// tells how, or has no id when nothing is left of it.
+	actRecordExit
+	// actAdopt: step.instance runs and is not on record.
+	actAdopt
+	// actSettle: clear what the status says of a cycle that is no longer there.
+	actSettle
+	// actPrepare: begin a cycle: make a standby of the newest spec.
+	actPrepare
+	// actSwitch: stop step.old if it has an id, start the standby step.instance.
+	actSwitch
+	// actFallback: nothing runs and the newest generation can't: start the last
+	// good one again.
+	actFallback
+	// actFinishDeletion: nothing is left but files and the record.
+	actFinishDeletion
+)
+
+var actionNames = [...]string{"idle", "wait", "remove", "stop", "record-exit", "adopt", "settle", "prepare", "switch", "fallback", "finish-deletion"}
+
+func (a action) String() string { return actionNames[a] }
+
+// step is what decide wants done.
+type step struct {
+	action        action
+	instance, old runtime.Instance
+	at            time.Time
+}
+
+// view is all that decide looks at.
+type view struct {
+	ws        *store.Workspace
+	instances []runtime.Instance // of the workspace's uid, oldest first
+	// failure is the newest failed attempt: the record's, or a newer one that
+	// could not be recorded.
+	failure *store.Failure
+	// stuck are instances that could not be removed, and when to try again: a
+	// clean-up that fails keeps no workspace from running.
+	stuck map[string]time.Time
+	// fallbackFailed is the generation for which the fallback failed too.
+	fallbackFailed int64
+	// maxWait is the longest wait that a failure can ask for: one that lies
+	// further ahead was written by a clock that has since been set back.
+	maxWait time.Duration
+	now     time.Time
+}
+
+// isStuck reports whether the instance could not be removed and its time has
+// not come.
+func (v *view) isStuck(id string) bool { return v.now.Before(v.stuck[id]) }
+
+// retry is when the first stuck instance is tried again; zero when none is.
+func (v *view) retry() (first time.Time) {
+	for _, in := range v.instances {
+		if at := v.stuck[in.ID]; v.isStuck(in.ID) && (first.IsZero() || at.Before(first)) {
+			first = at
+		}
+	}
+	return first
+}
+
+// decide says what to do next. It is pure: docs/architecture.md has its table,
+// and TestDecide a case for each row.
+func decide(v view) step {
+	var remnants, standbys, running, exited []runtime.Instance
+	for _, in := range v.instances {
+		switch {
+		case in.Phase == runtime.PhaseRunning:
+			running = append(running, in) // never overlooked, stuck or not
+		case v.isStuck(in.ID):
+		case in.Phase == runtime.PhaseStandby:
+			standbys = append(standbys, in)
+		case in.Phase == runtime.PhaseExited:
+			exited = append(exited, in)
+		default:
+			remnants = append(remnants, in)
+		}
+	}
+
+	if v.ws.Deleting != nil || v.ws.Parked {
+		return decideAtRest(v, append(append(remnants, standbys...), exited...), running)
+	}
+
+	// What is left over goes first: there is at most a handful, and it holds
+	// memory, mounts and names.
+	if len(remnants) > 0 {
+		return step{action: actRemove, instance: remnants[0]}
+	}
+	onRecord := v.ws.Status.Running
+	for _, in := range exited {
+		if onRecord != nil && in.ID == onRecord.InstanceID {
+			return step{action: actRecordExit, instance: in}
+		}
+		return step{action: actRemove, instance: in}
+	}
+	if len(running) > 1 {
+		if v.isStuck(running[0].ID) {
+			return step{action: actWait, at: v.retry()}
+		}
+		return step{action: actStop, instance: running[0]}
+	}
+	var current runtime.Instance
+	if len(running) == 1 {
+		current = running[0]
+		if onRecord == nil || onRecord.InstanceID != current.ID {
+			return step{action: actAdopt, instance: current}
+		}
+	} else if onRecord != nil {
+		return step{action: actRecordExit}
+	}
+
+	if current.ID != "" && v.ws.Generation <= v.ws.Status.ObservedGeneration {
+		return decideSettled(v, standbys)
+	}
+	return decideCycle(v, standbys, current)
+}
+
+// decideAtRest brings a workspace that is not meant to run to rest.
+func decideAtRest(v view, leftovers, running []runtime.Instance) step {
+	retry := v.retry()
+	switch {
+	case len(running) > 0 && !v.isStuck(running[0].ID):
+		return step{action: actStop, instance: running[0]}
+	case len(leftovers) > 0:
+		return step{action: actRemove, instance: leftovers[0]}
+	case !retry.IsZero():
+		return step{action: actWait, at: retry}
+	case v.ws.Deleting != nil:
+		return step{action: actFinishDeletion}
+	case unsettled(v):
+		return step{action: actSettle}
+	default:
+		return step{action: actIdle}
+	}
+}
+
+// decideSettled: the newest generation runs.
+func decideSettled(v view, standbys []runtime.Instance) step {
+	retry := v.retry()
+	switch {
+	case len(standbys) > 0:
+		return step{action: actRemove, instance: standbys[0]}
+	case unsettled(v):
+		return step{action: actSettle}
+	case !retry.IsZero():
+		return step{action: actWait, at: retry}
+	default:
+		return step{action: actIdle}
+	}
+}
+
+// decideCycle: the newest generation does not run. current is what runs instead,
+// if anything.
+func decideCycle(v view, standbys []runtime.Instance, current runtime.Instance) step {
+	failure := v.failure
+	if failure != nil && failure.Generation != v.ws.Generation {
+		failure = nil // a newer change cuts the wait short
+	}
+	if failure != nil {
+		at := failure.NextAttempt
+		held := at.IsZero()
+		if held || v.now.Before(at) && at.Sub(v.now) <= v.maxWait {
+			if len(standbys) > 0 {
+				return step{action: actRemove, instance: standbys[0]}
+			}
+			if current.ID == "" && canFallBack(v) {
+				return step{action: actFallback}
+			}
+			if retry := v.retry(); held || (!retry.IsZero() && retry.Before(at)) {
+				at = retry
+			}
+			if at.IsZero() {
+				return step{action: actIdle}
+			}
+			return step{action: actWait, at: at}
+		}
+	}
+	if n := len(standbys); n > 1 {
+		return step{action: actRemove, instance: standbys[0]}
+	} else if n == 1 {
+		return step{action: actSwitch, instance: standbys[0], old: current}
+	}
+	return step{action: actPrepare}
+}
+
+// canFallBack reports whether there is an older spec that ran and is worth a
+// try while the newest one fails.
+func canFallBack(v view) bool {
+	good := v.ws.Status.LastGood
+	return good != nil && good.Generation < v.ws.SpecGeneration && v.fallbackFailed != v.ws.Generation
+}
+
+// unsettled reports whether the status still speaks of a cycle, or of a
+// container, that is no longer there.
+func unsettled(v view) bool {
+	st := &v.ws.Status
+	if v.ws.Parked {
+		return st.Running != nil || st.StartingGeneration != 0 || st.Failure != nil
+	}
+	return st.StartingGeneration != 0 || st.Failure != nil
+}

@@ -1,0 +1,282 @@
+package workspace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/workspaced/workspaced/runtime"
+	"github.com/workspaced/workspaced/store"
+)
+
+// Reasons that the actor gives besides those of runtime.
+const (
+	reasonSecretUnreadable runtime.Reason = "SECRET_UNREADABLE" // a secret can't be opened
+	reasonExited           runtime.Reason = "CONTAINER_EXITED"  // the container ended by itself
+	reasonPanic            runtime.Reason = "INTERNAL"          // the daemon's own fault
+)
+
+// do does one step's effect and records it. passCtx ends when the workspace is
+// stopped or deleted, ctx when the daemon shuts down.
+func (a *actor) do(ctx, passCtx context.Context, ws *store.Workspace, s step) (again bool, at time.Time, err error) {
+	switch s.action {
+	case actIdle, actWait:
+		a.watchRunning(ctx, ws)
+		return false, s.at, nil
+	case actRemove:
+		a.remove(passCtx, ws, s.instance.ID)
+	case actStop:
+		return true, time.Time{}, a.stop(ctx, passCtx, ws, s.instance)
+	case actRecordExit:
+		return true, time.Time{}, a.recordExit(ctx, ws, s.instance)
+	case actAdopt:
+		return true, time.Time{}, a.recordStart(ctx, ws, s.instance, a.specOf(ws, &s.instance))
+	case actSettle:
+		return true, time.Time{}, a.settle(ctx, ws)
+	case actPrepare:
+		return true, time.Time{}, a.begin(ctx, passCtx, ws)
+	case actSwitch:
+		return true, time.Time{}, a.change(ctx, passCtx, ws, s.instance, s.old)
+	case actFallback:
+		return true, time.Time{}, a.fallBack(ctx, passCtx, ws)
+	case actFinishDeletion:
+		return a.finishDeletion(ctx, passCtx, ws)
+	}
+	return true, time.Time{}, nil
+}
+
+// watchRunning watches the container on record, if any.
+func (a *actor) watchRunning(ctx context.Context, ws *store.Workspace) {
+	id := ""
+	if r := ws.Status.Running; r != nil && !ws.Parked && ws.Deleting == nil {
+		id = r.InstanceID
+	}
+	a.watchExit(ctx, id)
+}
+
+func (a *actor) list(ctx context.Context, uid string) ([]runtime.Instance, error) {
+	ctx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.List)
+	defer cancel()
+	return a.sup.cfg.Runtime.List(ctx, uid)
+}
+
+// remove removes an instance that does not run. When it fails the instance is
+// left for later: a clean-up keeps no workspace from running.
+func (a *actor) remove(ctx context.Context, ws *store.Workspace, id string) {
+	rctx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.Remove)
+	defer cancel()
+	if err := a.sup.cfg.Runtime.Remove(rctx, id); err != nil {
+		if errors.Is(context.Cause(ctx), errInterrupted) {
+			return
+		}
+		a.log.WarnContext(ctx, "can't remove a container, trying again later", "instance", id, "uid", ws.UID, "error", err)
+		a.local.stuck[id] = a.sup.now().Add(a.sup.cfg.Deadlines.RemoveRetry)
+		return
+	}
+	delete(a.local.stuck, id)
+	delete(a.local.prepared, id)
+}
+
+// stop stops and removes an instance that must not run.
+func (a *actor) stop(ctx, passCtx context.Context, ws *store.Workspace, in runtime.Instance) error {
+	a.watchExit(ctx, "")
+	if err := a.terminate(passCtx, ws, in.ID); err != nil {
+		if errors.Is(context.Cause(passCtx), errInterrupted) || ctx.Err() != nil {
+			return nil
+		}
+		a.log.WarnContext(ctx, "can't stop a container, trying again later", "instance", in.ID, "error", err)
+		a.local.stuck[in.ID] = a.sup.now().Add(a.sup.cfg.Deadlines.RemoveRetry)
+		return nil
+	}
+	if r := ws.Status.Running; r != nil && r.InstanceID == in.ID {
+		return a.record(ctx, ws, func(_ store.Workspace, st *store.Status) { st.Running = nil })
+	}
+	return nil
+}
+
+// terminate asks an instance to end, and ends it after the workspace's grace.
+func (a *actor) terminate(ctx context.Context, ws *store.Workspace, id string) error {
+	grace := store.DefaultStopGrace
+	if ws.Spec.StopGrace != nil {
+		grace = *ws.Spec.StopGrace
+	}
+	ctx, cancel := context.WithTimeout(ctx, grace+a.sup.cfg.Deadlines.Stop)
+	defer cancel()
+	err := a.sup.cfg.Runtime.Stop(ctx, id, stopSignal(ws.Spec.StopSignal), grace)
+	if errors.Is(err, runtime.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+// begin begins a cycle: everything that can fail happens here, while the old
+// container runs.
+func (a *actor) begin(ctx, passCtx context.Context, ws *store.Workspace) error {
+	if ws.Status.StartingGeneration != ws.Generation {
+		gen := ws.Generation
+		if err := a.record(ctx, ws, func(_ store.Workspace, st *store.Status) { st.StartingGeneration = gen }); err != nil {
+			return err
+		}
+	}
+	a.sup.cycles.Add(1)
+	a.local.fallbackFailed = 0 // each attempt may fall back once
+	if _, err := a.prepare(passCtx, ws, &ws.Spec, ws.Generation); err != nil {
+		return a.failed(ctx, passCtx, ws, err, false)
+	}
+	return nil
+}
+
+// prepare makes a standby of the spec.
+func (a *actor) prepare(ctx context.Context, ws *store.Workspace, spec *store.Spec, generation int64) (runtime.Instance, error) {
+	if _, _, err := a.read(ws, spec, generation); err != nil {
+		return runtime.Instance{}, err
+	}
+	// A pull may take its time: it holds no slot.
+	pullCtx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.Pull)
+	defer cancel()
+	if _, err := a.sup.cfg.Runtime.EnsureImage(pullCtx, spec.Image); err != nil {
+		return runtime.Instance{}, err
+	}
+	release, err := a.sup.limit.acquire(ctx)
+	if err != nil {
+		return runtime.Instance{}, err
+	}
+	defer release()
+	prepCtx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.Prepare)
+	defer cancel()
+	in, err := a.sup.cfg.Runtime.Prepare(prepCtx, runtimeSpec(ws, spec, generation))
+	if err != nil {
+		return runtime.Instance{}, err
+	}
+	a.local.prepared[in.ID] = *spec
+	return in, nil
+}
+
+// read reads the secrets and makes what a container of the spec, prepared at
+// generation, is started with. The launch's generation is the newest one, unless
+// the spec has changed since it was prepared: then the container stays behind.
+func (a *actor) read(ws *store.Workspace, spec *store.Spec, prepared int64) (runtime.Launch, store.Workspace, error) {
+	sn, err := a.sup.cfg.Store.Snapshot(a.id)
+	if err != nil {
+		return runtime.Launch{}, store.Workspace{}, err
+	}
+	if sn.Workspace.UID != ws.UID || sn.Workspace.Deleting != nil || sn.Workspace.Parked {
+		return runtime.Launch{}, store.Workspace{}, errInterrupted
+	}
+	generation := sn.Workspace.Generation
+	if sn.Workspace.SpecGeneration > prepared {
+		generation = prepared
+	}
+	launch, err := launchOf(spec, &sn, generation)
+	return launch, sn.Workspace, err
+}
+
+// change is the switch: it ends the old container, if there is one, reads the
+// secrets, and starts the standby.
+func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standby, old runtime.Instance) error {
+	spec := a.specOf(ws, &standby)
+	if spec == nil { // no standby of this actor's making
+		a.remove(passCtx, ws, standby.ID)
+		return nil
+	}
+	// Opens every secret once more before the old container is touched.
+	launch, _, err := a.read(ws, spec, standby.PreparedGeneration)
+	if err != nil {
+		return a.failed(ctx, passCtx, ws, err, false)
+	}
+	begun := a.sup.now()
+	if old.ID != "" {
+		a.watchExit(ctx, "")
+		if err := a.terminate(passCtx, ws, old.ID); err != nil {
+			return a.failed(ctx, passCtx, ws, err, false)
+		}
+	}
+	late, _, err := a.read(ws, spec, standby.PreparedGeneration)
+	switch {
+	case err == nil:
+		launch = late
+	case errors.Is(err, errInterrupted):
+		return a.failed(ctx, passCtx, ws, err, true)
+	default:
+		// The old container is gone. What was read a moment ago is complete and
+		// gets the workspace up again; what is wrong now shows in the next cycle,
+		// since the generation it belongs to stays pending.
+		a.log.ErrorContext(ctx, "late read failed, starting with the values read before", "generation", launch.Generation, "error", err)
+	}
+	startCtx, cancel := context.WithTimeout(passCtx, a.sup.cfg.Deadlines.Start)
+	defer cancel()
+	in, err := a.sup.cfg.Runtime.Start(startCtx, standby.ID, launch)
+	if err != nil {
+		return a.failed(ctx, passCtx, ws, err, true)
+	}
+	a.log.InfoContext(ctx, "container started", "instance", in.ID, "generation", launch.Generation,
+		"replaced", old.ID, "switch", a.sup.now().Sub(begun))
+	return a.recordStart(ctx, ws, in, spec)
+}
+
+// fallBack starts the last good spec again, with the newest secrets, because
+// nothing runs and the newest generation can't. The failure stays on record.
+func (a *actor) fallBack(ctx, passCtx context.Context, ws *store.Workspace) error {
+	good := ws.Status.LastGood
+	in, err := a.prepare(passCtx, ws, &good.Spec, good.Generation)
+	if err == nil {
+		var launch runtime.Launch
+		if launch, _, err = a.read(ws, &good.Spec, good.Generation); err == nil {
+			startCtx, cancel := context.WithTimeout(passCtx, a.sup.cfg.Deadlines.Start)
+			defer cancel()
+			in, err = a.sup.cfg.Runtime.Start(startCtx, in.ID, launch)
+		}
+	}
+	if err != nil {
+		if interrupted(ctx, passCtx, err) {
+			return nil
+		}
+		a.local.fallbackFailed = ws.Generation
+		a.log.ErrorContext(ctx, "the last good generation does not start either", "generation", good.Generation, "error", err)
+		// What is held waits for a change only while the last good one runs.
+		if f := a.local.failure; f != nil && f.NextAttempt.IsZero() {
+			a.fail(ctx, ws, err, false)
+		}
+		return nil
+	}
+	a.log.WarnContext(ctx, "fell back to the last good generation", "instance", in.ID, "generation", good.Generation)
+	return a.recordStart(ctx, ws, in, &good.Spec)
+}
+
+// finishDeletion removes what outlives containers, then the record.
+func (a *actor) finishDeletion(ctx, passCtx context.Context, ws *store.Workspace) (again bool, at time.Time, err error) {
+	rctx, cancel := context.WithTimeout(passCtx, a.sup.cfg.Deadlines.Remove)
+	defer cancel()
+	if err := a.sup.cfg.Runtime.RemoveWorkspace(rctx, ws.ID, ws.UID, ws.Deleting.KeepVolumes); err != nil {
+		if interrupted(ctx, passCtx, err) {
+			return true, time.Time{}, nil // deleted once more, without the volumes perhaps
+		}
+		return false, time.Time{}, fmt.Errorf("finish the deletion: %w", err)
+	}
+	sctx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.Store)
+	defer cancel()
+	if err := a.sup.cfg.Store.FinishDeletion(sctx, ws.ID, ws.UID); err != nil && !errors.Is(err, store.ErrNotFound) {
+		return false, time.Time{}, err
+	}
+	a.log.InfoContext(ctx, "workspace deleted", "uid", ws.UID)
+	return true, time.Time{}, nil
+}
+
+// specOf returns the spec that an instance was prepared from, or nil when that
+// is not known any more.
+func (a *actor) specOf(ws *store.Workspace, in *runtime.Instance) *store.Spec {
+	if spec, ok := a.local.prepared[in.ID]; ok {
+		return &spec
+	}
+	if in.Generation >= ws.SpecGeneration {
+		return &ws.Spec
+	}
+	return nil
+}
+
+// interrupted reports whether an effect ended because the daemon shuts down or
+// the workspace was stopped or deleted: no failure of the cycle.
+func interrupted(ctx, passCtx context.Context, err error) bool {
+	return ctx.Err() != nil || errors.Is(err, errInterrupted) || errors.Is(context.Cause(passCtx), errInterrupted)
+}

@@ -1,0 +1,112 @@
+package workspace
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+
+	"github.com/workspaced/workspaced/runtime"
+	"github.com/workspaced/workspaced/store"
+)
+
+// Environment variables that the daemon sets itself. The prefix WORKSPACE_ is
+// reserved for them.
+const (
+	envID         = "WORKSPACE_ID"
+	envUID        = "WORKSPACE_UID"
+	envGeneration = "WORKSPACE_GENERATION"
+)
+
+// Linux takes no more than a quarter of the stack's soft limit, 8 MiB by
+// default, for arguments and environment together (execve(2)), and 128 KiB for
+// one string. What is left free is for the image's own environment and the
+// kernel's auxiliary vector.
+const (
+	maxExecBytes   = 2<<20 - 64<<10
+	maxExecString  = 128<<10 - 1
+	execStringCost = 9 // the terminating NUL and a pointer
+)
+
+// plainEnv is the part of the environment that is known before the switch.
+func plainEnv(spec *store.Spec) []string {
+	env := make([]string, 0, len(spec.Env))
+	for _, k := range slices.Sorted(maps.Keys(spec.Env)) {
+		env = append(env, k+"="+spec.Env[k])
+	}
+	return env
+}
+
+// launchOf makes what a container of the spec is started with from a snapshot.
+// In rising precedence: the image's environment (the driver lays this over it),
+// the spec's, global secrets, the workspace's own, the model, the daemon's.
+func launchOf(spec *store.Spec, sn *store.Snapshot, generation int64) (runtime.Launch, error) {
+	env := plainEnv(spec)
+	versions := make(map[string]int64, len(sn.Secrets))
+	for _, s := range sn.Secrets {
+		env = append(env, s.Key+"="+string(s.Value.Reveal()))
+		versions[s.Key] = s.Version
+	}
+	if sn.Workspace.Model != "" {
+		for _, k := range spec.ModelVars() {
+			env = append(env, k+"="+sn.Workspace.Model)
+		}
+	}
+	env = append(env,
+		envID+"="+sn.Workspace.ID,
+		envUID+"="+sn.Workspace.UID,
+		envGeneration+"="+strconv.FormatInt(generation, 10),
+	)
+	if err := checkExecSize(env, spec.Command, spec.Args); err != nil {
+		return runtime.Launch{}, err
+	}
+	return runtime.Launch{Generation: generation, SecretVersions: versions, Env: env}, nil
+}
+
+func checkExecSize(lists ...[]string) error {
+	total := 0
+	for _, list := range lists {
+		for _, s := range list {
+			if len(s) > maxExecString {
+				return &runtime.Error{
+					Reason:  runtime.ReasonEnvironmentTooLarge,
+					Message: fmt.Sprintf("an argument or variable has %d bytes, the kernel takes at most %d", len(s), maxExecString),
+				}
+			}
+			total += len(s) + execStringCost
+		}
+	}
+	if total > maxExecBytes {
+		return &runtime.Error{
+			Reason:  runtime.ReasonEnvironmentTooLarge,
+			Message: fmt.Sprintf("arguments and environment take %d bytes, the kernel takes at most %d", total, maxExecBytes),
+		}
+	}
+	return nil
+}
+
+// runtimeSpec is what a container of the workspace is prepared from.
+func runtimeSpec(w *store.Workspace, spec *store.Spec, generation int64) runtime.Spec {
+	mounts := make([]runtime.Mount, 0, len(spec.Volumes))
+	for _, v := range spec.Volumes {
+		mounts = append(mounts, runtime.Mount{Path: v.MountPath, HostPath: v.HostPath, Volume: v.Name, ReadOnly: v.ReadOnly})
+	}
+	return runtime.Spec{
+		WorkspaceID:  w.ID,
+		WorkspaceUID: w.UID,
+		Generation:   generation,
+		Image:        spec.Image,
+		Command:      spec.Command,
+		Args:         spec.Args,
+		Env:          plainEnv(spec),
+		WorkingDir:   spec.WorkingDir,
+		User:         spec.User,
+		Resources: runtime.Resources{
+			CPUMillis:   spec.Resources.CPUMillis,
+			MemoryBytes: spec.Resources.MemoryBytes,
+			Pids:        spec.Resources.Pids,
+		},
+		Mounts:       mounts,
+		ReadOnlyRoot: spec.ReadOnlyRoot,
+	}
+}

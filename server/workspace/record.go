@@ -1,0 +1,181 @@
+package workspace
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/workspaced/workspaced/runtime"
+	"github.com/workspaced/workspaced/store"
+)
+
+// record writes the status. Only the actor does.
+func (a *actor) record(ctx context.Context, ws *store.Workspace, edit func(store.Workspace, *store.Status)) error {
+	// The daemon's end does not cut off the record of what was done.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), a.sup.cfg.Deadlines.Store)
+	defer cancel()
+	now, err := a.sup.cfg.Store.UpdateStatus(ctx, ws.ID, ws.UID, edit)
+	if err == nil {
+		*ws = now
+	}
+	return err
+}
+
+// recordStart records the container that runs, and the generation it was
+// started with. If that fails the next pass finds the container and adopts it.
+// spec is what it was prepared from, nil when that is not known.
+func (a *actor) recordStart(ctx context.Context, ws *store.Workspace, in runtime.Instance, spec *store.Spec) error {
+	err := a.record(ctx, ws, func(w store.Workspace, st *store.Status) {
+		st.Running = &store.Running{
+			InstanceID:     in.ID,
+			PID:            in.PID,
+			ImageDigest:    in.ImageDigest,
+			StartTime:      in.StartTime,
+			SecretVersions: in.SecretVersions,
+		}
+		st.ObservedGeneration = in.Generation
+		st.StartingGeneration = 0
+		if spec != nil {
+			st.LastGood = &store.LastGood{Generation: in.Generation, Spec: *spec}
+		}
+		if st.Starts > 0 {
+			st.RestartCount++
+		}
+		st.Starts++
+		if st.Failure != nil && st.Failure.Generation <= in.Generation {
+			st.Failure = nil
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if f := a.local.failure; f != nil && f.Generation <= in.Generation {
+		if f.Reason != string(reasonExited) {
+			a.calm()
+		}
+		a.local.failure = nil
+	}
+	clear(a.local.prepared)
+	return nil
+}
+
+// recordExit records that the container on record has ended by itself. It is
+// started again after a wait that grows, unless it ran well for a while.
+func (a *actor) recordExit(ctx context.Context, ws *store.Workspace, in runtime.Instance) error {
+	a.watchExit(ctx, "")
+	now := a.sup.now()
+	exit := runtime.Exit{Time: now}
+	if in.Exit != nil {
+		exit = *in.Exit
+	}
+	if now.Sub(ws.Status.Running.StartTime) >= a.sup.cfg.Backoff.Reset {
+		a.calm()
+	}
+	a.log.WarnContext(ctx, "container ended by itself", "instance", ws.Status.Running.InstanceID,
+		"code", exit.Code, "known", exit.Known, "signal", exit.Signal, "oom", exit.OOMKilled)
+	failure := a.newFailure(ws, &runtime.Error{Reason: reasonExited, Message: exitMessage(exit)}, false)
+	err := a.record(ctx, ws, func(w store.Workspace, st *store.Status) {
+		st.Running = nil
+		st.StartingGeneration = 0
+		st.LastExit = &store.Exit{Code: exit.Code, Known: exit.Known, Signal: exit.Signal, OOMKilled: exit.OOMKilled, Time: exit.Time}
+		st.Failure = failure
+	})
+	a.local.failure = failure
+	return err
+}
+
+// settle clears what the status says of a cycle that is no longer there.
+func (a *actor) settle(ctx context.Context, ws *store.Workspace) error {
+	a.calm()
+	a.local.failure = nil
+	return a.record(ctx, ws, func(w store.Workspace, st *store.Status) {
+		st.StartingGeneration = 0
+		st.Failure = nil
+		if w.Parked {
+			st.Running = nil
+		}
+	})
+}
+
+// failed records that the cycle failed, unless it was interrupted. oldGone: the
+// old container has ended.
+func (a *actor) failed(ctx, passCtx context.Context, ws *store.Workspace, err error, oldGone bool) error {
+	if interrupted(ctx, passCtx, err) {
+		if !oldGone || ws.Status.Running == nil {
+			return nil
+		}
+		return a.record(ctx, ws, func(_ store.Workspace, st *store.Status) { st.Running = nil })
+	}
+	a.log.ErrorContext(ctx, "cycle failed", "generation", ws.Generation, "attempt", a.local.attempts+1, "error", err,
+		"cause", errors.Unwrap(err), "old_container_ended", oldGone)
+	a.fail(ctx, ws, err, oldGone)
+	return nil
+}
+
+// fail records a failed attempt and returns when the next one is due. That it
+// can't be recorded changes nothing for the actor.
+func (a *actor) fail(ctx context.Context, ws *store.Workspace, err error, oldGone bool) time.Time {
+	var re *runtime.Error
+	// A command that every check found good and that can't be executed all the
+	// same would take the workspace down again at each try: it waits for a
+	// change, while the last good spec runs.
+	held := oldGone && errors.As(err, &re) && re.Permanent &&
+		ws.Status.LastGood != nil && ws.Status.LastGood.Generation < ws.SpecGeneration
+	failure := a.newFailure(ws, err, held)
+	a.local.failure = failure
+	recErr := a.record(ctx, ws, func(w store.Workspace, st *store.Status) {
+		if w.Parked || w.Deleting != nil {
+			return
+		}
+		st.StartingGeneration = 0
+		if oldGone {
+			st.Running = nil
+		}
+		st.Failure = failure
+	})
+	if recErr != nil {
+		a.log.ErrorContext(ctx, "can't record a failure", "error", recErr)
+	}
+	return failure.NextAttempt
+}
+
+func (a *actor) newFailure(ws *store.Workspace, err error, held bool) *store.Failure {
+	a.local.attempts++
+	now := a.sup.now()
+	reason, message := explain(err)
+	f := &store.Failure{
+		Generation: ws.Generation,
+		Reason:     string(reason),
+		Message:    message,
+		Attempt:    a.local.attempts,
+		Time:       now,
+	}
+	wait := a.local.backoff.NextBackOff()
+	if !held {
+		f.NextAttempt = now.Add(wait)
+	}
+	return f
+}
+
+// calm forgets past failures: the next one waits as little as the first.
+func (a *actor) calm() {
+	a.local.attempts = 0
+	a.local.fallbackFailed = 0
+	a.local.backoff.Reset()
+}
+
+// explain says why a cycle failed in words that a caller may read.
+func explain(err error) (runtime.Reason, string) {
+	var re *runtime.Error
+	var ke *store.KeyError
+	switch {
+	case errors.As(err, &re):
+		return re.Reason, re.Message
+	case errors.As(err, &ke):
+		return reasonSecretUnreadable, "secret " + ke.Key + " can't be opened with this daemon's key; set or delete it"
+	case errors.Is(err, context.DeadlineExceeded):
+		return runtime.ReasonTimeout, "a step took longer than its deadline; the daemon's log tells which"
+	default:
+		return runtime.ReasonRuntimeError, "the container runtime failed; the daemon's log tells more"
+	}
+}

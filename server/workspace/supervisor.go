@@ -1,0 +1,251 @@
+package workspace
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+
+	"github.com/workspaced/workspaced/store"
+)
+
+// Store is what the actors ask of the store.
+type Store interface {
+	// Workspace returns a record, or an error that is store.ErrNotFound.
+	Workspace(id string) (store.Workspace, error)
+	// ListWorkspaces returns the records that match, by id; limit 0 is none.
+	ListWorkspaces(after string, limit int, match func(*store.Workspace) bool) ([]store.Workspace, bool, error)
+	// Snapshot opens what a container is started from.
+	Snapshot(id string) (store.Snapshot, error)
+	// UpdateStatus edits a workspace's status in one transaction.
+	UpdateStatus(ctx context.Context, id, uid string, edit func(store.Workspace, *store.Status)) (store.Workspace, error)
+	// FinishDeletion removes a record for good.
+	FinishDeletion(ctx context.Context, id, uid string) error
+}
+
+// Backoff says how long a workspace waits after a failure.
+type Backoff struct {
+	// Initial is the first wait, doubled each time up to Max; each is varied by
+	// up to a half. Defaults: 500 ms and 1 minute.
+	Initial, Max time.Duration
+	// Reset is how long a container must have run for its end to count as the
+	// first one. Default: 30 s.
+	Reset time.Duration
+}
+
+func (b Backoff) policy() *backoff.ExponentialBackOff {
+	p := backoff.NewExponentialBackOff()
+	p.InitialInterval, p.MaxInterval, p.Multiplier = b.Initial, b.Max, 2
+	p.Reset()
+	return p
+}
+
+// Deadlines bound the steps of a cycle.
+type Deadlines struct {
+	Store       time.Duration // one transaction; default 30 s
+	List        time.Duration // asking the runtime what is there; default 10 s
+	Pull        time.Duration // fetching and unpacking an image; default 10 min
+	Prepare     time.Duration // making a standby; default 1 min
+	Start       time.Duration // from the go-ahead to the command; default 15 s
+	Stop        time.Duration // beyond the workspace's own grace; default 15 s
+	Remove      time.Duration // clean-up of one container; default 30 s
+	RemoveRetry time.Duration // pause after a clean-up that failed; default 30 s
+	WaitRetry   time.Duration // pause after a container could not be watched; default 1 s
+}
+
+// Config is what a Supervisor needs.
+type Config struct {
+	Store   Store
+	Runtime Runtime
+	// Logger gets what the actors do; default slog.Default().
+	Logger *slog.Logger
+	// MaxConcurrentCycles is how many workspaces make a container at once;
+	// default 4.
+	MaxConcurrentCycles int
+	// SlotLend is how long a cycle may count against that limit; default 5 s.
+	SlotLend  time.Duration
+	Backoff   Backoff
+	Deadlines Deadlines
+}
+
+func (c *Config) setDefaults() {
+	if c.Logger == nil {
+		c.Logger = slog.Default()
+	}
+	if c.MaxConcurrentCycles <= 0 {
+		c.MaxConcurrentCycles = 4
+	}
+	d := &c.Deadlines
+	for _, v := range []struct {
+		field *time.Duration
+		value time.Duration
+	}{
+		{&c.SlotLend, 5 * time.Second},
+		{&c.Backoff.Initial, 500 * time.Millisecond},
+		{&c.Backoff.Max, time.Minute},
+		{&c.Backoff.Reset, 30 * time.Second},
+		{&d.Store, 30 * time.Second},
+		{&d.List, 10 * time.Second},
+		{&d.Pull, 10 * time.Minute},
+		{&d.Prepare, time.Minute},
+		{&d.Start, 15 * time.Second},
+		{&d.Stop, 15 * time.Second},
+		{&d.Remove, 30 * time.Second},
+		{&d.RemoveRetry, 30 * time.Second},
+		{&d.WaitRetry, time.Second},
+	} {
+		if *v.field <= 0 {
+			*v.field = v.value
+		}
+	}
+}
+
+// Supervisor owns the actors, one a workspace. OnCommit is the only way to reach
+// them: give it to the store.
+type Supervisor struct {
+	cfg      Config
+	limit    *limit
+	busy     gauge
+	draining atomic.Bool
+	cycles   atomic.Int64 // begun
+	panics   atomic.Int64 // recovered
+
+	mu     sync.RWMutex
+	actors map[string]*actor
+	// spawn starts an actor's goroutine; nil before Run and after its end. What
+	// is committed then is found at the next boot.
+	spawn func(*actor)
+}
+
+// New returns a supervisor that does nothing before Run.
+func New(cfg Config) *Supervisor {
+	cfg.setDefaults()
+	return &Supervisor{
+		cfg:    cfg,
+		limit:  newLimit(cfg.MaxConcurrentCycles, cfg.SlotLend),
+		actors: make(map[string]*actor),
+	}
+}
+
+func (s *Supervisor) now() time.Time { return time.Now() }
+
+// Cycles returns how many cycles were begun, and Panics how many panics were
+// recovered, since the supervisor was made.
+func (s *Supervisor) Cycles() int64 { return s.cycles.Load() }
+
+// Panics: see Cycles.
+func (s *Supervisor) Panics() int64 { return s.panics.Load() }
+
+// OnCommit is called by the store after each commit, before the callers get
+// their answers. It never blocks.
+func (s *Supervisor) OnCommit(changes []store.Change) {
+	for _, c := range changes {
+		if c.Desired || c.Interrupt {
+			s.reach(c.ID, c.Interrupt)
+		}
+	}
+}
+
+// reach kicks the workspace's actor, and before that ends the effect in flight
+// if interrupt is set.
+func (s *Supervisor) reach(id string, interrupt bool) {
+	s.mu.RLock()
+	a := s.actors[id]
+	if a != nil {
+		if interrupt {
+			a.interrupt()
+		}
+		signal(a.kick)
+	}
+	s.mu.RUnlock()
+	if a != nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.spawn == nil {
+		return
+	}
+	a = s.actors[id]
+	if a == nil {
+		a = newActor(s, id)
+		s.actors[id] = a
+		s.spawn(a)
+	}
+	signal(a.kick)
+}
+
+// retire forgets an actor whose workspace is gone, unless it was kicked since:
+// then there is a new workspace of that id.
+func (s *Supervisor) retire(a *actor) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if len(a.kick) > 0 {
+		return false
+	}
+	delete(s.actors, a.id)
+	return true
+}
+
+// Run boots: it starts the actors of the workspaces that need one, which adopt
+// what runs. Then it runs until ctx ends, and returns when every actor has.
+func (s *Supervisor) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	s.mu.Lock()
+	if s.spawn != nil {
+		s.mu.Unlock()
+		return errors.New("supervisor: runs already")
+	}
+	s.spawn = func(a *actor) { wg.Go(func() { a.run(ctx) }) }
+	s.mu.Unlock()
+
+	err := s.boot(ctx)
+	if err == nil {
+		<-ctx.Done()
+	}
+	// From here on nothing is spawned, so that the wait has an end.
+	s.mu.Lock()
+	s.spawn = func(*actor) {}
+	s.mu.Unlock()
+	wg.Wait()
+	return err
+}
+
+// boot kicks what has something to do or to watch. A workspace that is parked
+// with nothing left of a container needs no actor.
+func (s *Supervisor) boot(ctx context.Context) error {
+	lctx, cancel := context.WithTimeout(ctx, s.cfg.Deadlines.List)
+	defer cancel()
+	found := make(map[string]bool)
+	instances, err := s.cfg.Runtime.List(lctx, "")
+	if err != nil {
+		// Each actor asks for its own and retries; unknown is not gone.
+		s.cfg.Logger.WarnContext(ctx, "can't list the containers at start", "error", err)
+	}
+	for _, in := range instances {
+		found[in.WorkspaceUID] = true
+	}
+	ws, _, listErr := s.cfg.Store.ListWorkspaces("", 0, func(w *store.Workspace) bool {
+		return err != nil || !w.Parked || w.Deleting != nil || unsettled(view{ws: w}) || found[w.UID]
+	})
+	if listErr != nil {
+		return fmt.Errorf("boot: %w", listErr)
+	}
+	for i := range ws {
+		s.reach(ws[i].ID, false)
+	}
+	s.cfg.Logger.InfoContext(ctx, "supervisor started", "actors", len(ws), "containers", len(instances))
+	return nil
+}
+
+// Drain begins no new cycle and waits until those in flight have ended, or ctx
+// has. What is pending stands on disk. Cancel Run's context after it.
+func (s *Supervisor) Drain(ctx context.Context) error {
+	s.draining.Store(true)
+	return s.busy.wait(ctx)
+}
