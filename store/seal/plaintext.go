@@ -17,23 +17,24 @@ const Redacted = "[redacted]"
 // away. The zero value is an empty value. It is immutable, so copies may share
 // it between goroutines.
 type Plaintext struct {
-	// A pointer, because fmt prints unexported fields by reflection without
-	// asking for methods: what it finds of a Plaintext there is an address.
-	value *[]byte
+	// A function, because fmt and other printers look into unexported fields by
+	// reflection, where they can't ask for methods: no reflection sees what a
+	// function holds.
+	reveal func() []byte
 }
 
 // New returns a Plaintext with a copy of b.
 func New(b []byte) Plaintext {
 	b = slices.Clone(b)
-	return Plaintext{value: &b}
+	return Plaintext{reveal: func() []byte { return b }}
 }
 
 // Bytes returns the value itself. The caller must not change it.
 func (p Plaintext) Bytes() []byte {
-	if p.value == nil {
+	if p.reveal == nil {
 		return nil
 	}
-	return *p.value
+	return p.reveal()
 }
 
 // Reveal returns the value as a string.
