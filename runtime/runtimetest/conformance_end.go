@@ -62,8 +62,12 @@ var stopProperties = []property{
 		in := s.run(spec)
 		ctx, cancel := context.WithTimeout(s.ctx, 100*time.Millisecond)
 		defer cancel()
-		if err := s.r.Stop(ctx, in.ID, syscall.SIGTERM, deadline); !errors.Is(err, context.DeadlineExceeded) {
+		begin := time.Now()
+		if err := s.r.Stop(ctx, in.ID, syscall.SIGTERM, deadline/2); !errors.Is(err, context.DeadlineExceeded) {
 			s.Errorf("Stop = %v, want the context's error", err)
+		}
+		if took := time.Since(begin); took > deadline/3 {
+			s.Errorf("Stop took %v: it waited for the grace period", took)
 		}
 		s.wantPhase(in.ID, runtime.PhaseRunning)
 		if err := s.r.Stop(s.ctx, in.ID, syscall.SIGTERM, 0); err != nil {
@@ -146,6 +150,18 @@ var waitProperties = []property{
 	}},
 }
 
+// watchedContext tells when a call has begun to use it.
+type watchedContext struct {
+	context.Context
+	once sync.Once
+	used chan struct{}
+}
+
+func (c *watchedContext) Done() <-chan struct{} {
+	c.once.Do(func() { close(c.used) })
+	return c.Context.Done()
+}
+
 var removeProperties = []property{
 	{"one that runs is killed, and who waits for it learns", func(s *suite) {
 		in := s.run(s.spec("a", 1))
@@ -154,12 +170,18 @@ var removeProperties = []property{
 			err  error
 		}
 		answers := make(chan answer, 1)
+		ctx, cancel := context.WithTimeout(s.ctx, deadline)
+		defer cancel()
+		watched := &watchedContext{Context: ctx, used: make(chan struct{})}
 		go func() {
-			ctx, cancel := context.WithTimeout(s.ctx, deadline)
-			defer cancel()
-			exit, err := s.r.Wait(ctx, in.ID)
+			exit, err := s.r.Wait(watched, in.ID)
 			answers <- answer{exit, err}
 		}()
+		select {
+		case <-watched.used:
+		case <-ctx.Done():
+			s.Fatal("Wait does not look at its context")
+		}
 		s.remove(in.ID)
 		if a := <-answers; !errors.Is(a.err, runtime.ErrNotFound) && (a.err != nil || a.exit.Signal != 9) {
 			s.Errorf("Wait = %+v, %v, want signal 9 or ErrNotFound", a.exit, a.err)

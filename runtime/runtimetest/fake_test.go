@@ -370,6 +370,64 @@ func TestFakeStopTakesAsLongAsTheCommandOrTheGrace(t *testing.T) {
 	}
 }
 
+func TestFakeRemoveEndsWhatIsWaitedFor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake(t)
+		in := start(t, f, prepare(t, f, spec("a", 1)).ID, 1)
+		exits := make(chan runtime.Exit, 1)
+		go func() {
+			exit, err := f.Wait(t.Context(), in.ID)
+			if err != nil {
+				t.Error(err)
+			}
+			exits <- exit
+		}()
+		synctest.Wait()
+		if err := f.Remove(t.Context(), in.ID); err != nil {
+			t.Fatal(err)
+		}
+		if exit := <-exits; exit.Signal != int(syscall.SIGKILL) || !exit.Known || exit.Time.IsZero() {
+			t.Errorf("exit = %+v, want it killed", exit)
+		}
+		if _, running := f.Running("a"); running {
+			t.Error("a removed instance runs")
+		}
+	})
+}
+
+func TestFakeImagesAndTheirUsersDirectoriesAndHostPaths(t *testing.T) {
+	f := runtimetest.NewFake()
+	var e *runtime.Error
+	if _, err := f.EnsureImage(t.Context(), image); !errors.As(err, &e) || e.Reason != runtime.ReasonImageNotFound {
+		t.Errorf("EnsureImage of an image that was not added = %v", err)
+	}
+	f.AddImage(image, runtimetest.Image{Digest: "sha256:one", Entrypoint: []string{"/cmd"}})
+	for range 2 {
+		if digest, err := f.EnsureImage(t.Context(), image); err != nil || digest != "sha256:one" {
+			t.Errorf("EnsureImage = %q, %v", digest, err)
+		}
+		f.RemoveImage(image) // what was pulled stays
+	}
+	s := spec("a", 1)
+	s.Mounts = []runtime.Mount{{Path: "/data", HostPath: "/host"}}
+	f.SetHostPathMissing("/host", true)
+	if _, err := f.Prepare(t.Context(), s); !errors.As(err, &e) || e.Reason != runtime.ReasonVolume {
+		t.Errorf("Prepare with a missing host path = %v", err)
+	}
+	f.SetHostPathMissing("/host", false)
+	in := prepare(t, f, s)
+	if f.Exit("nobody", runtime.Exit{}) {
+		t.Error("Exit of an instance that does not exist = true")
+	}
+	start(t, f, in.ID, 1)
+	if !f.Exit(in.ID, runtime.Exit{Code: 1, Known: true}) || f.Exit(in.ID, runtime.Exit{Code: 2}) {
+		t.Error("an instance ends once")
+	}
+	if got := f.Instances()[0].Exit; got == nil || got.Code != 1 {
+		t.Errorf("exit = %+v, want code 1", got)
+	}
+}
+
 func TestFakeLaunchesTellWhatWasStartedWithWhat(t *testing.T) {
 	f := newFake(t)
 	f.AddImage("env", runtimetest.Image{Env: []string{"A=image", "B=image"}, Entrypoint: []string{"/cmd"}, Cmd: []string{"x"}})
