@@ -41,10 +41,11 @@ demo: deps build ## Prove the main job on real containers: many changes, one res
 .PHONY: build
 build: ## Build the static binaries into bin/
 	$(STATIC) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/ ./cmd/workspaced ./cmd/demo
-	$(STATIC) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/workspace-init
+	$(STATIC) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/workspace-init ./cmd/demo/envserver
 
 .PHONY: test
 test: deps-test build containerd23 bin/tools/grpcurl bin/tools/testreport ## Run all tests: race detector, real containerd, leak check (TEST=./store/... for some)
+	@go -C tools test ./testreport
 	@tools/test.sh $(TEST)
 
 .PHONY: check
@@ -62,7 +63,7 @@ bench: deps-test build containerd23 ## Run all benchmarks (BENCH=regexp for some
 
 .PHONY: clean
 clean: ## Remove what make built, except the tools
-	rm -rf bin/workspaced bin/workspace-init bin/demo bin/containerd-2.3 .protodeps coverage.out
+	rm -rf bin/workspaced bin/workspace-init bin/demo bin/envserver bin/containerd-2.3 .protodeps coverage.out
 
 .PHONY: distclean
 distclean: ## Remove everything that make built

@@ -62,7 +62,7 @@ if ((EUID != 0)); then
 	while IFS= read -r name; do
 		pass+=("$name=${!name}")
 	done < <(compgen -e | grep -E '^(CI|GOTOOLCHAIN|WORKSPACED_.*)$' || true)
-	exec sudo env "${pass[@]}" WORKSPACED_SANDBOX_GOCACHE=1 "$self" "$@"
+	exec sudo env "${pass[@]}" SANDBOX_GOCACHE=1 "$self" "$@"
 fi
 
 # Short: what is below has to fit into the 107 bytes of a socket's address.
@@ -70,7 +70,7 @@ dir=$(mktemp -d /tmp/wsXXXXXX)
 trap 'rm -rf "$dir"' EXIT
 mkdir "$dir/t"
 export TMPDIR=$dir/t
-if [[ -n ${WORKSPACED_SANDBOX_GOCACHE-} ]]; then
+if [[ -n ${SANDBOX_GOCACHE-} ]]; then
 	export GOCACHE=$dir/gocache
 fi
 # What kills this shell kills all of it.
