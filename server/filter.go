@@ -241,8 +241,8 @@ func stringValue(field *expr.Expr, w *store.Workspace) (string, bool) {
 	return value, ok
 }
 
-// labelKey is the key in labels.key. Labels' keys may contain dots, which make
-// deeper selections of them.
+// labelKey is the key in labels.key; one that is no plain word is quoted, as in
+// labels."a.b".
 func labelKey(field *expr.Expr) string {
 	return field.GetSelectExpr().GetField()
 }

@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/store"
 )
 
 // errMalformed: what came is no message of the method's request type. The inner
@@ -130,9 +131,13 @@ func (s *Server) mapError(ctx context.Context, err error, req any) error {
 	id := callID(ctx)
 	method, _ := grpc.Method(ctx)
 	attrs := []any{"call_id", id, "method", method, "error", err}
-	var p *panicError
-	if errors.As(err, &p) {
-		attrs = append(attrs, "stack", string(p.stack))
+	var inHandler *panicError
+	var inStore *store.PanicError
+	switch {
+	case errors.As(err, &inHandler):
+		attrs = append(attrs, "stack", string(inHandler.stack))
+	case errors.As(err, &inStore):
+		attrs = append(attrs, "stack", string(inStore.Stack))
 	}
 	s.log.ErrorContext(ctx, "internal error in a call", attrs...)
 	return internalError(id)

@@ -32,7 +32,7 @@ type Store interface {
 	ListWorkspaces(after string, limit int, match func(*store.Workspace) bool) ([]store.Workspace, bool, error)
 	Secret(scope store.Scope, key string) (store.Secret, error)
 	ListSecrets(scope store.Scope, after string, limit int) ([]store.Secret, bool, error)
-	Feed(after uint64, limit int) (store.FeedPage, error)
+	FeedSince(since, after uint64, limit int) (store.FeedPage, error)
 	CreateWorkspace(ctx context.Context, w store.NewWorkspace, o store.Options) (store.Result, error)
 	UpdateWorkspace(ctx context.Context, id string, edit func(*store.Editable) error, o store.Options) (store.Result, error)
 	DeleteWorkspace(ctx context.Context, id string, keepVolumes bool, o store.Options) (store.Result, error)

@@ -1,14 +1,12 @@
 package server
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"path"
 	"slices"
 	"strings"
 
-	"buf.build/go/protovalidate"
 	"github.com/distribution/reference"
 	"google.golang.org/protobuf/proto"
 
@@ -44,7 +42,9 @@ func validateRequest(req proto.Message) error {
 		checkModelKeys(&vs, req)
 	case *workspacev1.UpdateWorkspaceRequest:
 		// The rest is checked once the mask was applied.
-		if _, err := parseWorkspaceName("", req.GetWorkspace().GetName()); req.GetWorkspace() != nil && err != nil {
+		if req.GetWorkspace() == nil {
+			vs.add("workspace", "is required")
+		} else if _, err := parseWorkspaceName("", req.GetWorkspace().GetName()); err != nil {
 			vs.add("workspace.name", "must be %s", workspacePattern)
 		}
 	case *workspacev1.SetSecretRequest:
@@ -66,28 +66,6 @@ func validateWorkspace(w *workspacev1.Workspace) error {
 	}
 	checkSpec(&vs, "workspace.spec", w.GetSpec())
 	return vs.err()
-}
-
-// addRules adds what the rules in the .proto say. Their messages hold rules,
-// not values.
-func addRules(vs *violations, prefix string, m proto.Message) error {
-	err := protovalidate.Validate(m)
-	var invalid *protovalidate.ValidationError
-	switch {
-	case err == nil:
-		return nil
-	case !errors.As(err, &invalid):
-		return fmt.Errorf("validate %s: %w", m.ProtoReflect().Descriptor().FullName(), err)
-	}
-	for _, violation := range invalid.Violations {
-		field := protovalidate.FieldPathString(violation.Proto.GetField())
-		description := violation.Proto.GetMessage()
-		if description == "" {
-			description = "must satisfy the rule " + violation.Proto.GetRuleId()
-		}
-		vs.add(prefix+field, "%s", description)
-	}
-	return nil
 }
 
 func checkSpec(vs *violations, at string, spec *workspacev1.WorkspaceSpec) {

@@ -1,7 +1,6 @@
 package server
 
 import (
-	"context"
 	"errors"
 
 	"google.golang.org/grpc"
@@ -19,10 +18,10 @@ const watchPageSize = 256
 type position struct {
 	// Instance is the database's: positions of another one mean nothing.
 	Instance string `json:"d"`
-	// Revision is the place in the change feed; everything up to it was sent.
-	Revision uint64 `json:"r,omitempty"`
-	// Partial: the initial state was not complete, so that there is no such place.
-	Partial bool `json:"p,omitempty"`
+	// Since and Revision are those of store.FeedSince: everything up to Revision
+	// was sent, to a client that began from nothing at Since.
+	Since    uint64 `json:"s"`
+	Revision uint64 `json:"r"`
 }
 
 // watch is one WatchWorkspaces call. It has no queue: it reads the change feed,
@@ -61,29 +60,19 @@ func (s *Server) WatchWorkspaces(req *workspacev1.WatchWorkspacesRequest, stream
 	hint, stop := s.hub.Watch("")
 	defer stop()
 	w.hint = hint
-	err = w.run()
-	if err != nil && stream.Context().Err() != nil {
-		return context.Cause(stream.Context()) // what broke the Send
-	}
-	return err
+	return w.run()
 }
 
 // run returns when the stream has to end.
 func (w *watch) run() error {
-	records := w.server.store
-	start := !w.resumed
-	if w.resumed && (w.pos.Partial || w.pos.Instance != records.InstanceUID() || w.pos.Revision > records.Revision()) {
+	if !w.resumed {
+		w.restart()
+	} else if w.pos.Instance != w.server.store.InstanceUID() {
 		if err := w.resync(); err != nil {
 			return err
 		}
-		start = true
 	}
 	for {
-		if start {
-			if err := w.sendAll(); err != nil {
-				return err
-			}
-		}
 		err := w.follow()
 		if !errors.Is(err, store.ErrCompacted) {
 			return err
@@ -91,49 +80,29 @@ func (w *watch) run() error {
 		if err := w.resync(); err != nil {
 			return err
 		}
-		start = true
 	}
 }
 
-// resync tells the client to forget everything.
+// restart begins with everything that is there.
+func (w *watch) restart() {
+	w.resumed, w.shown = false, nil
+	w.pos = position{Instance: w.server.store.InstanceUID(), Since: w.server.store.Revision()}
+}
+
+// resync tells the client to forget everything, and begins anew.
 func (w *watch) resync() error {
-	w.pos = position{Instance: w.server.store.InstanceUID(), Partial: true}
+	w.restart()
 	return w.send(&workspacev1.WatchWorkspacesResponse{Event: &workspacev1.WatchWorkspacesResponse_Resync{
 		Resync: &workspacev1.ResyncMarker{},
 	}})
 }
 
-// sendAll sends what is there. The feed continues from where it was before: what
-// changes meanwhile comes again.
-func (w *watch) sendAll() error {
-	before := w.server.store.Revision()
-	w.resumed = false
-	w.pos = position{Instance: w.server.store.InstanceUID(), Partial: true}
-	if w.filter != nil {
-		w.shown = make(map[string]bool)
-	}
-	for after, more := "", true; more; {
-		page, next, err := w.server.store.ListWorkspaces(after, watchPageSize, w.filter.match)
-		if err != nil {
-			return err
-		}
-		for i := range page {
-			if err := w.show(&page[i]); err != nil {
-				return err
-			}
-			after = page[i].ID
-		}
-		more = next && len(page) > 0
-	}
-	w.pos = position{Instance: w.pos.Instance, Revision: before}
-	return nil
-}
-
-// follow sends changes, and once there are none left the sync marker, until the
-// stream has to end or the feed no longer reaches back to the position.
+// follow sends what comes after the position, and once nothing is left the sync
+// marker, until the stream has to end or the feed no longer reaches back to the
+// position.
 func (w *watch) follow() error {
 	for synced := false; ; {
-		page, err := w.server.store.Feed(w.pos.Revision, watchPageSize)
+		page, err := w.server.store.FeedSince(w.pos.Since, w.pos.Revision, watchPageSize)
 		if err != nil {
 			return err
 		}
@@ -142,9 +111,11 @@ func (w *watch) follow() error {
 				return err
 			}
 		}
+		w.pos.Revision = page.Next
 		if page.More {
 			continue
 		}
+		w.pos.Since = page.Next
 		if !synced {
 			synced = true
 			if err := w.send(&workspacev1.WatchWorkspacesResponse{Event: &workspacev1.WatchWorkspacesResponse_Synced{
