@@ -1,0 +1,182 @@
+package server_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+)
+
+func TestSecretLife(t *testing.T) {
+	run(t, func(h *harness) {
+		h.create("w")
+		const name = "workspaces/w/secrets/TOKEN"
+		born := timestamppb.Now()
+		first := h.set(name, "one")
+		want := &workspacev1.Secret{
+			Name: name, Key: "TOKEN", Scope: workspacev1.SecretScope_SECRET_SCOPE_WORKSPACE, Version: 1, SizeBytes: 3,
+			CreateTime: born, UpdateTime: born, Etag: `"v1"`,
+		}
+		if diff := cmp.Diff(want, first.GetSecret(), protocmp.Transform()); diff != "" {
+			t.Error(diff)
+		}
+		if first.GetGeneration() != 2 || !first.GetChanged() || first.GetAffectedWorkspaces() != 1 {
+			t.Errorf("first: %v", first)
+		}
+		h.WaitGeneration("w", 2)
+		h.wantEnv("w", "TOKEN=one")
+
+		time.Sleep(time.Minute) // the bubble's clock
+		if same := h.set(name, "one"); same.GetChanged() || same.GetGeneration() != 2 || same.GetAffectedWorkspaces() != 0 || same.GetSecret().GetVersion() != 1 {
+			t.Errorf("equal is equal: %v", same)
+		}
+		second := h.set(name, "twotwo")
+		want.Version, want.SizeBytes, want.Etag, want.UpdateTime = 2, 6, `"v2"`, timestamppb.Now()
+		if diff := cmp.Diff(want, second.GetSecret(), protocmp.Transform()); diff != "" {
+			t.Error(diff)
+		}
+		got := must2(h.Client.GetSecret(h.ctx(), &workspacev1.GetSecretRequest{Name: name}))(t).GetSecret()
+		if diff := cmp.Diff(want, got, protocmp.Transform()); diff != "" {
+			t.Error(diff)
+		}
+
+		deleted := must2(h.Client.DeleteSecret(h.ctx(), &workspacev1.DeleteSecretRequest{Name: name}))(t)
+		if !deleted.GetChanged() || deleted.GetGeneration() != 4 || deleted.GetAffectedWorkspaces() != 1 {
+			t.Errorf("deleted: %v", deleted)
+		}
+		missing := must2(h.Client.DeleteSecret(h.ctx(), &workspacev1.DeleteSecretRequest{Name: name, AllowMissing: true}))(t)
+		if missing.GetChanged() || missing.GetGeneration() != 4 {
+			t.Errorf("missing: %v", missing)
+		}
+		h.WaitGeneration("w", 4)
+		for _, e := range h.env("w") {
+			if strings.HasPrefix(e, "TOKEN=") {
+				t.Errorf("it runs with %s", e)
+			}
+		}
+		if again := h.set(name, "three").GetSecret(); again.GetVersion() != 3 {
+			t.Errorf("a key that is set again has version %d", again.GetVersion())
+		}
+	})
+}
+
+func TestGlobalSecrets(t *testing.T) {
+	run(t, func(h *harness) {
+		for _, id := range []string{"a", "b", "own"} {
+			h.create(id)
+		}
+		h.set("workspaces/own/secrets/SHARED", "mine")
+		synctest.Wait()
+		set := h.set("secrets/SHARED", "everyone's")
+		if set.GetGeneration() != 0 || !set.GetChanged() || set.GetAffectedWorkspaces() != 2 {
+			t.Errorf("set: %v", set)
+		}
+		if s := set.GetSecret(); s.GetName() != "secrets/SHARED" || s.GetScope() != workspacev1.SecretScope_SECRET_SCOPE_GLOBAL {
+			t.Errorf("got %v", s)
+		}
+		for _, id := range []string{"a", "b", "own"} {
+			w := h.WaitGeneration(id, 0)
+			if w.GetGeneration() != 2 {
+				t.Errorf("%s is at %d", id, w.GetGeneration())
+			}
+		}
+		h.wantEnv("a", "SHARED=everyone's")
+		h.wantEnv("own", "SHARED=mine")
+		if w := h.get("workspaces/a"); w.GetChangeReason() != workspacev1.ChangeReason_CHANGE_REASON_GLOBAL_SECRET {
+			t.Errorf("reason %v", w.GetChangeReason())
+		}
+	})
+}
+
+func TestApplyAtTheNextStart(t *testing.T) {
+	run(t, func(h *harness) {
+		h.create("w")
+		resp := must2(h.Client.SetSecret(h.ctx(), &workspacev1.SetSecretRequest{
+			Name: "workspaces/w/secrets/A", Payload: &workspacev1.SetSecretRequest_Text{Text: "x"}, Apply: workspacev1.Apply_APPLY_NEXT_START,
+		}))(t)
+		if !resp.GetChanged() || resp.GetGeneration() != 1 || resp.GetAffectedWorkspaces() != 0 {
+			t.Errorf("got %v", resp)
+		}
+		synctest.Wait()
+		if w := h.get("workspaces/w"); w.GetReconciling() || w.GetRestartCount() != 0 {
+			t.Errorf("it was restarted: %v", w)
+		}
+		restarted := must2(h.Client.RestartWorkspace(h.ctx(), &workspacev1.RestartWorkspaceRequest{Name: "workspaces/w"}))(t)
+		h.WaitGeneration("w", restarted.GetGeneration())
+		h.wantEnv("w", "A=x")
+	})
+}
+
+func TestBatchIsOneGeneration(t *testing.T) {
+	run(t, func(h *harness) {
+		h.create("w", func(r *createReq) { r.Secrets = []*secret{text("OLD", "1"), text("SAME", "2")} })
+		resp := must2(h.Client.BatchUpdateSecrets(h.ctx(), &workspacev1.BatchUpdateSecretsRequest{
+			Parent:  "workspaces/w",
+			Secrets: []*secret{text("Z", "z"), text("SAME", "2"), text("A", "a")}, DeleteKeys: []string{"OLD", "NEVER_THERE"},
+		}))(t)
+		var got []string
+		for _, s := range resp.GetSecrets() {
+			got = append(got, fmt.Sprint(s.GetKey(), s.GetVersion()))
+		}
+		if diff := cmp.Diff([]string{"Z1", "SAME1", "A1"}, got); diff != "" {
+			t.Error(diff)
+		}
+		if resp.GetGeneration() != 2 || !resp.GetChanged() || resp.GetAffectedWorkspaces() != 1 {
+			t.Errorf("got %v", resp)
+		}
+		if w := h.WaitGeneration("w", 2); w.GetRestartCount() != 1 {
+			t.Errorf("restarted %d times", w.GetRestartCount())
+		}
+		empty := must2(h.Client.BatchUpdateSecrets(h.ctx(), &workspacev1.BatchUpdateSecretsRequest{Parent: "workspaces/w"}))(t)
+		if empty.GetChanged() || empty.GetGeneration() != 2 {
+			t.Errorf("an empty batch: %v", empty)
+		}
+		global := must2(h.Client.BatchUpdateSecrets(h.ctx(), &workspacev1.BatchUpdateSecretsRequest{Parent: "global", Secrets: []*secret{text("G", "g")}}))(t)
+		if global.GetGeneration() != 0 || global.GetAffectedWorkspaces() != 1 || global.GetSecrets()[0].GetName() != "secrets/G" {
+			t.Errorf("global: %v", global)
+		}
+	})
+}
+
+func TestListSecretsPages(t *testing.T) {
+	run(t, func(h *harness) {
+		h.create("w")
+		var values []*secret
+		var want []string
+		for i := range 25 {
+			values = append(values, text(fmt.Sprintf("K%02d", i), "x"))
+			want = append(want, fmt.Sprintf("K%02d", i))
+		}
+		for _, parent := range []string{"workspaces/w", "global"} {
+			must2(h.Client.BatchUpdateSecrets(h.ctx(), &workspacev1.BatchUpdateSecretsRequest{Parent: parent, Secrets: values}))(t)
+			for _, size := range []int32{0, 1, 10, 25, 1000} {
+				var got []string
+				req := &workspacev1.ListSecretsRequest{Parent: parent, PageSize: size}
+				for {
+					resp := must2(h.Client.ListSecrets(h.ctx(), req))(t)
+					for _, s := range resp.GetSecrets() {
+						got = append(got, s.GetKey())
+					}
+					if req.PageToken = resp.GetNextPageToken(); req.PageToken == "" {
+						break
+					}
+				}
+				if diff := cmp.Diff(want, got); diff != "" {
+					t.Errorf("%s, pages of %d: %s", parent, size, diff)
+				}
+			}
+		}
+		token := must2(h.Client.ListSecrets(h.ctx(), &workspacev1.ListSecretsRequest{Parent: "global", PageSize: 1}))(t).GetNextPageToken()
+		_, err := h.Client.ListSecrets(h.ctx(), &workspacev1.ListSecretsRequest{Parent: "workspaces/w", PageToken: token})
+		if fields(err)["page_token"] == "" {
+			t.Errorf("another parent's token: %v", err)
+		}
+	})
+}

@@ -1,0 +1,443 @@
+package server_test
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/testing/protocmp"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/fieldmaskpb"
+
+	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+)
+
+// fullSpec sets every field.
+func fullSpec() *wsSpec {
+	return &wsSpec{
+		Image:      "registry.example/team/app@sha256:" + strings.Repeat("a", 64),
+		Command:    []string{"/bin/app", ""},
+		Args:       []string{"--flag", "x y"},
+		Env:        map[string]string{"A": "1", "EMPTY": ""},
+		WorkingDir: "/srv",
+		User:       "app:1000",
+		Resources:  &workspacev1.Resources{CpuMillis: 1500, MemoryBytes: 64 << 20, Pids: 100},
+		Volumes: []*workspacev1.Volume{
+			volume("/data", "data"),
+			{MountPath: "/etc/app", ReadOnly: true, Source: &workspacev1.Volume_HostPath{HostPath: "/etc/app"}},
+		},
+		ReadOnlyRoot:    true,
+		StopSignal:      "SIGINT",
+		StopGracePeriod: durationpb.New(1500 * time.Millisecond),
+		ModelEnv:        []string{"MODEL", "LLM"},
+	}
+}
+
+func TestCreateKeepsEverything(t *testing.T) {
+	run(t, func(h *harness) {
+		resp := must2(h.Client.CreateWorkspace(h.ctx(), &createReq{
+			WorkspaceId: "full",
+			Workspace:   &ws{Name: "workspaces/ignored", Labels: map[string]string{"team": "a"}, Model: "gpt-4", Spec: fullSpec()},
+			Secrets:     []*secret{text("TOKEN", "t"), {Key: "RAW", Payload: &workspacev1.SecretValue_Data{Data: []byte{0xff, 'x'}}}},
+		}))(t)
+		if resp.GetGeneration() != 1 || !resp.GetChanged() {
+			t.Errorf("generation %d, changed %v", resp.GetGeneration(), resp.GetChanged())
+		}
+		got := h.WaitGeneration("full", 1)
+		want := &ws{
+			Name: "workspaces/full", Labels: map[string]string{"team": "a"}, Model: "gpt-4", Spec: fullSpec(),
+			State: workspacev1.WorkspaceState_WORKSPACE_STATE_RUNNING, Generation: 1, ObservedGeneration: 1,
+			ChangeReason:   workspacev1.ChangeReason_CHANGE_REASON_CREATED,
+			SecretVersions: map[string]int64{"TOKEN": 1, "RAW": 1},
+		}
+		if diff := cmp.Diff(want, got, protocmp.Transform(), protocmp.IgnoreFields(&ws{},
+			"uid", "etag", "create_time", "update_time", "image_digest", "container_id", "pid", "start_time")); diff != "" {
+			t.Error(diff)
+		}
+		for field, ok := range map[string]bool{
+			"uid": len(got.GetUid()) == 36, "etag": got.GetEtag() != "", "create_time": got.GetCreateTime().IsValid(),
+			"update_time": got.GetUpdateTime().IsValid(), "image_digest": strings.HasPrefix(got.GetImageDigest(), "sha256:"),
+			"container_id": got.GetContainerId() != "", "pid": got.GetPid() > 0, "start_time": got.GetStartTime().IsValid(),
+		} {
+			if !ok {
+				t.Errorf("%s is not right: %v", field, got)
+			}
+		}
+		h.wantEnv("full", "A=1", "TOKEN=t", "RAW=\xffx", "MODEL=gpt-4", "LLM=gpt-4")
+	})
+}
+
+func TestCreateMakesAnID(t *testing.T) {
+	run(t, func(h *harness) {
+		seen := make(map[string]bool)
+		for range 5 {
+			resp := must2(h.Client.CreateWorkspace(h.ctx(), &createReq{Workspace: &ws{Spec: spec()}}))(t)
+			name := resp.GetWorkspace().GetName()
+			if !regexp.MustCompile(`^workspaces/ws-[a-z2-7]{10}$`).MatchString(name) || seen[name] {
+				t.Errorf("got %s", name)
+			}
+			seen[name] = true
+		}
+	})
+}
+
+func TestUpdateMask(t *testing.T) {
+	before := func() *ws {
+		return &ws{Labels: map[string]string{"team": "a", "x": "y"}, Model: "gpt-4", Spec: fullSpec()}
+	}
+	for _, tt := range []struct {
+		name  string
+		to    *ws
+		mask  *fieldmaskpb.FieldMask
+		want  func(w *ws) // changes before
+		bumps bool
+	}{
+		{name: "no mask, nothing", to: &ws{}, want: func(*ws) {}},
+		{name: "no mask: what is set", to: &ws{Model: "m", Spec: &wsSpec{User: "bob", Env: map[string]string{"B": "2"}}},
+			want: func(w *ws) { w.Model = "m"; w.Spec.User = "bob"; w.Spec.Env = map[string]string{"B": "2"} }, bumps: true},
+		{name: "no mask: output only is ignored", to: &ws{Uid: "x", Generation: 99, Parked: true, Pid: 3, Labels: map[string]string{"a": "b"}},
+			want: func(w *ws) { w.Labels = map[string]string{"a": "b"} }},
+		{name: "empty mask is none", to: &ws{Model: "m"}, mask: &fieldmaskpb.FieldMask{},
+			want: func(w *ws) { w.Model = "m" }, bumps: true},
+		{name: "labels", to: &ws{Model: "ignored", Labels: map[string]string{"a": "b"}}, mask: mask("labels"),
+			want: func(w *ws) { w.Labels = map[string]string{"a": "b"} }},
+		{name: "labels cleared", to: &ws{}, mask: mask("labels"), want: func(w *ws) { w.Labels = nil }},
+		{name: "model cleared", to: &ws{}, mask: mask("model"), want: func(w *ws) { w.Model = "" }, bumps: true},
+		{name: "deep", to: &ws{Spec: &wsSpec{Resources: &workspacev1.Resources{Pids: 7}}}, mask: mask("spec.resources.pids"),
+			want: func(w *ws) { w.Spec.Resources.Pids = 7 }, bumps: true},
+		{name: "deep, cleared", to: &ws{}, mask: mask("spec.resources.pids", "spec.command"),
+			want: func(w *ws) { w.Spec.Resources.Pids = 0; w.Spec.Command = nil }, bumps: true},
+		{name: "all limits cleared", to: &ws{}, mask: mask("spec.resources"), want: func(w *ws) { w.Spec.Resources = nil }, bumps: true},
+		{name: "stop signal and grace make no generation", to: &ws{Spec: &wsSpec{StopGracePeriod: durationpb.New(0)}}, mask: mask("spec.stop_signal", "spec.stop_grace_period"),
+			want: func(w *ws) { w.Spec.StopSignal = ""; w.Spec.StopGracePeriod = durationpb.New(0) }},
+		{name: "spec", to: &ws{Spec: spec()}, mask: mask("spec"), want: func(w *ws) { w.Spec = spec() }, bumps: true},
+		{name: "everything", to: &ws{Spec: spec()}, mask: mask("*"), want: func(w *ws) { w.Spec = spec(); w.Model = ""; w.Labels = nil }, bumps: true},
+		{name: "the same", to: before(), mask: mask("*"), want: func(*ws) {}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			run(t, func(h *harness) {
+				old := h.create("w", func(r *createReq) { r.Workspace = before() })
+				want := before()
+				tt.want(want)
+				changed := !proto.Equal(want, before())
+
+				tt.to.Name = "workspaces/w"
+				resp := must2(h.Client.UpdateWorkspace(h.ctx(), &updateReq{Workspace: tt.to, UpdateMask: tt.mask}))(t)
+				got := resp.GetWorkspace()
+				if diff := cmp.Diff(want, &ws{Labels: got.GetLabels(), Model: got.GetModel(), Spec: got.GetSpec()}, protocmp.Transform()); diff != "" {
+					t.Error(diff)
+				}
+				generation := int64(1)
+				if tt.bumps {
+					generation = 2
+				}
+				if resp.GetChanged() != changed || resp.GetGeneration() != generation {
+					t.Errorf("changed %v, generation %d", resp.GetChanged(), resp.GetGeneration())
+				}
+				if (got.GetEtag() != old.GetEtag()) != changed {
+					t.Errorf("etag from %s to %s", old.GetEtag(), got.GetEtag())
+				}
+				synctest.Wait()
+				if diff := cmp.Diff(got.GetSpec(), h.get("workspaces/w").GetSpec(), protocmp.Transform()); diff != "" {
+					t.Error(diff)
+				}
+			})
+		})
+	}
+}
+
+func mask(paths ...string) *fieldmaskpb.FieldMask { return &fieldmaskpb.FieldMask{Paths: paths} }
+
+func TestEtags(t *testing.T) {
+	run(t, func(h *harness) {
+		first := h.create("w", func(r *createReq) { r.Secrets = []*secret{text("S", "1")} })
+		update := func(etag, model string) error {
+			_, err := h.Client.UpdateWorkspace(h.ctx(), &updateReq{Workspace: &ws{Name: first.GetName(), Etag: etag, Model: model}})
+			return err
+		}
+		if err := update(first.GetEtag(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, update(first.GetEtag(), "b"), codes.Aborted, "ETAG_MISMATCH")
+		// A status or a secret leaves the etag alone.
+		now := h.get(first.GetName())
+		h.set("workspaces/w/secrets/S", "2")
+		synctest.Wait()
+		if got := h.get(first.GetName()); got.GetEtag() != now.GetEtag() || got.GetObservedGeneration() != 3 {
+			t.Errorf("etag %s, was %s; observed %d", got.GetEtag(), now.GetEtag(), got.GetObservedGeneration())
+		}
+		_, err := h.Client.DeleteWorkspace(h.ctx(), &workspacev1.DeleteWorkspaceRequest{Name: first.GetName(), Etag: first.GetEtag()})
+		wantCode(t, err, codes.Aborted, "ETAG_MISMATCH")
+
+		s := must2(h.Client.GetSecret(h.ctx(), &workspacev1.GetSecretRequest{Name: "workspaces/w/secrets/S"}))(t).GetSecret()
+		set := func(etag, value string) error {
+			_, err := h.Client.SetSecret(h.ctx(), &workspacev1.SetSecretRequest{
+				Name: s.GetName(), Etag: etag, Payload: &workspacev1.SetSecretRequest_Text{Text: value},
+			})
+			return err
+		}
+		if err := set(s.GetEtag(), "3"); err != nil {
+			t.Fatal(err)
+		}
+		wantCode(t, set(s.GetEtag(), "4"), codes.Aborted, "ETAG_MISMATCH")
+		_, err = h.Client.DeleteSecret(h.ctx(), &workspacev1.DeleteSecretRequest{Name: s.GetName(), Etag: s.GetEtag()})
+		wantCode(t, err, codes.Aborted, "ETAG_MISMATCH")
+	})
+}
+
+func TestStopStartRestartSetModelDelete(t *testing.T) {
+	run(t, func(h *harness) {
+		name := h.create("w").GetName()
+		restarted := must2(h.Client.RestartWorkspace(h.ctx(), &workspacev1.RestartWorkspaceRequest{Name: name}))(t)
+		if !restarted.GetChanged() || restarted.GetGeneration() != 2 || h.WaitGeneration("w", 2).GetRestartCount() != 1 {
+			t.Errorf("restart: %v", restarted)
+		}
+		for i, changed := range []bool{true, false} {
+			model := must2(h.Client.SetModel(h.ctx(), &workspacev1.SetModelRequest{Name: name, Model: "m"}))(t)
+			if model.GetChanged() != changed || model.GetGeneration() != 3 {
+				t.Errorf("model %d: %v", i, model)
+			}
+		}
+		h.WaitGeneration("w", 3)
+		h.wantEnv("w", "MODEL_PROVIDER=m")
+
+		for i, changed := range []bool{true, false} {
+			stopped := must2(h.Client.StopWorkspace(h.ctx(), &workspacev1.StopWorkspaceRequest{Name: name}))(t)
+			if stopped.GetChanged() != changed || stopped.GetGeneration() != 3 || !stopped.GetWorkspace().GetParked() {
+				t.Errorf("stop %d: %v", i, stopped)
+			}
+		}
+		synctest.Wait()
+		if w := h.get(name); w.GetState() != workspacev1.WorkspaceState_WORKSPACE_STATE_STOPPED || w.GetContainerId() != "" || w.GetPid() != 0 {
+			t.Errorf("stopped: %v", w)
+		}
+		_, err := h.Client.RestartWorkspace(h.ctx(), &workspacev1.RestartWorkspaceRequest{Name: name})
+		wantCode(t, err, codes.FailedPrecondition, "WORKSPACE_STOPPED")
+
+		for i, changed := range []bool{true, false} {
+			started := must2(h.Client.StartWorkspace(h.ctx(), &workspacev1.StartWorkspaceRequest{Name: name}))(t)
+			if started.GetChanged() != changed || started.GetGeneration() != 4 {
+				t.Errorf("start %d: %v", i, started)
+			}
+		}
+		h.WaitGeneration("w", 4)
+
+		gate := h.Runtime.Hold("RemoveWorkspace", "w") // the deletion is under way
+		defer gate.Release()
+		for i, changed := range []bool{true, false} {
+			deleted := must2(h.Client.DeleteWorkspace(h.ctx(), &workspacev1.DeleteWorkspaceRequest{Name: name}))(t)
+			if deleted.GetChanged() != changed || deleted.GetWorkspace().GetState() != workspacev1.WorkspaceState_WORKSPACE_STATE_DELETING {
+				t.Errorf("delete %d: %v", i, deleted)
+			}
+			synctest.Wait()
+		}
+		for rpc, call := range byName(name, "") {
+			err := call(h.Client, h.ctx())
+			switch rpc {
+			case "GetWorkspace", "DeleteWorkspace", "WaitWorkspace":
+				if err != nil { // what was waited for has come about before
+					t.Errorf("%s: %v", rpc, err)
+				}
+			default:
+				wantCode(t, err, codes.FailedPrecondition, "WORKSPACE_DELETING")
+			}
+		}
+		_, err = h.Client.UpdateWorkspace(h.ctx(), &updateReq{Workspace: &ws{Name: name, Model: "x"}})
+		wantCode(t, err, codes.FailedPrecondition, "WORKSPACE_DELETING")
+		wantCode(t, bySecret(name + "/secrets/A")["SetSecret"](h.Client, h.ctx()), codes.FailedPrecondition, "WORKSPACE_DELETING")
+		_, err = h.Client.CreateWorkspace(h.ctx(), &createReq{WorkspaceId: "w", Workspace: &ws{Spec: spec()}})
+		wantCode(t, err, codes.AlreadyExists, "WORKSPACE_EXISTS")
+
+		gate.Release()
+		synctest.Wait()
+		_, err = h.Client.DeleteWorkspace(h.ctx(), &workspacev1.DeleteWorkspaceRequest{Name: name})
+		wantCode(t, err, codes.NotFound, "WORKSPACE_NOT_FOUND")
+		missing := must2(h.Client.DeleteWorkspace(h.ctx(), &workspacev1.DeleteWorkspaceRequest{Name: name, AllowMissing: true}))(t)
+		if missing.GetChanged() || missing.GetWorkspace() != nil {
+			t.Errorf("missing: %v", missing)
+		}
+		if len(h.Runtime.Instances()) != 0 {
+			t.Errorf("left: %v", h.Runtime.Instances())
+		}
+	})
+}
+
+func TestDeleteKeepsVolumesIfAsked(t *testing.T) {
+	run(t, func(h *harness) {
+		for id, keep := range map[string]bool{"keep": true, "drop": false} {
+			h.create(id, func(r *createReq) { r.Workspace.Spec.Volumes = []*workspacev1.Volume{volume("/data", "data")} })
+			must2(h.Client.DeleteWorkspace(h.ctx(), &workspacev1.DeleteWorkspaceRequest{Name: "workspaces/" + id, KeepVolumes: keep}))(t)
+			synctest.Wait()
+			if got := len(h.Runtime.Volumes(id)) > 0; got != keep {
+				t.Errorf("%s: volumes kept: %v", id, got)
+			}
+		}
+	})
+}
+
+// TestValidateOnlyChangesNothing: every change answers as if it had been done.
+func TestValidateOnlyChangesNothing(t *testing.T) {
+	run(t, func(h *harness) {
+		name := h.create("w", func(r *createReq) { r.Secrets = []*secret{text("S", "1")} }).GetName()
+		h.create("parked")
+		must2(h.Client.StopWorkspace(h.ctx(), &workspacev1.StopWorkspaceRequest{Name: "workspaces/parked"}))(t)
+		type answer interface {
+			GetGeneration() int64
+			GetChanged() bool
+		}
+		for rpc, call := range map[string]func() (answer, error){
+			"Create": func() (answer, error) {
+				return h.Client.CreateWorkspace(h.ctx(), &createReq{WorkspaceId: "new", Workspace: &ws{Spec: spec()}, Secrets: []*secret{text("A", "b")}, ValidateOnly: true, RequestId: "v1"})
+			},
+			"Update": func() (answer, error) {
+				return h.Client.UpdateWorkspace(h.ctx(), &updateReq{Workspace: &ws{Name: name, Model: "m"}, ValidateOnly: true, RequestId: "v2"})
+			},
+			"Delete": func() (answer, error) {
+				return h.Client.DeleteWorkspace(h.ctx(), &workspacev1.DeleteWorkspaceRequest{Name: name, ValidateOnly: true})
+			},
+			"Restart": func() (answer, error) {
+				return h.Client.RestartWorkspace(h.ctx(), &workspacev1.RestartWorkspaceRequest{Name: name, ValidateOnly: true})
+			},
+			"Stop": func() (answer, error) {
+				return h.Client.StopWorkspace(h.ctx(), &workspacev1.StopWorkspaceRequest{Name: name, ValidateOnly: true})
+			},
+			"Start": func() (answer, error) {
+				return h.Client.StartWorkspace(h.ctx(), &workspacev1.StartWorkspaceRequest{Name: "workspaces/parked", ValidateOnly: true})
+			},
+			"SetModel": func() (answer, error) {
+				return h.Client.SetModel(h.ctx(), &workspacev1.SetModelRequest{Name: name, Model: "m", ValidateOnly: true})
+			},
+			"SetSecret": func() (answer, error) {
+				return h.Client.SetSecret(h.ctx(), &workspacev1.SetSecretRequest{Name: name + "/secrets/S", Payload: &workspacev1.SetSecretRequest_Text{Text: "2"}, ValidateOnly: true})
+			},
+			"DeleteSecret": func() (answer, error) {
+				return h.Client.DeleteSecret(h.ctx(), &workspacev1.DeleteSecretRequest{Name: name + "/secrets/S", ValidateOnly: true})
+			},
+			"BatchUpdateSecrets": func() (answer, error) {
+				return h.Client.BatchUpdateSecrets(h.ctx(), &workspacev1.BatchUpdateSecretsRequest{Parent: name, DeleteKeys: []string{"S"}, ValidateOnly: true})
+			},
+		} {
+			h.wantUnchanged(func() {
+				got, err := call()
+				if err != nil {
+					t.Fatalf("%s: %v", rpc, err)
+				}
+				if !got.GetChanged() || got.GetGeneration() == 0 {
+					t.Errorf("%s: %v", rpc, got)
+				}
+			})
+		}
+	})
+}
+
+// names lists all pages, in order.
+func (h *harness) names(req *workspacev1.ListWorkspacesRequest) (names []string, pages int) {
+	h.t.Helper()
+	for {
+		resp := must2(h.Client.ListWorkspaces(h.ctx(), req))(h.t)
+		pages++
+		if len(resp.GetWorkspaces()) > int(req.GetPageSize()) && req.GetPageSize() > 0 {
+			h.t.Errorf("a page of %d", len(resp.GetWorkspaces()))
+		}
+		for _, w := range resp.GetWorkspaces() {
+			names = append(names, strings.TrimPrefix(w.GetName(), "workspaces/"))
+		}
+		if resp.GetNextPageToken() == "" {
+			return names, pages
+		}
+		req = proto.CloneOf(req)
+		req.PageToken = resp.GetNextPageToken()
+	}
+}
+
+func TestListPagesAndOrders(t *testing.T) {
+	run(t, func(h *harness) {
+		for i := range 7 {
+			h.create(fmt.Sprintf("w%d", 6-i), func(r *createReq) { r.Workspace.Labels = map[string]string{"odd": fmt.Sprint(i % 2)} })
+			time.Sleep(time.Second) // the bubble's clock
+		}
+		h.set("workspaces/w3/secrets/A", "x")
+		byName := []string{"w0", "w1", "w2", "w3", "w4", "w5", "w6"}
+		byUpdate := []string{"w6", "w5", "w4", "w2", "w1", "w0", "w3"}
+		reversed := func(s []string) []string { s = slices.Clone(s); slices.Reverse(s); return s }
+		for _, tt := range []struct {
+			order, filter string
+			want          []string
+		}{
+			{"", "", byName},
+			{"name", "", byName},
+			{"name desc", "", reversed(byName)},
+			{"create_time", "", reversed(byName)},
+			{"create_time desc", "", byName},
+			{"update_time", "", byUpdate},
+			{" update_time  desc , name", "", reversed(byUpdate)},
+			{"", `labels.odd = "1"`, []string{"w1", "w3", "w5"}},
+			{"update_time", `labels.odd = "1"`, []string{"w5", "w1", "w3"}},
+			{"", `labels.odd = "7"`, nil},
+		} {
+			for _, size := range []int32{0, 1, 2, 3, 7, 1000, 5000} {
+				got, pages := h.names(&workspacev1.ListWorkspacesRequest{PageSize: size, OrderBy: tt.order, Filter: tt.filter})
+				if diff := cmp.Diff(tt.want, got); diff != "" {
+					t.Errorf("%q %q pages of %d: %s", tt.order, tt.filter, size, diff)
+				}
+				if want := (len(tt.want) + int(size) - 1) / int(max(size, 1)); size > 0 && pages != max(want, 1) {
+					t.Errorf("%q %q pages of %d: %d pages", tt.order, tt.filter, size, pages)
+				}
+			}
+		}
+	})
+}
+
+func TestListTokensBelongToTheirList(t *testing.T) {
+	run(t, func(h *harness) {
+		for i := range 5 {
+			h.create(fmt.Sprintf("w%d", i))
+			h.set(fmt.Sprintf("workspaces/w0/secrets/K%d", i), "x")
+		}
+		first := &workspacev1.ListWorkspacesRequest{PageSize: 2, Filter: "NOT parked", OrderBy: "name"}
+		token := must2(h.Client.ListWorkspaces(h.ctx(), first))(t).GetNextPageToken()
+		list := func(edit func(*workspacev1.ListWorkspacesRequest)) ([]string, error) {
+			req := proto.CloneOf(first)
+			req.PageToken = token
+			edit(req)
+			resp, err := h.Client.ListWorkspaces(h.ctx(), req)
+			var names []string
+			for _, w := range resp.GetWorkspaces() {
+				names = append(names, w.GetName())
+			}
+			return names, err
+		}
+		for what, edit := range map[string]func(*workspacev1.ListWorkspacesRequest){
+			"filter": func(r *workspacev1.ListWorkspacesRequest) { r.Filter = "" },
+			"order":  func(r *workspacev1.ListWorkspacesRequest) { r.OrderBy = "name desc" },
+			"damage": func(r *workspacev1.ListWorkspacesRequest) { r.PageToken = "A" + r.PageToken },
+		} {
+			if _, err := list(edit); fields(err)["page_token"] == "" {
+				t.Errorf("%s: %v", what, err)
+			}
+		}
+		if _, err := h.Client.ListSecrets(h.ctx(), &workspacev1.ListSecretsRequest{Parent: "workspaces/w0", PageToken: token}); fields(err)["page_token"] == "" {
+			t.Errorf("another RPC's token: %v", err)
+		}
+		// A page goes on where the one before ended, whatever happened in between,
+		// also with another size and after a restart.
+		h.create("w1b")
+		must2(h.Client.DeleteWorkspace(h.ctx(), &workspacev1.DeleteWorkspaceRequest{Name: "workspaces/w0"}))(t)
+		must2(h.Client.DeleteWorkspace(h.ctx(), &workspacev1.DeleteWorkspaceRequest{Name: "workspaces/w1"}))(t)
+		synctest.Wait()
+		if err := h.Restart(); err != nil {
+			t.Fatal(err)
+		}
+		got, err := list(func(r *workspacev1.ListWorkspacesRequest) { r.PageSize = 3 })
+		if diff := cmp.Diff([]string{"workspaces/w1b", "workspaces/w2", "workspaces/w3"}, got); diff != "" || err != nil {
+			t.Error(diff, err)
+		}
+	})
+}
