@@ -46,6 +46,48 @@ func TestContract01_NoLostChange(t *testing.T) {
 	}
 }
 
+// The second change comes in each single call of the first one's cycle, up to
+// the last look that finds nothing to do.
+func TestContract01_TokenBeforeRead(t *testing.T) {
+	calls := 0 // of a cycle, counted below
+	for nth := 0; nth == 0 || nth <= calls; nth++ {
+		for _, after := range []bool{false, true} {
+			t.Run(fmt.Sprintf("%d,after=%v", nth, after), func(t *testing.T) {
+				inWorld(t, func(t *testing.T, w *world) {
+					w.running(t, "a")
+					n := 0
+					on := w.fake.OnCall
+					if after {
+						on = w.fake.AfterCall
+					}
+					on(func(_ context.Context, c runtimetest.Call) error {
+						if c.Method == runtimetest.Wait {
+							return nil
+						}
+						if n++; n == nth {
+							if _, err := w.set("a", "L", "1"); err != nil {
+								t.Error(err)
+							}
+						}
+						return nil
+					})
+					must(w.set("a", "K", "1"))(t)
+					synctest.Wait()
+					w.wantSettled(t, "a")
+					if nth == 0 {
+						calls = n
+					} else if w.env("a")["L"] != "1" {
+						t.Error("the second change did not come")
+					}
+				})
+			})
+		}
+	}
+	if calls < 8 {
+		t.Errorf("a cycle made %d calls: this tested less than it says", calls)
+	}
+}
+
 func TestContract02_Coalescing(t *testing.T) {
 	t.Run("1 request is 1 cycle", func(t *testing.T) {
 		inWorld(t, func(t *testing.T, w *world) {
