@@ -48,6 +48,7 @@ type config struct {
 	ImportImages        []string      `koanf:"import_images" help:"image tars (docker save or OCI layout) to import at start"`
 	PlainHTTPRegistries []string      `koanf:"plain_http_registries" help:"registries, host[:port], that speak HTTP without TLS"`
 	RegistryCAFiles     []string      `koanf:"registry_ca_files" help:"PEM files with certificate authorities of registries, besides the system's"`
+	RegistryCertsDir    string        `koanf:"registry_certs_dir" help:"directory with settings of registries in containerd's certs.d layout: mirrors, certificates"`
 	LogLevel            string        `koanf:"log_level" help:"debug, info, warn or error"`
 	LogFormat           string        `koanf:"log_format" help:"text or json"`
 	MaxConcurrentCycles int           `koanf:"max_concurrent_cycles" help:"how many workspaces may replace their container at the same time"`
@@ -268,7 +269,7 @@ func (c *config) check() error {
 	for _, p := range []struct {
 		key  string
 		path *string
-	}{{"data_dir", &c.DataDir}, {"state_dir", &c.StateDir}, {"socket", &c.Socket}, {"init_path", &c.InitPath}, {"containerd", &c.Containerd}} {
+	}{{"data_dir", &c.DataDir}, {"state_dir", &c.StateDir}, {"socket", &c.Socket}, {"init_path", &c.InitPath}, {"containerd", &c.Containerd}, {"registry_certs_dir", &c.RegistryCertsDir}} {
 		if *p.path == "" {
 			if p.key == "data_dir" || p.key == "state_dir" {
 				return fmt.Errorf("%s is empty", p.key)
@@ -281,12 +282,14 @@ func (c *config) check() error {
 		}
 		*p.path = abs
 	}
-	for i, path := range c.ImportImages {
-		abs, err := filepath.Abs(path)
-		if err != nil {
-			return fmt.Errorf("import_images: %w", err)
+	for key, paths := range map[string][]string{"import_images": c.ImportImages, "registry_ca_files": c.RegistryCAFiles} {
+		for i, path := range paths {
+			abs, err := filepath.Abs(path)
+			if err != nil {
+				return fmt.Errorf("%s: %w", key, err)
+			}
+			paths[i] = abs
 		}
-		c.ImportImages[i] = abs
 	}
 	if len(c.Socket) > 107 {
 		return fmt.Errorf("socket: path %s has %d bytes, the kernel takes 107", c.Socket, len(c.Socket))

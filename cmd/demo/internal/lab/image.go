@@ -1,0 +1,89 @@
+// Package lab is what the demo and the end-to-end tests are made with: the
+// demo's image, a registry that can hold a download, a daemon as a real
+// process, a prober that measures downtime, and an inventory of what a daemon
+// has made on the machine.
+package lab
+
+import (
+	"archive/tar"
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	goruntime "runtime"
+
+	"github.com/google/go-containerregistry/pkg/name"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"github.com/google/go-containerregistry/pkg/v1/tarball"
+)
+
+// DemoImage is the name that the demo's image is imported under.
+const DemoImage = "workspaced.local/demo:1"
+
+// ImagePath is the PATH that the demo's image sets.
+const ImagePath = "/usr/bin:/bin"
+
+// BuildImage makes an image from nothing but the static program at path, as its
+// entrypoint /envserver, and a file /version with the given text, which tells
+// images apart, in a layer of its own, the last.
+func BuildImage(program, version string) (v1.Image, error) {
+	data, err := os.ReadFile(program)
+	if err != nil {
+		return nil, err
+	}
+	img, err := mutate.ConfigFile(empty.Image, &v1.ConfigFile{
+		Architecture: goruntime.GOARCH,
+		OS:           "linux",
+		Config:       v1.Config{Entrypoint: []string{"/envserver"}, Env: []string{"PATH=" + ImagePath}},
+		RootFS:       v1.RootFS{Type: "layers"},
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, f := range []tar.Header{
+		{Name: "envserver", Mode: 0o755, Size: int64(len(data))},
+		{Name: "version", Mode: 0o644, Size: int64(len(version))},
+	} {
+		content := data
+		if f.Name == "version" {
+			content = []byte(version)
+		}
+		layer, err := fileLayer(f, content)
+		if err != nil {
+			return nil, err
+		}
+		if img, err = mutate.AppendLayers(img, layer); err != nil {
+			return nil, err
+		}
+	}
+	return img, nil
+}
+
+func fileLayer(header tar.Header, content []byte) (v1.Layer, error) {
+	var buf bytes.Buffer
+	w := tar.NewWriter(&buf)
+	if err := w.WriteHeader(&header); err != nil {
+		return nil, err
+	}
+	if _, err := w.Write(content); err != nil {
+		return nil, err
+	}
+	if err := w.Close(); err != nil {
+		return nil, err
+	}
+	return tarball.LayerFromOpener(func() (io.ReadCloser, error) {
+		return io.NopCloser(bytes.NewReader(buf.Bytes())), nil
+	})
+}
+
+// WriteImage writes the image as a tar that `docker load` and workspaced's
+// import_images take.
+func WriteImage(img v1.Image, ref, path string) error {
+	tag, err := name.NewTag(ref)
+	if err != nil {
+		return fmt.Errorf("image name %q: %w", ref, err)
+	}
+	return tarball.WriteToFile(path, tag, img)
+}

@@ -1,0 +1,215 @@
+package lab
+
+import (
+	"context"
+	"fmt"
+	"io/fs"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Inventory is what a daemon has on the machine. Two of the same number of
+// running workspaces are equal, or something leaked.
+type Inventory struct {
+	Containers, Tasks, Snapshots, Leases int // in containerd; snapshots: active ones
+	Shims                                int // processes
+	Mounts                               int // below the base directory
+	FIFOs                                int // below the base directory
+	InstanceDirs                         int // of the driver
+	Cgroups                              int // named after one of Containers
+}
+
+// Take counts. It asks containerd by way of ctr, which comes with it.
+func (d *Daemon) Take(ctx context.Context) (inv Inventory, err error) {
+	ids, err := d.ctr(ctx, "containers", "ls", "-q")
+	if err != nil {
+		return inv, err
+	}
+	inv.Containers = len(ids)
+	for _, q := range []struct {
+		count *int
+		args  []string
+		want  string
+	}{
+		{&inv.Tasks, []string{"tasks", "ls", "-q"}, ""},
+		{&inv.Leases, []string{"leases", "ls", "-q"}, ""},
+		{&inv.Snapshots, []string{"snapshots", "ls"}, "Active"},
+	} {
+		lines, err := d.ctr(ctx, q.args...)
+		if err != nil {
+			return inv, err
+		}
+		for _, line := range lines {
+			if strings.Contains(line, q.want) {
+				*q.count++
+			}
+		}
+	}
+	shims, err := d.Shims()
+	if err != nil {
+		return inv, err
+	}
+	inv.Shims = len(shims)
+	mounts, err := MountsBelow(d.Base)
+	if err != nil {
+		return inv, err
+	}
+	inv.Mounts = len(mounts)
+	err = filepath.WalkDir(d.Base, func(_ string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type() == fs.ModeNamedPipe {
+			inv.FIFOs++
+		}
+		return nil // what vanishes while we look is not there
+	})
+	if err != nil {
+		return inv, err
+	}
+	entries, err := os.ReadDir(filepath.Join(d.StateDir(), "instances"))
+	if err != nil {
+		return inv, err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			inv.InstanceDirs++
+		}
+	}
+	inv.Cgroups, err = cgroupsNamed(ids)
+	return inv, err
+}
+
+// Settle takes inventories until one is as wanted, since what is cleaned up
+// after a restart takes its time, and returns the last one.
+func (d *Daemon) Settle(ctx context.Context, want Inventory) (inv Inventory, err error) {
+	tick := time.NewTicker(50 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		if inv, err = d.Take(ctx); err == nil && inv == want {
+			return inv, nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return inv, fmt.Errorf("inventory does not settle at %+v (%v): %w", want, err, ctx.Err())
+		}
+	}
+}
+
+func (d *Daemon) ctr(ctx context.Context, args ...string) ([]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, "ctr", append([]string{"--address", d.Containerd(), "--namespace", "workspaced"}, args...)...)
+	var errOut strings.Builder
+	cmd.Stderr = &errOut
+	out, err := cmd.Output()
+	if err != nil {
+		return nil, fmt.Errorf("ctr %s: %w: %s", strings.Join(args, " "), err, errOut.String())
+	}
+	return slices.DeleteFunc(strings.Split(string(out), "\n"), func(s string) bool { return s == "" }), nil
+}
+
+// Shims are the pids of the shims of the private containerd.
+func (d *Daemon) Shims() ([]int, error) {
+	return processes(func(_ int, args []string) bool {
+		i := slices.Index(args, "-address")
+		return i > 0 && i+1 < len(args) && args[i+1] == d.Containerd()
+	})
+}
+
+// ProcessesOf are the pids of processes that have the directory on their
+// command line, as shims do, or among their mounts, as containers do.
+func ProcessesOf(dir string) ([]int, error) {
+	return processes(func(pid int, args []string) bool {
+		if strings.Contains(strings.Join(args, " "), dir) {
+			return true
+		}
+		mounts, err := os.ReadFile(fmt.Sprintf("/proc/%d/mountinfo", pid))
+		return err == nil && strings.Contains(string(mounts), dir+"/")
+	})
+}
+
+func processes(match func(pid int, args []string) bool) (pids []int, err error) {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		cmdline, err := os.ReadFile(filepath.Join("/proc", e.Name(), "cmdline"))
+		if err != nil {
+			continue // it ended meanwhile
+		}
+		if match(pid, strings.Split(string(cmdline), "\x00")) {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// MountsBelow are the mount points below a directory.
+func MountsBelow(dir string) (points []string, err error) {
+	if dir, err = filepath.EvalSymlinks(dir); err != nil {
+		return nil, err
+	}
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	for line := range strings.Lines(string(data)) {
+		if f := strings.Fields(line); len(f) > 4 && strings.HasPrefix(f[4], dir+"/") {
+			points = append(points, f[4])
+		}
+	}
+	return points, nil
+}
+
+// cgroupsNamed counts the instances that have a cgroup, in whichever hierarchy.
+func cgroupsNamed(ids []string) (n int, err error) {
+	found := map[string]bool{}
+	err = filepath.WalkDir("/sys/fs/cgroup", func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.IsDir() && slices.Contains(ids, filepath.Base(path)) {
+			found[filepath.Base(path)] = true
+		}
+		return nil
+	})
+	return len(found), err
+}
+
+// Leftovers says what is still there of a daemon that was purged; the base
+// directory may be gone.
+func Leftovers(base string) (left []string, err error) {
+	if _, err := os.Lstat(base); err == nil {
+		mounts, err := MountsBelow(base)
+		if err != nil {
+			return nil, err
+		}
+		for _, m := range mounts {
+			left = append(left, "mount "+m)
+		}
+		err = filepath.WalkDir(base, func(path string, _ fs.DirEntry, err error) error {
+			if path != base {
+				left = append(left, "file "+path)
+			}
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	pids, err := ProcessesOf(base)
+	if err != nil {
+		return nil, err
+	}
+	for _, pid := range pids {
+		cmdline, _ := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid)) // gone: an empty name
+		left = append(left, fmt.Sprintf("process %d %s", pid, strings.ReplaceAll(string(cmdline), "\x00", " ")))
+	}
+	return left, nil
+}

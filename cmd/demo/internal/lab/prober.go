@@ -1,0 +1,194 @@
+package lab
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"slices"
+	"time"
+)
+
+// Seen is what a workspace's program says of itself.
+type Seen struct {
+	// ID is another one after every start of the program.
+	ID string `json:"id"`
+	// Variables is how many the environment has; as many as Env unless one came
+	// twice.
+	Variables int               `json:"variables"`
+	Env       map[string]string `json:"env"`
+}
+
+// Inside asks a workspace's envserver for its environment.
+func Inside(ctx context.Context, socket string) (Seen, error) {
+	client := unixClient(socket)
+	defer client.CloseIdleConnections()
+	data, err := get(ctx, client, "/env")
+	if err != nil {
+		return Seen{}, err
+	}
+	var seen Seen
+	if err := json.Unmarshal(data, &seen); err != nil {
+		return Seen{}, err
+	}
+	if seen.Variables != len(seen.Env) {
+		return Seen{}, fmt.Errorf("environment has %d variables, but only %d names", seen.Variables, len(seen.Env))
+	}
+	return seen, nil
+}
+
+// WaitInside is Inside, tried again until the program, which may only just have
+// been started, serves. A container is STARTED once its command was executed,
+// so the program may need some more milliseconds to listen.
+func WaitInside(ctx context.Context, socket string, ok func(Seen) bool) (Seen, error) {
+	tick := time.NewTicker(2 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		try, cancel := context.WithTimeout(ctx, time.Second)
+		seen, err := Inside(try, socket)
+		cancel()
+		if err == nil && ok(seen) {
+			return seen, nil
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return seen, errors.Join(ctx.Err(), err)
+		}
+	}
+}
+
+func unixClient(socket string) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+	}}
+}
+
+func get(ctx context.Context, client *http.Client, path string) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://workspace"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	data, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = errors.New(resp.Status)
+	}
+	return data, err
+}
+
+// Prober asks a workspace's envserver every millisecond who it is, and so
+// measures from a client's point of view how long nobody answers.
+type Prober struct {
+	cancel context.CancelFunc
+	done   chan Downtime
+}
+
+// Downtime is what a Prober saw.
+type Downtime struct {
+	// Answers counts the answered questions, Failures the others.
+	Answers, Failures int
+	// Starts are the identities of the program, in order.
+	Starts []string
+	// Gaps are the times from the last answer of one start to the first of the
+	// next.
+	Gaps []time.Duration
+	// Overlaps counts answers of a start that another had replaced already.
+	Overlaps int
+}
+
+// Median of the gaps; 0 if there were none.
+func (d Downtime) Median() time.Duration {
+	if len(d.Gaps) == 0 {
+		return 0
+	}
+	sorted := slices.Sorted(slices.Values(d.Gaps))
+	return sorted[len(sorted)/2]
+}
+
+// Max of the gaps; 0 if there were none.
+func (d Downtime) Max() time.Duration {
+	if len(d.Gaps) == 0 {
+		return 0
+	}
+	return slices.Max(d.Gaps)
+}
+
+// Probe starts a prober. End it with Stop.
+func Probe(socket string) *Prober {
+	ctx, cancel := context.WithCancel(context.Background())
+	p := &Prober{cancel: cancel, done: make(chan Downtime, 1)}
+	go func() { p.done <- probe(ctx, socket) }()
+	return p
+}
+
+// Stop ends the prober and returns what it saw.
+func (p *Prober) Stop() Downtime {
+	p.cancel()
+	d := <-p.done
+	p.done <- d // so that Stop can be called again
+	return d
+}
+
+func probe(ctx context.Context, socket string) (d Downtime) {
+	client := unixClient(socket)
+	defer client.CloseIdleConnections()
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	seen := map[string]bool{}
+	var current string
+	var last time.Time
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return d
+		}
+		try, cancel := context.WithTimeout(ctx, time.Second)
+		answer, err := get(try, client, "/id")
+		cancel()
+		now := time.Now()
+		id := string(answer)
+		switch {
+		case ctx.Err() != nil:
+			return d
+		case err != nil:
+			d.Failures++
+			continue
+		case id == current:
+		case seen[id]:
+			d.Overlaps++
+			continue
+		default:
+			if current != "" {
+				d.Gaps = append(d.Gaps, now.Sub(last))
+			}
+			seen[id] = true
+			d.Starts = append(d.Starts, id)
+			current = id
+		}
+		d.Answers++
+		last = now
+	}
+}
+
+// PrintEnv prints what GET /env answers.
+func PrintEnv(ctx context.Context, socket string, out io.Writer) error {
+	client := unixClient(socket)
+	defer client.CloseIdleConnections()
+	data, err := get(ctx, client, "/env")
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(data)
+	return err
+}

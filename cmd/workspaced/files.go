@@ -1,0 +1,145 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"os"
+	"os/user"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// stateLock keeps a second daemon from the state directory, where it would take
+// the first one's containerd for one that was left behind.
+type stateLock struct{ file *os.File }
+
+// lockState makes data and state directory and takes the lock, which the kernel
+// takes back when the process ends, however it ends.
+func lockState(cfg config) (*stateLock, error) {
+	gid, err := groupID(cfg.SocketGroup)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return nil, fmt.Errorf("data_dir: %w", err)
+	}
+	if err := os.MkdirAll(cfg.StateDir, 0o750); err != nil {
+		return nil, fmt.Errorf("state_dir: %w", err)
+	}
+	if err := errors.Join(os.Chown(cfg.StateDir, -1, gid), os.Chmod(cfg.StateDir, 0o750)); err != nil {
+		return nil, fmt.Errorf("state_dir: %w", err)
+	}
+	path := lockFile(cfg)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("state_dir: %w", err)
+	}
+	switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
+	case errors.Is(err, unix.EWOULDBLOCK):
+		f.Close()
+		return nil, fmt.Errorf("another workspaced runs with state_dir %s", cfg.StateDir)
+	case err != nil:
+		f.Close()
+		return nil, fmt.Errorf("lock %s: %w", path, err)
+	}
+	return &stateLock{f}, nil
+}
+
+func lockFile(cfg config) string { return filepath.Join(cfg.StateDir, "workspaced.lock") }
+
+func (l *stateLock) release() { l.file.Close() }
+
+// groupID resolves a group; -1, which changes nothing, for none.
+func groupID(group string) (int, error) {
+	if group == "" {
+		return -1, nil
+	}
+	if gid, err := strconv.Atoi(group); err == nil && gid >= 0 {
+		return gid, nil
+	}
+	g, err := user.LookupGroup(group)
+	if err != nil {
+		return 0, fmt.Errorf("socket_group: there is no group %q", group)
+	}
+	return strconv.Atoi(g.Gid)
+}
+
+// listen opens the API's sockets.
+func listen(ctx context.Context, cfg config) (ls []net.Listener, err error) {
+	defer func() {
+		if err != nil {
+			for _, l := range ls {
+				_ = l.Close() // the error that is returned matters more
+			}
+		}
+	}()
+	l, err := listenUnix(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	ls = append(ls, l)
+	if cfg.Listen != "" {
+		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen)
+		if err != nil {
+			return ls, fmt.Errorf("listen: %w", err)
+		}
+		ls = append(ls, l)
+	}
+	return ls, nil
+}
+
+func listenUnix(ctx context.Context, cfg config) (net.Listener, error) {
+	gid, err := groupID(cfg.SocketGroup)
+	if err != nil {
+		return nil, err
+	}
+	dir := filepath.Dir(cfg.Socket)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		if err := errors.Join(os.MkdirAll(dir, 0o750), os.Chown(dir, -1, gid)); err != nil {
+			return nil, fmt.Errorf("socket: %w", err)
+		}
+	}
+	if err := removeStale(ctx, cfg.Socket); err != nil {
+		return nil, err
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", cfg.Socket)
+	if err != nil {
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	// Made with umask 022: until here only root can connect.
+	if err := errors.Join(os.Chown(cfg.Socket, -1, gid), os.Chmod(cfg.Socket, 0o660)); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("socket: %w", err)
+	}
+	return l, nil
+}
+
+// removeStale removes a socket that nobody serves any more.
+func removeStale(ctx context.Context, path string) error {
+	info, err := os.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("socket: %w", err)
+	}
+	if info.Mode().Type() != fs.ModeSocket {
+		return fmt.Errorf("socket: %s is there and is no socket", path)
+	}
+	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", path)
+	switch {
+	case err == nil:
+		conn.Close()
+		return fmt.Errorf("socket: another process serves %s", path)
+	case errors.Is(err, unix.ECONNREFUSED):
+		return os.Remove(path)
+	default:
+		return fmt.Errorf("socket: %s may be in use: %w", path, err)
+	}
+}

@@ -1,0 +1,220 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+
+	"github.com/workspaced/workspaced/server"
+	"github.com/workspaced/workspaced/server/workspace"
+	"github.com/workspaced/workspaced/store"
+	"github.com/workspaced/workspaced/store/seal"
+)
+
+// serve is the daemon: it starts everything in order, runs until ctx ends or a
+// signal comes, and ends everything in the reverse order.
+func serve(ctx context.Context, cfg config, log *slog.Logger) error {
+	if os.Geteuid() != 0 {
+		return errRoot
+	}
+	soft, hard, release := stopSignals(ctx, log)
+	defer release()
+
+	lock, err := lockState(cfg)
+	if err != nil {
+		return err
+	}
+	defer lock.release()
+
+	hub := workspace.NewHub()
+	var supervisor *workspace.Supervisor // set before anything is committed
+	st, err := openStore(cfg, func(changes []store.Change) {
+		supervisor.OnCommit(changes)
+		hub.OnCommit(changes)
+	})
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err := st.Close(); err != nil {
+			log.Error("the database was not closed well", "error", err)
+		}
+	}()
+
+	address, private, err := findContainerd(soft, cfg, log)
+	if err != nil {
+		return startError(soft, log, err)
+	}
+	if private != nil {
+		defer private.Close(hard)
+	}
+	driver, err := openDriver(soft, cfg, address, st.InstanceUID(), log)
+	if err != nil {
+		return startError(soft, log, err)
+	}
+	defer func() {
+		if err := driver.Close(); err != nil {
+			log.Warn("the connection to containerd was not closed well", "error", err)
+		}
+	}()
+	for _, path := range cfg.ImportImages {
+		names, err := driver.ImportFile(soft, path)
+		if err != nil {
+			return startError(soft, log, fmt.Errorf("import_images: %s: %w", path, err))
+		}
+		log.Info("image imported", "path", path, "names", names)
+	}
+
+	supervisor = workspace.New(workspace.Config{
+		Store:               st,
+		Runtime:             driver,
+		Logger:              log,
+		MaxConcurrentCycles: cfg.MaxConcurrentCycles,
+	})
+	api := server.New(server.Config{Store: st, Hub: hub, Logger: log})
+	listeners, err := listen(soft, cfg)
+	if err != nil {
+		return err
+	}
+	d := &running{cfg: cfg, log: log, supervisor: supervisor, hub: hub, api: api, grpc: api.NewGRPC(), listeners: listeners}
+	return d.run(soft, hard)
+}
+
+// startError is what ends a start: nothing to complain of if it was told to end.
+func startError(soft context.Context, log *slog.Logger, err error) error {
+	if soft.Err() != nil {
+		log.Info("stopped while starting", "error", err)
+		return nil
+	}
+	return err
+}
+
+// running is the daemon after its start.
+type running struct {
+	cfg        config
+	log        *slog.Logger
+	supervisor *workspace.Supervisor
+	hub        *workspace.Hub
+	api        *server.Server
+	grpc       *grpc.Server
+	listeners  []net.Listener
+}
+
+// run is the process as tasks: the first error, or the end of soft, ends all of
+// them, and all are waited for.
+func (d *running) run(soft, hard context.Context) error {
+	tasks, stopping := errgroup.WithContext(soft)
+	actors, endActors := context.WithCancel(context.WithoutCancel(soft))
+	defer endActors()
+	tasks.Go(func() error { return d.hub.Run(actors) })
+	tasks.Go(func() error { return d.supervisor.Run(actors) })
+	for _, l := range d.listeners {
+		tasks.Go(func() error {
+			if err := d.grpc.Serve(l); err != nil {
+				return fmt.Errorf("serve on %s: %w", l.Addr(), err)
+			}
+			return nil
+		})
+	}
+	tasks.Go(func() error {
+		<-stopping.Done()
+		d.drain(hard)
+		endActors()
+		return nil
+	})
+	d.log.Info("ready", "socket", d.cfg.Socket, "listen", d.cfg.Listen, "pid", os.Getpid(), "version", version)
+	d.notify(daemon.SdNotifyReady)
+	err := tasks.Wait()
+	d.log.Info("stopped, containers go on running", "error", err)
+	return err
+}
+
+// drain lets calls and cycles in flight finish, up to the drain timeout or the
+// end of hard. What is not finished then stands on disk and is taken up at the
+// next start.
+func (d *running) drain(hard context.Context) {
+	d.notify(daemon.SdNotifyStopping)
+	d.log.Info("draining", "timeout", d.cfg.DrainTimeout)
+	ctx, cancel := context.WithTimeout(hard, d.cfg.DrainTimeout)
+	defer cancel()
+	d.api.Drain()
+	if err := d.supervisor.Drain(ctx); err != nil {
+		d.log.Warn("cycles in flight are broken off, they are taken up at the next start", "error", err)
+	}
+	graceful := make(chan struct{})
+	go func() {
+		defer close(graceful)
+		d.grpc.GracefulStop()
+	}()
+	select {
+	case <-graceful:
+	case <-ctx.Done():
+		d.log.Warn("calls in flight are broken off")
+		d.grpc.Stop()
+		<-graceful
+	}
+}
+
+// notify tells the service manager, if there is one.
+func (d *running) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		d.log.Warn("the service manager could not be told", "state", state, "error", err)
+	}
+}
+
+// stopSignals returns a context that ends with the first SIGTERM or SIGINT, or
+// with ctx, and one that ends with the second. A third one has its usual effect.
+func stopSignals(ctx context.Context, log *slog.Logger) (soft, hard context.Context, release func()) {
+	soft, cancelSoft := context.WithCancel(ctx)
+	hard, cancelHard := context.WithCancel(context.WithoutCancel(ctx))
+	signals := make(chan os.Signal, 2)
+	signal.Notify(signals, syscall.SIGTERM, syscall.SIGINT)
+	done, ended := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(ended)
+		for _, cancel := range []func(){cancelSoft, cancelHard} {
+			select {
+			case s := <-signals:
+				log.Info("signal", "signal", s.String())
+				cancel()
+			case <-done:
+				return
+			}
+		}
+		signal.Stop(signals)
+	}()
+	return soft, hard, func() {
+		signal.Stop(signals)
+		close(done)
+		<-ended
+		cancelSoft()
+		cancelHard()
+	}
+}
+
+// openStore opens database and key. A key is only made together with a database:
+// a new one opens nothing that an old one has sealed.
+func openStore(cfg config, onCommit func([]store.Change)) (*store.Store, error) {
+	load := seal.Load
+	if _, err := os.Stat(cfg.database()); errors.Is(err, fs.ErrNotExist) {
+		load = seal.LoadOrCreate
+	}
+	sealer, err := load(cfg.keyFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("the database %s is there, but its key file %s is not: put it back from a backup", cfg.database(), cfg.keyFile())
+	}
+	if err != nil {
+		return nil, err
+	}
+	return store.Open(store.Config{Path: cfg.database(), Sealer: sealer, OnCommit: onCommit})
+}
