@@ -1,0 +1,60 @@
+package ctrdtest
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"testing"
+)
+
+const module = "github.com/workspaced/workspaced"
+
+// built keeps programs in memory, so that no test leaves a file behind and each
+// is built once.
+var built struct {
+	sync.Mutex
+	programs map[string][]byte
+}
+
+// Program returns a static build of a package of this module.
+func Program(tb testing.TB, pkg string) []byte {
+	tb.Helper()
+	built.Lock()
+	defer built.Unlock()
+	if b := built.programs[pkg]; b != nil {
+		return b
+	}
+	out := filepath.Join(tb.TempDir(), "program")
+	cmd := exec.CommandContext(tb.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", out, module+"/"+pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		tb.Fatalf("building %s: %v\n%s", pkg, err, text)
+	}
+	b, err := os.ReadFile(out)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	if built.programs == nil {
+		built.programs = make(map[string][]byte)
+	}
+	built.programs[pkg] = b
+	return b
+}
+
+// InitPath returns the path of workspace-init: $WORKSPACED_BIN_DIR's, or one
+// that is built now.
+func InitPath(tb testing.TB) string {
+	tb.Helper()
+	if dir := os.Getenv("WORKSPACED_BIN_DIR"); dir != "" {
+		path := filepath.Join(dir, "workspace-init")
+		if _, err := os.Stat(path); err == nil {
+			return path
+		}
+	}
+	path := filepath.Join(tb.TempDir(), "workspace-init")
+	if err := os.WriteFile(path, Program(tb, "cmd/workspace-init"), 0o755); err != nil {
+		tb.Fatal(err)
+	}
+	return path
+}

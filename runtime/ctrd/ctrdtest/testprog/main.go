@@ -1,0 +1,73 @@
+// Testprog is the program in the test images. What it does is its first
+// argument. Once it handles its signals it calls itself "ready".
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"math"
+	"os"
+	"os/exec"
+	"os/signal"
+	"strconv"
+	"syscall"
+	"time"
+)
+
+func main() {
+	what := "serve"
+	if len(os.Args) > 1 {
+		what = os.Args[1]
+	}
+	switch what {
+	case "exit": // CODE
+		code, err := strconv.Atoi(os.Args[2])
+		if err != nil {
+			panic(err)
+		}
+		os.Exit(code)
+	case "ignore":
+		signal.Ignore()
+		ready()
+		time.Sleep(time.Duration(math.MaxInt64))
+	case "env": // prints its environment, serves
+		if err := json.NewEncoder(os.Stdout).Encode(os.Environ()); err != nil {
+			panic(err)
+		}
+	case "print": // OUT ERR
+		fmt.Println(os.Args[2])
+		fmt.Fprintln(os.Stderr, os.Args[3])
+		return
+	case "handled": // exits with 143 on SIGTERM, as a shell does
+		terminated := make(chan os.Signal, 1)
+		signal.Notify(terminated, syscall.SIGTERM)
+		ready()
+		<-terminated
+		os.Exit(143)
+	case "allocate": // until the kernel says no
+		var hoard [][]byte
+		for {
+			b := make([]byte, 1<<20)
+			for i := range b {
+				b[i] = byte(i)
+			}
+			hoard = append(hoard, b)
+		}
+	case "child": // serves, with a child that ignores every signal
+		child := exec.Command("/proc/self/exe", "ignore")
+		if err := child.Start(); err != nil {
+			panic(err)
+		}
+		fmt.Println("child", child.Process.Pid)
+	}
+	terminated := make(chan os.Signal, 1)
+	signal.Notify(terminated, syscall.SIGTERM)
+	ready()
+	<-terminated
+}
+
+func ready() {
+	if err := os.WriteFile("/proc/self/comm", []byte("ready"), 0); err != nil {
+		panic(err)
+	}
+}

@@ -1,0 +1,234 @@
+// Package ctrd runs instances on containerd: images, snapshots, containers,
+// tasks, logs, volumes. It is the only package that imports its client.
+//
+// # How an instance is built and started
+//
+// Prepare makes snapshot, container and task, and starts the task: its first
+// process is workspace-init, which checks the command, reports over a FIFO and
+// waits (package handshake). Start writes the environment into the other FIFO,
+// and init becomes the command. Between the old instance's end and the new one's
+// exec nothing is asked of containerd: Stop, Start and Wait work with pidfds and
+// FIFOs alone.
+//
+// # What is where
+//
+//	StateDir/instances/         a tmpfs, 0700
+//	  .init-<hash>              workspace-init, bind-mounted into every container
+//	  <instance id>/record.json what the instance was started with
+//	  <instance id>/io/{go,result}  the FIFOs, bind-mounted as /run/workspaced
+//	StateDir/runc/              the OCI runtime's own state
+//	DataDir/volumes/<workspace id>/<name>/
+//	DataDir/logs/<workspace id>.log
+//
+// containerd has to see these directories at the same paths: both share a mount
+// namespace.
+package ctrd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
+	"github.com/containerd/log"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+)
+
+// Labels of containers and leases in containerd.
+const (
+	labelInstanceUID  = "workspaced/instance-uid"
+	labelWorkspaceID  = "workspaced/workspace-id"
+	labelWorkspaceUID = "workspaced/workspace-uid"
+	labelGeneration   = "workspaced/prepared-generation"
+	labelImageDigest  = "workspaced/image-digest"
+)
+
+// Deadlines of single steps. A caller's context may end them earlier.
+const (
+	connectTimeout = 30 * time.Second // New, when its context has no deadline
+	pullTimeout    = 30 * time.Minute
+	unpackTimeout  = 10 * time.Minute
+	prepareTimeout = 2 * time.Minute
+	taskTimeout    = 30 * time.Second // creating and starting the task
+	readyTimeout   = 20 * time.Second // from the task's start to init's report
+	startTimeout   = 20 * time.Second
+	listTimeout    = time.Minute
+	removeTimeout  = time.Minute
+	killTimeout    = 20 * time.Second // from SIGKILL to the process's end
+	leaseTime      = 2 * time.Hour    // above every deadline that holds one
+)
+
+// Config configures a Driver.
+type Config struct {
+	// Address is containerd's socket.
+	Address string
+	// Namespace is containerd's namespace; empty: "workspaced".
+	Namespace string
+	// InstanceUID identifies this daemon's database. The driver sees and touches
+	// only containers that carry it.
+	InstanceUID string
+	// StateDir holds what lives as long as processes do, DataDir what outlives
+	// them. Both are absolute and made at need.
+	StateDir, DataDir string
+	// InitPath is the workspace-init binary.
+	InitPath string
+	// Snapshotter is containerd's snapshotter; empty: overlayfs.
+	Snapshotter string
+	// RuntimeBinary is the OCI runtime, a path or a name in containerd's PATH;
+	// empty: runc.
+	RuntimeBinary string
+	// Registries says how registries are reached.
+	Registries Registries
+	// Logger gets what callers don't; nil: slog.Default.
+	Logger *slog.Logger
+}
+
+// Driver implements server/workspace.Runtime on containerd.
+type Driver struct {
+	cfg       Config
+	log       *slog.Logger
+	client    *client.Client
+	instances string // StateDir/instances
+	runcRoot  string
+	volumes   string
+	logs      string
+	initPath  string // the copy that containers mount
+	initID    fileID
+	cgroups   []string // mount points
+
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	pulls  flights
+
+	mu       sync.Mutex
+	standbys map[string]*standby // by instance id; this process holds their FIFOs
+	closed   bool
+}
+
+// New connects to containerd and prepares the directories. It waits for
+// containerd until ctx ends, 30 seconds at most.
+func New(ctx context.Context, cfg Config) (*Driver, error) {
+	if cfg.Namespace == "" {
+		cfg.Namespace = "workspaced"
+	}
+	if cfg.Snapshotter == "" {
+		cfg.Snapshotter = "overlayfs"
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	if cfg.InstanceUID == "" {
+		return nil, errors.New("containerd driver: no instance uid")
+	}
+	for name, path := range map[string]string{"state directory": cfg.StateDir, "data directory": cfg.DataDir, "workspace-init": cfg.InitPath} {
+		if !filepath.IsAbs(path) {
+			return nil, fmt.Errorf("containerd driver: %s %q is not an absolute path", name, path)
+		}
+	}
+	if err := cfg.Registries.validate(); err != nil {
+		return nil, err
+	}
+	if err := probePidfd(); err != nil {
+		return nil, err
+	}
+	// The client has a logger of its own. What matters comes back as an error.
+	if err := log.SetLevel(log.ErrorLevel.String()); err != nil {
+		return nil, err
+	}
+	d := &Driver{
+		cfg:       cfg,
+		log:       cfg.Logger,
+		instances: filepath.Join(cfg.StateDir, "instances"),
+		runcRoot:  filepath.Join(cfg.StateDir, "runc"),
+		volumes:   filepath.Join(cfg.DataDir, "volumes"),
+		logs:      filepath.Join(cfg.DataDir, "logs"),
+		standbys:  make(map[string]*standby),
+	}
+	var err error
+	if d.cgroups, err = cgroupMounts(); err != nil {
+		return nil, fmt.Errorf("cgroup mounts: %w", err)
+	}
+	if err := d.prepareState(); err != nil {
+		return nil, fmt.Errorf("containerd driver: %w", err)
+	}
+
+	fast := backoff.DefaultConfig
+	fast.BaseDelay = 20 * time.Millisecond
+	fast.MaxDelay = time.Second
+	d.client, err = client.New(cfg.Address,
+		client.WithDefaultNamespace(cfg.Namespace),
+		client.WithDefaultRuntime(runtimeName),
+		client.WithExtraDialOpts([]grpc.DialOption{
+			grpc.WithConnectParams(grpc.ConnectParams{Backoff: fast, MinConnectTimeout: 5 * time.Second}),
+		}))
+	if err != nil {
+		return nil, fmt.Errorf("containerd at %s: %w", cfg.Address, err)
+	}
+	d.ctx, d.cancel = context.WithCancel(namespaces.WithNamespace(context.Background(), cfg.Namespace))
+	if err := d.connect(ctx); err != nil {
+		d.cancel()
+		d.client.Close()
+		return nil, err
+	}
+	return d, nil
+}
+
+// connect waits for containerd and drops what an earlier process left half-way.
+func (d *Driver) connect(ctx context.Context) error {
+	ctx, cancel := d.bound(ctx, connectTimeout)
+	defer cancel()
+	for {
+		serving, err := d.client.IsServing(ctx)
+		if err == nil && serving {
+			break
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("containerd at %s does not answer: %w", d.cfg.Address, errors.Join(ctx.Err(), err))
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+	return d.dropLeases(ctx)
+}
+
+// Close ends pulls in flight and lets go of standby instances, which end by
+// themselves. Running instances go on.
+func (d *Driver) Close() error {
+	d.mu.Lock()
+	d.closed = true
+	standbys := d.standbys
+	d.standbys = nil
+	d.mu.Unlock()
+	for _, s := range standbys {
+		s.close()
+	}
+	d.cancel()
+	d.pulls.wait()
+	return d.client.Close()
+}
+
+// bound puts containerd's namespace and a deadline on ctx.
+func (d *Driver) bound(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	return context.WithTimeout(namespaces.WithNamespace(ctx, d.cfg.Namespace), timeout)
+}
+
+// detached is bound for what has to be finished although the caller has gone.
+func (d *Driver) detached(ctx context.Context, timeout time.Duration) (context.Context, context.CancelFunc) {
+	return d.bound(context.WithoutCancel(ctx), timeout)
+}
+
+// probePidfd tells on what kernel the driver works.
+func probePidfd() error {
+	fd, err := unix.PidfdOpen(unix.Getpid(), unix.PIDFD_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("containerd driver: pidfds are needed, Linux 5.10 or later: %w", err)
+	}
+	return unix.Close(fd)
+}

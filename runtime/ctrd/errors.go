@@ -1,0 +1,63 @@
+package ctrd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/containerd/errdefs"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/workspaced/workspaced/runtime"
+)
+
+// failure makes the *runtime.Error for an error of a step that ctx bounded.
+func failure(ctx context.Context, step string, err error) error {
+	var known *runtime.Error
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &known):
+		return err
+	case errors.Is(err, runtime.ErrNotFound):
+		return err
+	case errors.Is(ctx.Err(), context.DeadlineExceeded), errors.Is(err, context.DeadlineExceeded), code(err) == codes.DeadlineExceeded:
+		return &runtime.Error{
+			Reason:  runtime.ReasonTimeout,
+			Message: step + " took longer than its deadline",
+			Err:     errors.Join(context.DeadlineExceeded, err),
+		}
+	case ctx.Err() != nil:
+		return fmt.Errorf("%s: %w", step, errors.Join(ctx.Err(), err))
+	case unavailable(err):
+		return &runtime.Error{Reason: runtime.ReasonRuntimeUnavailable, Message: step + ": containerd does not answer", Err: err}
+	default:
+		return &runtime.Error{Reason: runtime.ReasonRuntimeError, Message: step + ": " + short(err), Err: err}
+	}
+}
+
+// unavailable tells a containerd that can't be reached: raw gRPC errors are no
+// errdefs errors.
+func unavailable(err error) bool {
+	return errdefs.IsUnavailable(err) || code(err) == codes.Unavailable
+}
+
+func code(err error) codes.Code {
+	if err == nil {
+		return codes.OK
+	}
+	return status.Code(err)
+}
+
+// short makes one line of a runtime's error. Nothing secret ever reaches
+// containerd, so none comes back.
+func short(err error) string {
+	text := strings.Join(strings.Fields(err.Error()), " ")
+	const limit = 300
+	if len(text) > limit {
+		text = strings.ToValidUTF8(text[:limit], "") + "..."
+	}
+	return text
+}

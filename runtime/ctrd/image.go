@@ -1,0 +1,220 @@
+package ctrd
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/remotes"
+	"github.com/containerd/errdefs"
+	"github.com/distribution/reference"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+
+	"github.com/workspaced/workspaced/runtime"
+)
+
+// normalize makes the name under which containerd keeps the image:
+// "redis" is "docker.io/library/redis:latest".
+func normalize(ref string) (string, error) {
+	named, err := reference.ParseDockerRef(ref)
+	if err != nil {
+		return "", &runtime.Error{
+			Reason: runtime.ReasonImageInvalid, Message: fmt.Sprintf("%q is no image reference: %v", ref, err), Permanent: true, Err: err,
+		}
+	}
+	return named.String(), nil
+}
+
+// EnsureImage makes the image present and unpacked, and returns the digest of
+// what the reference names. An image that is there is not looked for in its
+// registry. Concurrent calls for one image share a pull, which ends when all
+// of them have gone.
+func (d *Driver) EnsureImage(ctx context.Context, ref string) (string, error) {
+	name, err := normalize(ref)
+	if err != nil {
+		return "", err
+	}
+	digest, err := d.pulls.do(ctx, d.ctx, name, func(ctx context.Context) (string, error) {
+		return d.ensureImage(ctx, ref, name)
+	})
+	if err != nil {
+		return "", failure(ctx, fmt.Sprintf("image %q", ref), err)
+	}
+	return digest, nil
+}
+
+func (d *Driver) ensureImage(ctx context.Context, ref, name string) (string, error) {
+	ctx, cancel := d.bound(ctx, pullTimeout)
+	defer cancel()
+	ctx, release, err := d.lease(ctx)
+	if err != nil {
+		return "", failure(ctx, fmt.Sprintf("image %q", ref), err)
+	}
+	defer release()
+
+	image, err := d.client.GetImage(ctx, name)
+	if err == nil {
+		if err = d.unpack(ctx, image); err == nil {
+			return image.Target().Digest.String(), nil
+		}
+		// Its content may be incomplete: a removed blob, a part of an image that was
+		// imported. Its registry may have the rest.
+		if !errdefs.IsNotFound(err) || mismatch(err) {
+			return "", imageFailure(ctx, ref, err)
+		}
+	} else if !errdefs.IsNotFound(err) {
+		return "", failure(ctx, fmt.Sprintf("image %q", ref), err)
+	}
+
+	resolver, err := d.cfg.Registries.resolver(ctx)
+	if err != nil {
+		return "", &runtime.Error{Reason: runtime.ReasonImagePullFailed, Message: fmt.Sprintf("image %q: %v", ref, err), Err: err}
+	}
+	staged := &stagedResolver{Resolver: resolver}
+	image, err = d.client.Pull(ctx, name,
+		client.WithResolver(staged),
+		client.WithPullUnpack,
+		client.WithPullSnapshotter(d.cfg.Snapshotter))
+	if err != nil {
+		if !staged.resolved && errdefs.IsNotFound(err) {
+			return "", notFound(ref, err)
+		}
+		return "", imageFailure(ctx, ref, err)
+	}
+	// A manifest for another platform is only seen now.
+	if err := d.unpack(ctx, image); err != nil {
+		return "", imageFailure(ctx, ref, err)
+	}
+	return image.Target().Digest.String(), nil
+}
+
+// stagedResolver tells an image that the registry does not know from one whose
+// parts it does not have.
+type stagedResolver struct {
+	remotes.Resolver
+	resolved bool // written before the fetch begins, read after the pull
+}
+
+func (r *stagedResolver) Resolve(ctx context.Context, ref string) (string, ocispec.Descriptor, error) {
+	name, desc, err := r.Resolver.Resolve(ctx, ref)
+	r.resolved = r.resolved || err == nil
+	return name, desc, err
+}
+
+// unpack makes the image's snapshot, unless it is there. It also sees whether
+// the image has a manifest and a configuration for this machine.
+func (d *Driver) unpack(ctx context.Context, image client.Image) error {
+	ctx, cancel := context.WithTimeout(ctx, unpackTimeout)
+	defer cancel()
+	unpacked, err := image.IsUnpacked(ctx, d.cfg.Snapshotter)
+	if err != nil || unpacked {
+		return err
+	}
+	return image.Unpack(ctx, d.cfg.Snapshotter)
+}
+
+// ImportFile imports the images of a tar file, as ImportImage does.
+func (d *Driver) ImportFile(ctx context.Context, path string) ([]string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, &runtime.Error{Reason: runtime.ReasonImageInvalid, Message: "image file: " + err.Error(), Err: err}
+	}
+	defer f.Close()
+	return d.ImportImage(ctx, f)
+}
+
+// ImportImage imports the images of an OCI layout's or `docker save`'s tar
+// stream, unpacks them, and returns their names.
+func (d *Driver) ImportImage(ctx context.Context, tar io.Reader) ([]string, error) {
+	ctx, cancel := d.bound(ctx, pullTimeout)
+	defer cancel()
+	ctx, release, err := d.lease(ctx)
+	if err != nil {
+		return nil, failure(ctx, "import", err)
+	}
+	defer release()
+	imported, err := d.client.Import(ctx, tar)
+	if err != nil {
+		return nil, imageFailure(ctx, "of the archive", err)
+	}
+	if len(imported) == 0 {
+		return nil, &runtime.Error{Reason: runtime.ReasonImageInvalid, Message: "the archive names no image", Permanent: true}
+	}
+	names := make([]string, 0, len(imported))
+	for _, img := range imported {
+		if err := d.unpack(ctx, client.NewImage(d.client, img)); err != nil {
+			return nil, imageFailure(ctx, img.Name, err)
+		}
+		names = append(names, img.Name)
+	}
+	return names, nil
+}
+
+// image returns a present image with its configuration, for Prepare.
+func (d *Driver) image(ctx context.Context, ref string) (client.Image, ocispec.ImageConfig, error) {
+	name, err := normalize(ref)
+	if err != nil {
+		return nil, ocispec.ImageConfig{}, err
+	}
+	image, err := d.client.GetImage(ctx, name)
+	if errdefs.IsNotFound(err) {
+		return nil, ocispec.ImageConfig{}, &runtime.Error{
+			Reason: runtime.ReasonImageNotFound, Message: fmt.Sprintf("image %q is not present any more", ref), Err: err,
+		}
+	} else if err != nil {
+		return nil, ocispec.ImageConfig{}, failure(ctx, fmt.Sprintf("image %q", ref), err)
+	}
+	spec, err := image.Spec(ctx)
+	if err != nil {
+		return nil, ocispec.ImageConfig{}, imageFailure(ctx, ref, err)
+	}
+	return image, spec.Config, nil
+}
+
+// lease keeps containerd's garbage collector off what ctx's calls make, until
+// release. It expires by itself should this process not come to that.
+func (d *Driver) lease(ctx context.Context) (_ context.Context, release func(), err error) {
+	leased, done, err := d.client.WithLease(ctx,
+		leases.WithRandomID(),
+		leases.WithExpiration(leaseTime),
+		leases.WithLabel(labelInstanceUID, d.cfg.InstanceUID))
+	if err != nil {
+		return ctx, nil, err
+	}
+	return leased, func() {
+		ctx, cancel := d.detached(ctx, taskTimeout)
+		defer cancel()
+		if err := done(ctx); err != nil && !errdefs.IsNotFound(err) {
+			d.log.Warn("lease not released, it will expire", "error", err)
+		}
+	}, nil
+}
+
+// dropLeases removes those of an earlier process, and with them what it had
+// half made.
+func (d *Driver) dropLeases(ctx context.Context) error {
+	service := d.client.LeasesService()
+	old, err := service.List(ctx, fmt.Sprintf("labels.%q==%q", labelInstanceUID, d.cfg.InstanceUID))
+	if err != nil {
+		return fmt.Errorf("leases: %w", err)
+	}
+	for _, l := range old {
+		if err := service.Delete(ctx, l); err != nil && !errdefs.IsNotFound(err) {
+			return fmt.Errorf("lease %s: %w", l.ID, err)
+		}
+	}
+	return nil
+}
+
+func notFound(ref string, err error) error {
+	return &runtime.Error{Reason: runtime.ReasonImageNotFound, Message: fmt.Sprintf("the registry knows no image %q", ref), Err: err}
+}
+
+// mismatch tells the error that containerd gives for a manifest of another
+// platform. It has no type of its own.
+func mismatch(err error) bool {
+	return errdefs.IsNotFound(err) && containsAny(err, "no match for platform")
+}

@@ -1,0 +1,195 @@
+package ctrd
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+	"time"
+
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/core/containers"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/workspaced/workspaced/runtime"
+)
+
+// listConcurrency bounds how many instances are looked at at once.
+const listConcurrency = 16
+
+// found is an instance that containerd knows, or that has a directory, or both.
+type found struct {
+	id        string
+	container *containers.Container
+	record    *record
+}
+
+func (f *found) created() time.Time {
+	if f.record != nil {
+		return f.record.CreateTime
+	}
+	return f.container.CreatedAt
+}
+
+// List returns the instances; see server/workspace.Runtime. Any error of
+// containerd's is returned: what could not be asked for is not gone.
+func (d *Driver) List(ctx context.Context, uid string) ([]runtime.Instance, error) {
+	ctx, cancel := d.bound(ctx, listTimeout)
+	defer cancel()
+	instances, err := d.list(ctx, uid)
+	return instances, failure(ctx, "listing the containers", err)
+}
+
+func (d *Driver) list(ctx context.Context, uid string) ([]runtime.Instance, error) {
+	filter := fmt.Sprintf("labels.%q==%q", labelInstanceUID, d.cfg.InstanceUID)
+	if uid != "" {
+		filter += fmt.Sprintf(",labels.%q==%q", labelWorkspaceUID, uid)
+	}
+	// Directories first: one is made before its container, and removed after it.
+	ids, err := d.recordedIDs()
+	if err != nil {
+		return nil, err
+	}
+	list, err := d.client.ContainerService().List(ctx, filter)
+	if err != nil {
+		return nil, err
+	}
+	all := make(map[string]*found, len(list))
+	for i := range list {
+		all[list[i].ID] = &found{id: list[i].ID, container: &list[i]}
+	}
+	for _, id := range ids {
+		rec, err := d.readRecord(id)
+		if err != nil {
+			return nil, err
+		}
+		switch f := all[id]; {
+		case f != nil:
+			f.record = rec
+		case rec != nil && (uid == "" || rec.WorkspaceUID == uid):
+			all[id] = &found{id: id, record: rec}
+		}
+	}
+	sorted := make([]*found, 0, len(all))
+	for _, f := range all {
+		sorted = append(sorted, f)
+	}
+	slices.SortFunc(sorted, func(a, b *found) int {
+		return cmp.Or(a.created().Compare(b.created()), cmp.Compare(a.id, b.id))
+	})
+
+	instances := make([]runtime.Instance, len(sorted))
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(listConcurrency)
+	for i, f := range sorted {
+		group.Go(func() (err error) {
+			instances[i], err = d.inspect(ctx, f)
+			return err
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
+	}
+	return instances, nil
+}
+
+// inspect finds the instance's phase. The process tells whether it lives, its
+// executable whether it is the command, and the record with what it was started.
+func (d *Driver) inspect(ctx context.Context, f *found) (runtime.Instance, error) {
+	if f.record == nil {
+		return d.inspectUnrecorded(ctx, f.container)
+	}
+	rec := f.record
+	if rec.PID == 0 {
+		return rec.instance(runtime.PhaseRemnant), nil // it did not come to a process
+	}
+	p, err := openProcess(rec.PID, rec.PIDStart)
+	if err != nil {
+		return runtime.Instance{}, err
+	}
+	if p != nil {
+		defer p.close()
+	}
+	if p != nil && !p.ended() {
+		phase, err := d.livePhase(ctx, rec, p)
+		if err != nil || phase != runtime.PhaseExited {
+			return rec.instance(phase), err
+		}
+	}
+	if rec.Launch == nil {
+		return rec.instance(runtime.PhaseRemnant), nil
+	}
+	instance := rec.instance(runtime.PhaseExited)
+	if rec.Exit == nil {
+		// containerd has to say so itself; its silence is no answer.
+		if _, err := d.task(ctx, rec.ID); err != nil {
+			return runtime.Instance{}, err
+		}
+		exit := d.exit(ctx, rec, p)
+		instance.Exit = &exit
+		return instance, nil
+	}
+	instance.Exit = rec.Exit
+	return instance, nil
+}
+
+// settleTime is how long an init that has a go-ahead may take to become the
+// command, or to end, after the daemon that sent it died.
+const settleTime = 2 * time.Second
+
+// livePhase tells what a living process is; PhaseExited if it ended meanwhile.
+func (d *Driver) livePhase(ctx context.Context, rec *record, p *process) (runtime.Phase, error) {
+	ctx, cancel := context.WithTimeout(ctx, settleTime)
+	defer cancel()
+	for {
+		executable, err := executableOf(rec.PID)
+		switch {
+		case p.ended():
+			return runtime.PhaseExited, nil
+		case errors.Is(err, os.ErrNotExist) && rec.Launch != nil:
+			return runtime.PhaseRunning, nil // its first thread has ended, others live
+		case err != nil:
+			return runtime.PhaseRemnant, err
+		case d.holds(rec.ID):
+			return runtime.PhaseStandby, nil
+		case rec.Launch == nil:
+			return runtime.PhaseRemnant, nil
+		case executable != rec.Init:
+			return runtime.PhaseRunning, nil
+		}
+		select {
+		case <-ctx.Done():
+			return runtime.PhaseRemnant, nil
+		case <-time.After(2 * time.Millisecond):
+		}
+	}
+}
+
+// inspectUnrecorded looks at a container that has no directory: the tmpfs is
+// gone, as after a reboot.
+func (d *Driver) inspectUnrecorded(ctx context.Context, c *containers.Container) (runtime.Instance, error) {
+	generation, _ := strconv.ParseInt(c.Labels[labelGeneration], 10, 64)
+	instance := runtime.Instance{
+		ID:                 c.ID,
+		WorkspaceID:        c.Labels[labelWorkspaceID],
+		WorkspaceUID:       c.Labels[labelWorkspaceUID],
+		PreparedGeneration: generation,
+		ImageDigest:        c.Labels[labelImageDigest],
+		Phase:              runtime.PhaseRemnant,
+	}
+	t, err := d.task(ctx, c.ID)
+	if err != nil {
+		return runtime.Instance{}, err
+	}
+	if t == nil || t.Pid == 0 || (t.Status != tasktypes.Status_RUNNING && t.Status != tasktypes.Status_PAUSED) {
+		return instance, nil
+	}
+	// With what it was started nobody knows, but it may run.
+	if executable, err := executableOf(int(t.Pid)); err == nil && executable != d.initID {
+		instance.Phase, instance.PID = runtime.PhaseRunning, int(t.Pid)
+	}
+	return instance, nil
+}

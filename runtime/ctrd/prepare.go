@@ -1,0 +1,203 @@
+package ctrd
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/containerd/containerd/api/types/runc/options"
+	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/cio"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/workspaced/workspaced/runtime"
+)
+
+// runtimeName is containerd's shim for runc and its likes.
+const runtimeName = "io.containerd.runc.v2"
+
+var dashes = regexp.MustCompile(`-+`)
+
+// newID makes an instance's id, which is also its container's and snapshot's. A
+// workspace id may hold "--", a container id may not.
+func newID(workspace string) string {
+	var b [6]byte
+	rand.Read(b[:]) // never fails
+	return dashes.ReplaceAllString(workspace, "-") + "-" + hex.EncodeToString(b[:])
+}
+
+// Prepare makes a standby instance; see server/workspace.Runtime.
+func (d *Driver) Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instance, error) {
+	if !workspaceID.MatchString(spec.WorkspaceID) {
+		return runtime.Instance{}, &runtime.Error{Reason: runtime.ReasonRuntimeError, Message: fmt.Sprintf("%q is no workspace id", spec.WorkspaceID), Permanent: true}
+	}
+	ctx, cancel := d.bound(ctx, prepareTimeout)
+	defer cancel()
+	rec := &record{
+		ID:                 newID(spec.WorkspaceID),
+		WorkspaceID:        spec.WorkspaceID,
+		WorkspaceUID:       spec.WorkspaceUID,
+		PreparedGeneration: spec.Generation,
+		CreateTime:         time.Now(),
+		Init:               d.initID,
+	}
+	s, err := d.prepare(ctx, spec, rec)
+	if err == nil {
+		if err = d.addStandby(rec.ID, s); err == nil {
+			return rec.instance(runtime.PhaseStandby), nil
+		}
+		s.close()
+	}
+	err = failure(ctx, "preparing the container", err)
+	// What can't be removed now, List reports as a remnant.
+	cctx, ccancel := d.detached(ctx, removeTimeout)
+	defer ccancel()
+	if rerr := d.Remove(cctx, rec.ID); rerr != nil {
+		d.log.Warn("half-made instance not removed", "instance", rec.ID, "error", rerr)
+	}
+	return runtime.Instance{}, err
+}
+
+func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (*standby, error) {
+	image, config, err := d.image(ctx, spec.Image)
+	if err != nil {
+		return nil, err
+	}
+	argv, err := command(spec, config)
+	if err != nil {
+		return nil, err
+	}
+	if err := checkEnv(mergeEnv(config.Env, spec.Env), argv); err != nil {
+		return nil, err
+	}
+	rec.ImageDigest = image.Target().Digest.String()
+
+	// From here on there is something to remove, and it can be found.
+	if err := os.MkdirAll(d.ioDir(rec.ID), 0o755); err != nil {
+		return nil, err
+	}
+	if err := d.writeRecord(rec); err != nil {
+		return nil, err
+	}
+	log, err := d.logPath(spec.WorkspaceID)
+	if err != nil {
+		return nil, err
+	}
+	mounts, newVolumes, err := d.mounts(spec)
+	if err != nil {
+		return nil, err
+	}
+
+	leased, release, err := d.lease(ctx)
+	if err != nil {
+		return nil, err
+	}
+	defer release()
+	var user specs.User
+	container, err := d.client.NewContainer(leased, rec.ID,
+		client.WithContainerLabels(map[string]string{
+			labelInstanceUID:  d.cfg.InstanceUID,
+			labelWorkspaceID:  spec.WorkspaceID,
+			labelWorkspaceUID: spec.WorkspaceUID,
+			labelGeneration:   strconv.FormatInt(spec.Generation, 10),
+			labelImageDigest:  rec.ImageDigest,
+		}),
+		client.WithImageName(image.Name()),
+		client.WithSnapshotter(d.cfg.Snapshotter),
+		client.WithNewSnapshot(rec.ID, image),
+		client.WithRuntime(runtimeName, &options.Options{Root: d.runcRoot, BinaryName: d.cfg.RuntimeBinary}),
+		client.WithNewSpec(d.specOpts(spec, rec.ID, config, argv, mounts, &user)...),
+	)
+	if err != nil {
+		return nil, err
+	}
+	if err := own(newVolumes, user); err != nil {
+		return nil, err
+	}
+
+	s, err := newStandby(d.ioDir(rec.ID), user)
+	if err != nil {
+		return nil, err
+	}
+	s.record, s.imageEnv, s.argv = rec, config.Env, argv
+	if err := d.startTask(ctx, container, log, s); err != nil {
+		s.close()
+		return nil, err
+	}
+	if err := s.awaitReady(ctx, spec.Resources); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// startTask starts workspace-init and opens its pidfd. A caller that goes away
+// does not interrupt containerd in the middle of it, which might leave a task
+// that appears after we looked for what is to be removed.
+func (d *Driver) startTask(ctx context.Context, container client.Container, log string, s *standby) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	ctx, cancel := d.detached(ctx, taskTimeout)
+	defer cancel()
+	task, err := container.NewTask(ctx, cio.LogFile(log))
+	if err != nil {
+		return failure(ctx, "creating the container", err)
+	}
+	if err := task.Start(ctx); err != nil {
+		return failure(ctx, "starting the container", err)
+	}
+	pid := int(task.Pid())
+	start, err := startTime(pid)
+	if err == nil {
+		s.process, err = openProcess(pid, start)
+	}
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	if s.process == nil {
+		return nil // it has ended already; what it reported is still to be read
+	}
+	s.record.PID, s.record.PIDStart = pid, start
+	return d.writeRecord(s.record)
+}
+
+// instance is what the record says.
+func (r *record) instance(phase runtime.Phase) runtime.Instance {
+	i := runtime.Instance{
+		ID:                 r.ID,
+		WorkspaceID:        r.WorkspaceID,
+		WorkspaceUID:       r.WorkspaceUID,
+		Phase:              phase,
+		PreparedGeneration: r.PreparedGeneration,
+		ImageDigest:        r.ImageDigest,
+	}
+	if r.Launch != nil {
+		i.Generation, i.SecretVersions, i.StartTime = r.Launch.Generation, r.Launch.SecretVersions, r.Launch.StartTime
+	}
+	if phase == runtime.PhaseStandby || phase == runtime.PhaseRunning {
+		i.PID = r.PID
+	}
+	return i
+}
+
+func limitsHint(r runtime.Resources) string {
+	var hints []string
+	if r.MemoryBytes > 0 {
+		hints = append(hints, fmt.Sprintf("memory limit %d bytes", r.MemoryBytes))
+	}
+	if r.Pids > 0 {
+		hints = append(hints, fmt.Sprintf("limit of %d processes", r.Pids))
+	}
+	if hints == nil {
+		return ""
+	}
+	return " (" + strings.Join(hints, ", ") + ": too small?)"
+}

@@ -1,0 +1,249 @@
+package ctrd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/containerd/containerd/v2/contrib/seccomp"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/pkg/oci"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/workspaced/workspaced/runtime"
+	"github.com/workspaced/workspaced/runtime/ctrd/handshake"
+)
+
+// defaultPath is PATH where neither image nor workspace set one.
+const defaultPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+const (
+	softFiles = 1024 // what programs that use select(2) can take
+	hardFiles = 524288
+	cpuPeriod = 100_000 // microseconds
+	minQuota  = 1000    // microseconds, the kernel's least
+)
+
+// command returns what is executed: entrypoint and arguments as an OCI image's
+// configuration and the spec's replacements say.
+func command(spec runtime.Spec, image ocispec.ImageConfig) ([]string, error) {
+	entrypoint, args := image.Entrypoint, image.Cmd
+	if len(spec.Command) > 0 {
+		entrypoint, args = spec.Command, nil
+	}
+	if len(spec.Args) > 0 {
+		args = spec.Args
+	}
+	argv := slices.Concat(entrypoint, args)
+	if len(argv) == 0 || argv[0] == "" {
+		return nil, &runtime.Error{
+			Reason: runtime.ReasonCommandMissing, Message: "neither the workspace nor its image names a command", Permanent: true,
+		}
+	}
+	return argv, nil
+}
+
+// cgroupPath is the instance's cgroup, below one of its workspace.
+func (d *Driver) cgroupPath(workspaceID, id string) string {
+	return filepath.Join("/", d.cfg.Namespace, workspaceID, id)
+}
+
+// specOpts build config.json. Nothing in there is secret: anyone who can read
+// containerd's state can read it. The user is resolved into user.
+func (d *Driver) specOpts(spec runtime.Spec, id string, image ocispec.ImageConfig, argv []string, mounts []specs.Mount, user *specs.User) []oci.SpecOpts {
+	// The OCI runtime makes an image's working directory where it is missing, as
+	// everywhere; one that the workspace asks for has to exist.
+	workingDir, cwd := spec.WorkingDir, "/"
+	if workingDir == "" && image.WorkingDir != "" {
+		workingDir = filepath.Join("/", image.WorkingDir)
+		cwd = workingDir
+	}
+	if workingDir == "" {
+		workingDir = "/"
+	}
+	formats := "own"
+	if anyFormat() {
+		formats = "any"
+	}
+	path := "PATH=" + lookupEnv(mergeEnv(image.Env, spec.Env), "PATH")
+
+	opts := []oci.SpecOpts{
+		oci.WithDefaultSpec(),
+		specVersion,
+		oci.WithProcessArgs(append([]string{handshake.InitPath, workingDir, formats}, argv...)...),
+		oci.WithProcessCwd(cwd),
+		oci.WithEnv([]string{path}),
+		oci.WithHostname(spec.WorkspaceID),
+		oci.WithHostNamespace(specs.NetworkNamespace),
+		oci.WithCgroup(d.cgroupPath(spec.WorkspaceID, id)),
+		oci.WithRlimit(openFiles()),
+		oci.WithDefaultUnixDevices,
+		oci.WithNoNewPrivileges,
+	}
+	if _, err := os.Stat("/etc/resolv.conf"); err == nil {
+		opts = append(opts, oci.WithHostResolvconf)
+	}
+	if _, err := os.Stat("/etc/hosts"); err == nil {
+		opts = append(opts, oci.WithHostHostsFile)
+	}
+	if spec.ReadOnlyRoot {
+		opts = append(opts, oci.WithRootFSReadonly())
+	}
+	if n := spec.Resources.CPUMillis; n > 0 {
+		opts = append(opts, oci.WithCPUCFS(max(n*cpuPeriod/1000, minQuota), cpuPeriod))
+	}
+	if n := spec.Resources.MemoryBytes; n > 0 {
+		opts = append(opts, oci.WithMemoryLimit(uint64(n)))
+	}
+	if n := spec.Resources.Pids; n > 0 {
+		opts = append(opts, oci.WithPidsLimit(n))
+	}
+	name := spec.User
+	if name == "" {
+		name = image.User
+	}
+	opts = append(opts,
+		withUser(name, user),
+		oci.WithMounts(mounts),
+		// The FIFOs and init come last: nothing is mounted over them.
+		oci.WithMounts([]specs.Mount{
+			{Destination: handshake.Dir, Type: "bind", Source: d.ioDir(id), Options: []string{"bind", "ro", "nosuid", "nodev", "noexec"}},
+			{Destination: handshake.InitPath, Type: "bind", Source: d.initPath, Options: []string{"bind", "ro", "nosuid", "nodev"}},
+		}),
+		// After everything that it looks at.
+		seccomp.WithDefaultProfile(),
+	)
+	return opts
+}
+
+// openFiles is the limit of open files: the one that services have, or this
+// process's when that is lower, for raising it takes a capability.
+func openFiles() *specs.POSIXRlimit {
+	limit := &specs.POSIXRlimit{Type: "RLIMIT_NOFILE", Soft: softFiles, Hard: hardFiles}
+	var own unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err == nil {
+		limit.Hard = min(limit.Hard, own.Max)
+		limit.Soft = min(limit.Soft, limit.Hard)
+	}
+	return limit
+}
+
+// specVersion names the oldest version that has what we use: older runtimes
+// refuse newer ones.
+func specVersion(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
+	s.Version = "1.0.2"
+	return nil
+}
+
+// withUser resolves `user[:group]` in the root file system, root when empty, and
+// reports it in user.
+func withUser(name string, user *specs.User) oci.SpecOpts {
+	return func(ctx context.Context, c oci.Client, container *containers.Container, s *oci.Spec) error {
+		if name == "" {
+			name = "0"
+		}
+		if err := oci.WithUser(name)(ctx, c, container, s); err != nil {
+			return userFailure(name, err)
+		}
+		base, group, _ := strings.Cut(name, ":")
+		if group == "" {
+			// Supplementary groups, as login would give them; with an explicit group
+			// there are none.
+			if n, err := strconv.ParseUint(base, 10, 32); err == nil {
+				base = strconv.FormatUint(n, 10)
+			}
+			if err := oci.WithAdditionalGIDs(base)(ctx, c, container, s); err != nil {
+				return userFailure(name, err)
+			}
+		}
+		*user = s.Process.User
+		return nil
+	}
+}
+
+func userFailure(name string, err error) error {
+	e := &runtime.Error{Reason: runtime.ReasonUserNotFound, Permanent: true, Err: err}
+	switch {
+	case errors.Is(err, oci.ErrNoGroupsFound):
+		e.Message = fmt.Sprintf("the image has no group of user %q", name)
+	case errors.Is(err, oci.ErrNoUsersFound):
+		e.Message = fmt.Sprintf("the image has no user %q", name)
+	case errors.Is(err, fs.ErrNotExist):
+		e.Message = fmt.Sprintf("user %q can't be looked up: the image has no /etc/passwd or /etc/group", name)
+	case containsAny(err, "invalid USER value"):
+		e.Message = fmt.Sprintf("user %q: want user[:group], by name or number", name)
+	default:
+		return err
+	}
+	return e
+}
+
+// mergeEnv lays later over earlier; of a key that comes twice the later value
+// counts, at the place of the first.
+func mergeEnv(earlier, later []string) []string {
+	merged := make([]string, 0, len(earlier)+len(later)+1)
+	index := make(map[string]int, cap(merged))
+	for _, entry := range slices.Concat(earlier, later) {
+		key, _, _ := strings.Cut(entry, "=")
+		if i, ok := index[key]; ok {
+			merged[i] = entry
+			continue
+		}
+		index[key] = len(merged)
+		merged = append(merged, entry)
+	}
+	if _, ok := index["PATH"]; !ok {
+		merged = append(merged, "PATH="+defaultPath)
+	}
+	return merged
+}
+
+func lookupEnv(env []string, key string) string {
+	for _, entry := range env {
+		if v, ok := strings.CutPrefix(entry, key+"="); ok {
+			return v
+		}
+	}
+	return ""
+}
+
+// Limits of execve: one string with its NUL, and all of arguments and
+// environment with a pointer each, at the usual stack limit of 8 MiB.
+const (
+	maxString = 128 << 10
+	maxTotal  = 2 << 20
+)
+
+// checkEnv refuses what execve would: the old instance is gone by then.
+func checkEnv(env, argv []string) error {
+	total := 0
+	for _, entry := range env {
+		key, _, ok := strings.Cut(entry, "=")
+		switch {
+		case !ok || key == "":
+			return &runtime.Error{Reason: runtime.ReasonExecFailed, Message: "an environment entry is not KEY=value", Permanent: true}
+		case strings.ContainsRune(entry, 0):
+			return &runtime.Error{Reason: runtime.ReasonExecFailed, Message: fmt.Sprintf("environment variable %q holds a NUL byte", strings.ToValidUTF8(key, "?")), Permanent: true}
+		case len(entry)+1 > maxString:
+			return &runtime.Error{Reason: runtime.ReasonEnvironmentTooLarge, Permanent: true,
+				Message: fmt.Sprintf("environment variable %q takes %d bytes; the kernel takes less than %d", key, len(entry)+1, maxString)}
+		}
+		total += len(entry) + 1 + 8
+	}
+	for _, arg := range argv {
+		total += len(arg) + 1 + 8
+	}
+	if total > maxTotal {
+		return &runtime.Error{Reason: runtime.ReasonEnvironmentTooLarge, Permanent: true,
+			Message: fmt.Sprintf("arguments and environment take %d bytes; the kernel takes %d", total, maxTotal)}
+	}
+	return nil
+}

@@ -1,0 +1,301 @@
+package ctrd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"syscall"
+	"time"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
+
+	"github.com/workspaced/workspaced/runtime"
+	"github.com/workspaced/workspaced/runtime/ctrd/handshake"
+)
+
+// standby is this process's side of an instance that waits for its go-ahead.
+// As long as the go-ahead FIFO is open here the instance's init waits; when it
+// closes, also by this process's death, init ends.
+type standby struct {
+	dir             string // of the FIFOs
+	record          *record
+	imageEnv        []string
+	argv            []string
+	goAhead, result *os.File
+	process         *process
+	starting        bool // guarded by Driver.mu: Start has it
+}
+
+// newStandby makes the FIFOs, which only the container's user can open. The
+// go-ahead is open for reading too until init has opened it: else it would see
+// no writer.
+func newStandby(dir string, user specs.User) (*standby, error) {
+	s := &standby{dir: dir}
+	for name, mode := range map[string]uint32{handshake.GoAheadName: 0o400, handshake.ResultName: 0o200} {
+		path := filepath.Join(dir, name)
+		if err := unix.Mkfifo(path, mode); err != nil {
+			return nil, &os.PathError{Op: "mkfifo", Path: path, Err: err}
+		}
+		if err := os.Lchown(path, int(user.UID), int(user.GID)); err != nil {
+			return nil, err
+		}
+	}
+	var err error
+	if s.goAhead, err = openFIFO(filepath.Join(dir, handshake.GoAheadName), unix.O_RDWR); err != nil {
+		return nil, err
+	}
+	if s.result, err = openFIFO(filepath.Join(dir, handshake.ResultName), unix.O_RDONLY); err != nil {
+		s.goAhead.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// openFIFO opens one so that Go's poller waits for it: no thread ever hangs in
+// a read or write, and deadlines work.
+func openFIFO(path string, mode int) (*os.File, error) {
+	fd, err := unix.Open(path, mode|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+func (s *standby) close() {
+	s.goAhead.Close()
+	s.result.Close()
+	if s.process != nil {
+		s.process.close()
+	}
+}
+
+// awaitReady waits for init's report, and from then on sees init's death as the
+// end of the result FIFO, as init sees ours.
+func (s *standby) awaitReady(ctx context.Context, limits runtime.Resources) error {
+	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+	defer cancel()
+	// Until init opens the result FIFO, its end is not to be seen there.
+	watch, stop := context.WithCancel(ctx)
+	watching := make(chan struct{})
+	go func() {
+		defer close(watching)
+		if s.process == nil || s.process.wait(watch) == nil {
+			// What it wrote before its end is still to be read.
+			_ = s.result.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+		}
+	}()
+	res, err := s.readResult(ctx)
+	stop()
+	<-watching
+	_ = s.result.SetReadDeadline(time.Time{})
+	switch {
+	case err == nil && res.Kind == handshake.Ready && s.process != nil:
+	case err == nil && res.Kind == handshake.Failed:
+		return refusal(res)
+	case ctx.Err() != nil:
+		return failure(ctx, "the container's first process", ctx.Err())
+	case err == nil && res.Kind == handshake.Executing:
+		return fmt.Errorf("workspace-init reported %+v before it was asked", res)
+	default:
+		return s.interrupted(limits)
+	}
+	writer, err := openFIFO(filepath.Join(s.dir, handshake.GoAheadName), unix.O_WRONLY)
+	if errors.Is(err, unix.ENXIO) {
+		return s.interrupted(limits)
+	} else if err != nil {
+		return err
+	}
+	s.goAhead.Close()
+	s.goAhead = writer
+	return nil
+}
+
+func (s *standby) interrupted(limits runtime.Resources) error {
+	return &runtime.Error{
+		Reason:  runtime.ReasonStartInterrupted,
+		Message: "the container's first process ended before it became the command" + limitsHint(limits),
+	}
+}
+
+// readResult reads one. A FIFO that no writer has opened yet reads as ended, so
+// it waits for the poller first.
+func (s *standby) readResult(ctx context.Context) (handshake.Result, error) {
+	conn, err := s.result.SyscallConn()
+	if err != nil {
+		return handshake.Result{}, err
+	}
+	var res handshake.Result
+	err = interruptible(ctx, s.result, func() error {
+		if err := conn.Read(func(fd uintptr) bool { return readable(int(fd)) }); err != nil {
+			return err
+		}
+		var err error
+		res, err = handshake.ReadResult(s.result)
+		return err
+	})
+	return res, err
+}
+
+// refusal is what init's report of a failure means.
+func refusal(res handshake.Result) *runtime.Error {
+	errno := syscall.Errno(res.Errno)
+	e := &runtime.Error{Message: res.Message, Permanent: permanent(errno), Err: errno}
+	switch res.Cause {
+	case handshake.CauseNotFound:
+		e.Reason = runtime.ReasonCommandNotFound
+	case handshake.CauseNotExecutable:
+		e.Reason = runtime.ReasonCommandNotExecutable
+	case handshake.CauseFormat:
+		e.Reason = runtime.ReasonWrongArchitecture
+	case handshake.CauseWorkingDir:
+		e.Reason = runtime.ReasonWorkingDir
+	default:
+		e.Reason = runtime.ReasonExecFailed
+		if errno == syscall.E2BIG {
+			e.Reason = runtime.ReasonEnvironmentTooLarge
+		}
+	}
+	return e
+}
+
+// permanent tells an error that the next try of the same gives again.
+func permanent(errno syscall.Errno) bool {
+	switch errno {
+	case syscall.ENOENT, syscall.ENOEXEC, syscall.EACCES, syscall.EPERM, syscall.E2BIG, syscall.ENOTDIR,
+		syscall.EISDIR, syscall.ELOOP, syscall.ENAMETOOLONG, syscall.EINVAL, syscall.ELIBBAD:
+		return true
+	default: // ENOMEM, EAGAIN, ETXTBSY, EIO, EINTR and what we don't know
+		return false
+	}
+}
+
+func (d *Driver) addStandby(id string, s *standby) error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.closed {
+		return &runtime.Error{Reason: runtime.ReasonRuntimeUnavailable, Message: "the daemon is shutting down"}
+	}
+	d.standbys[id] = s
+	return nil
+}
+
+// beginStart hands the standby over to one Start, nil if there is none.
+func (d *Driver) beginStart(id string) *standby {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s := d.standbys[id]
+	if s == nil || s.starting {
+		return nil
+	}
+	s.starting = true
+	return s
+}
+
+// dropStandby lets go of the standby, if there is one: unless it has become the
+// command, its init ends.
+func (d *Driver) dropStandby(id string) {
+	d.mu.Lock()
+	s := d.standbys[id]
+	delete(d.standbys, id)
+	d.mu.Unlock()
+	if s != nil {
+		s.close()
+	}
+}
+
+func (d *Driver) holds(id string) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.standbys[id] != nil
+}
+
+// Start makes a standby instance the command; see server/workspace.Runtime.
+// Nothing is asked of containerd.
+func (d *Driver) Start(ctx context.Context, id string, launch runtime.Launch) (runtime.Instance, error) {
+	s := d.beginStart(id)
+	if s == nil {
+		return runtime.Instance{}, d.notStandby(ctx, id)
+	}
+	defer d.dropStandby(id)
+	ctx, cancel := d.bound(ctx, startTimeout)
+	defer cancel()
+	err := d.launch(ctx, s, launch)
+	if err == nil {
+		return s.record.instance(runtime.PhaseRunning), nil
+	}
+	// It must not start later: the go-ahead may lie in the pipe already.
+	kctx, kcancel := d.detached(ctx, killTimeout)
+	defer kcancel()
+	if kerr := errors.Join(s.process.signal(unix.SIGKILL), s.process.wait(kctx)); kerr != nil {
+		d.log.Error("instance not killed after a failed start", "instance", id, "error", kerr)
+	} else {
+		s.record.Launch = nil
+		if rerr := d.writeRecord(s.record); rerr != nil {
+			d.log.Warn("instance record not written", "instance", id, "error", rerr)
+		}
+	}
+	return runtime.Instance{}, failure(ctx, "starting the command", err)
+}
+
+func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	env := mergeEnv(s.imageEnv, launch.Env)
+	if err := checkEnv(env, s.argv); err != nil {
+		return err
+	}
+	s.record.Launch = &launchRecord{Generation: launch.Generation, SecretVersions: launch.SecretVersions, StartTime: time.Now()}
+	if err := d.writeRecord(s.record); err != nil {
+		return err
+	}
+	err := interruptible(ctx, s.goAhead, func() error {
+		return handshake.WriteGoAhead(s.goAhead, handshake.GoAhead{Env: env})
+	})
+	if err != nil {
+		if errors.Is(err, unix.EPIPE) {
+			return s.interrupted(runtime.Resources{})
+		}
+		return err
+	}
+	executing := false
+	for {
+		res, err := s.readResult(ctx)
+		switch {
+		case errors.Is(err, io.EOF) && executing:
+			// The command runs, and has inherited neither FIFO. Nobody opens them again.
+			s.unlink(d)
+			return nil
+		case errors.Is(err, io.EOF):
+			return s.interrupted(runtime.Resources{})
+		case err != nil:
+			return err
+		case res.Kind == handshake.Failed:
+			return refusal(res)
+		case res.Kind == handshake.Executing:
+			executing = true
+		}
+	}
+}
+
+func (s *standby) unlink(d *Driver) {
+	for _, name := range []string{handshake.GoAheadName, handshake.ResultName} {
+		if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			d.log.Warn("FIFO not removed", "instance", s.record.ID, "error", err)
+		}
+	}
+}
+
+// notStandby tells why an instance can't be started.
+func (d *Driver) notStandby(ctx context.Context, id string) error {
+	if err := d.exists(ctx, id); err != nil {
+		return err
+	}
+	return &runtime.Error{
+		Reason: runtime.ReasonStartInterrupted, Message: "instance " + id + " is no standby of this daemon process", Permanent: true,
+	}
+}

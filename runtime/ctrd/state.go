@@ -1,0 +1,124 @@
+package ctrd
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/moby/sys/mountinfo"
+	"golang.org/x/sys/unix"
+)
+
+// prepareState makes the directories, mounts the tmpfs and puts init there.
+func (d *Driver) prepareState() error {
+	for _, dir := range []string{d.cfg.StateDir, d.instances, d.runcRoot, d.volumes, d.logs} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return err
+		}
+	}
+	if err := mountTmpfs(d.instances); err != nil {
+		return fmt.Errorf("tmpfs at %s: %w", d.instances, err)
+	}
+	return d.installInit()
+}
+
+// mountTmpfs mounts one unless there is one: instances of an earlier daemon
+// process live in it. It is never swapped to a disk where the kernel can do
+// without (6.4).
+func mountTmpfs(dir string) error {
+	dir, err := filepath.EvalSymlinks(dir)
+	if err != nil {
+		return err
+	}
+	mounts, err := mountinfo.GetMounts(mountinfo.SingleEntryFilter(dir))
+	if err != nil {
+		return err
+	}
+	if len(mounts) > 0 {
+		if mounts[0].FSType != "tmpfs" {
+			return fmt.Errorf("a %s is mounted there", mounts[0].FSType)
+		}
+		return nil
+	}
+	const flags = unix.MS_NOSUID | unix.MS_NODEV
+	err = unix.Mount("workspaced", dir, "tmpfs", flags, "mode=0700,noswap")
+	if errors.Is(err, unix.EINVAL) {
+		err = unix.Mount("workspaced", dir, "tmpfs", flags, "mode=0700")
+	}
+	return err
+}
+
+// installInit copies workspace-init into the tmpfs under the name of its
+// content. So an upgrade replaces no file that a container has mounted, and it
+// is executable wherever the original lies.
+func (d *Driver) installInit() error {
+	b, err := os.ReadFile(d.cfg.InitPath)
+	if err != nil {
+		return fmt.Errorf("workspace-init: %w", err)
+	}
+	if !strings.HasPrefix(string(b[:min(len(b), 4)]), "\x7fELF") {
+		return fmt.Errorf("workspace-init: %s is no program", d.cfg.InitPath)
+	}
+	sum := sha256.Sum256(b)
+	d.initPath = filepath.Join(d.instances, ".init-"+hex.EncodeToString(sum[:8]))
+	if have, err := os.ReadFile(d.initPath); err != nil || sha256.Sum256(have) != sum {
+		if err := os.WriteFile(d.initPath+".new", b, 0o555); err != nil {
+			return err
+		}
+		if err := os.Rename(d.initPath+".new", d.initPath); err != nil {
+			return err
+		}
+	}
+	if d.initID, err = identify(d.initPath); err != nil {
+		return err
+	}
+	// Those of earlier versions: who runs one has it mounted.
+	old, err := filepath.Glob(filepath.Join(d.instances, ".init-*"))
+	if err != nil {
+		return err
+	}
+	for _, path := range old {
+		if path != d.initPath {
+			if err := os.Remove(path); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// cgroupMounts are the mount points of the cgroup hierarchies, v1's and v2's.
+func cgroupMounts() ([]string, error) {
+	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
+	if err != nil {
+		return nil, err
+	}
+	var points []string
+	for _, m := range mounts {
+		points = append(points, m.Mountpoint)
+	}
+	return points, nil
+}
+
+// anyFormat tells whether the host's kernel executes what init's check of a
+// program's format does not know: binfmt_misc has an enabled entry.
+func anyFormat() bool {
+	entries, err := filepath.Glob("/proc/sys/fs/binfmt_misc/*")
+	if err != nil {
+		return false
+	}
+	for _, path := range entries {
+		switch filepath.Base(path) {
+		case "register", "status":
+			continue
+		}
+		if b, err := os.ReadFile(path); err == nil && strings.HasPrefix(string(b), "enabled") {
+			return true
+		}
+	}
+	return false
+}

@@ -1,0 +1,134 @@
+package ctrd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+
+	specs "github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/workspaced/workspaced/runtime"
+	"github.com/workspaced/workspaced/runtime/ctrd/handshake"
+)
+
+// Both become file names. They are checked where they come in, and again here.
+var (
+	workspaceID = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	volumeName  = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?$`)
+)
+
+func volumeFailure(err error, format string, args ...any) error {
+	return &runtime.Error{Reason: runtime.ReasonVolume, Message: fmt.Sprintf(format, args...), Err: err}
+}
+
+// mounts returns the mounts of the spec, and makes its volumes' directories.
+// The directories that it made are returned too: they get their owner when the
+// container's user is known.
+func (d *Driver) mounts(spec runtime.Spec) (mounts []specs.Mount, made []string, err error) {
+	for _, m := range spec.Mounts {
+		target := filepath.Clean(m.Path)
+		switch {
+		case !filepath.IsAbs(m.Path) || target == "/":
+			return nil, nil, volumeFailure(nil, "mount path %q: want an absolute path below /", m.Path)
+		case target == handshake.Dir || target == handshake.InitPath || strings.HasPrefix(target, handshake.Dir+"/"):
+			return nil, nil, volumeFailure(nil, "mount path %q belongs to workspaced", m.Path)
+		case (m.HostPath == "") == (m.Volume == ""):
+			return nil, nil, volumeFailure(nil, "mount %q: want either a host path or a volume", m.Path)
+		}
+		source := filepath.Clean(m.HostPath)
+		if m.Volume != "" {
+			var isNew bool
+			if source, isNew, err = d.makeVolume(spec.WorkspaceID, m.Volume); err != nil {
+				return nil, nil, volumeFailure(err, "volume %q can't be made: %v", m.Volume, errors.Unwrap(err))
+			}
+			if isNew {
+				made = append(made, source)
+			}
+		} else if !filepath.IsAbs(m.HostPath) {
+			return nil, nil, volumeFailure(nil, "host path %q is not absolute", m.HostPath)
+		} else if _, err := os.Stat(source); err != nil {
+			return nil, nil, volumeFailure(err, "host path %q: %v", m.HostPath, errors.Unwrap(err))
+		}
+		options := []string{"rbind", "rprivate", "rw"}
+		if m.ReadOnly {
+			options[2] = "ro"
+		}
+		mounts = append(mounts, specs.Mount{Destination: target, Type: "bind", Source: source, Options: options})
+	}
+	return mounts, made, nil
+}
+
+// makeVolume returns the directory of a named volume.
+func (d *Driver) makeVolume(workspace, name string) (dir string, isNew bool, err error) {
+	if !volumeName.MatchString(name) {
+		return "", false, &os.PathError{Op: "volume", Path: name, Err: errors.New("want lower case letters, digits, dots and dashes")}
+	}
+	parent := filepath.Join(d.volumes, workspace)
+	if err := os.MkdirAll(parent, 0o700); err != nil {
+		return "", false, err
+	}
+	dir = filepath.Join(parent, name)
+	err = os.Mkdir(dir, 0o755)
+	if err == nil {
+		return dir, true, nil
+	} else if !errors.Is(err, os.ErrExist) {
+		return "", false, err
+	}
+	// No container can put a link here, only who is root on the host; but root's
+	// mistakes shall not become mounts.
+	st, err := os.Lstat(dir)
+	if err != nil {
+		return "", false, err
+	}
+	if !st.IsDir() {
+		return "", false, &os.PathError{Op: "volume", Path: dir, Err: errors.New("it is not a directory")}
+	}
+	return dir, false, nil
+}
+
+// own gives new volumes to the user that the container runs as.
+func own(dirs []string, user specs.User) error {
+	for _, dir := range dirs {
+		if err := os.Lchown(dir, int(user.UID), int(user.GID)); err != nil {
+			return volumeFailure(err, "volume %q can't be given to its user: %v", filepath.Base(dir), errors.Unwrap(err))
+		}
+	}
+	return nil
+}
+
+// logPath makes the workspace's log file, so that it exists with the right mode
+// before a shim opens it.
+func (d *Driver) logPath(workspace string) (string, error) {
+	path := filepath.Join(d.logs, workspace+".log")
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
+	if err != nil {
+		return "", err
+	}
+	return path, f.Close()
+}
+
+// RemoveWorkspace removes the workspace's log, its cgroups and, unless they are
+// kept, its volumes. Its instances have been removed before. That it belongs to
+// uid is the caller's word: what is removed is named by the id.
+func (d *Driver) RemoveWorkspace(_ context.Context, id, _ string, keepVolumes bool) error {
+	if !workspaceID.MatchString(id) {
+		return nil // nothing was ever made under such a name
+	}
+	failed := func(err error) error {
+		return &runtime.Error{Reason: runtime.ReasonRuntimeError, Message: "the files of workspace " + id + " can't be removed: " + short(err), Err: err}
+	}
+	if err := os.Remove(filepath.Join(d.logs, id+".log")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return failed(err)
+	}
+	if !keepVolumes {
+		if err := os.RemoveAll(filepath.Join(d.volumes, id)); err != nil {
+			return failed(err)
+		}
+	}
+	d.removeCgroups(filepath.Join(d.cfg.Namespace, id))
+	return nil
+}
