@@ -44,7 +44,7 @@ build: ## Build the static binaries into bin/
 	$(STATIC) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/workspace-init ./cmd/demo/envserver
 
 .PHONY: test
-test: deps-test build containerd23 bin/tools/grpcurl bin/tools/testreport ## Run all tests: race detector, real containerd, leak check (TEST=./store/... for some)
+test: deps-test build testprog containerd23 bin/tools/grpcurl bin/tools/testreport ## Run all tests: race detector, real containerd, leak check (TEST=./store/... for some)
 	@go -C tools test ./testreport
 	@tools/test.sh $(TEST)
 
@@ -56,14 +56,14 @@ generate: protodeps bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-g
 	buf generate
 
 .PHONY: bench
-bench: deps-test build containerd23 ## Run all benchmarks (BENCH=regexp for some)
+bench: deps-test build testprog containerd23 ## Run all benchmarks (BENCH=regexp for some)
 	@WORKSPACED_BIN_DIR=$(CURDIR)/bin go test -run '^$$' -bench '$(or $(BENCH),.)' -benchmem -timeout 30m \
 		-exec $(CURDIR)/tools/sandbox.sh \
 		$$(grep -rl --include='*_test.go' '^func Benchmark' cmd runtime server store | xargs -r dirname | sort -u | sed 's,^,./,')
 
 .PHONY: clean
 clean: ## Remove what make built, except the tools
-	rm -rf bin/workspaced bin/workspace-init bin/demo bin/envserver bin/containerd-2.3 .protodeps coverage.out
+	rm -rf bin/workspaced bin/workspace-init bin/demo bin/envserver bin/testprog bin/containerd-2.3 .protodeps coverage.out
 
 .PHONY: distclean
 distclean: ## Remove everything that make built
@@ -121,6 +121,10 @@ deps: ## Install containerd and runc when missing
 .PHONY: deps-test
 deps-test: ## Also install what the race detector needs
 	@tools/install-deps.sh test
+
+.PHONY: testprog
+testprog: ## Build the program that tests run in containers
+	$(STATIC) build -trimpath -ldflags '-s -w' -o bin/ ./runtime/ctrd/ctrdtest/testprog
 
 # The containerd that Debian does not have yet, for tests against both.
 CONTAINERD_CMD := github.com/containerd/containerd/v2/cmd
