@@ -735,6 +735,21 @@ func TestContract12_DeletionWins(t *testing.T) {
 			gone(t, w, "a")
 		})
 	})
+	t.Run("the id is taken again while its actor retires", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			again := func() {
+				w.fault.gone.Store(nil)
+				if _, err := w.create("a"); err != nil {
+					t.Error(err)
+				}
+			}
+			w.fault.gone.Store(&again)
+			must(w.store.DeleteWorkspace(ctx, "a", false, store.Options{}))(t)
+			synctest.Wait()
+			w.wantSettled(t, "a")
+		})
+	})
 	t.Run("while parked", func(t *testing.T) {
 		inWorld(t, func(t *testing.T, w *world) {
 			w.running(t, "a")

@@ -44,6 +44,15 @@ type faults struct {
 	snapshot atomic.Pointer[func(n int64) error] // before the n-th Snapshot
 	reads    atomic.Int64
 	update   atomic.Pointer[func() error]
+	gone     atomic.Pointer[func()] // after a record was not found
+}
+
+func (f *faults) Workspace(id string) (store.Workspace, error) {
+	ws, err := f.Store.Workspace(id)
+	if hook := f.gone.Load(); hook != nil && errors.Is(err, store.ErrNotFound) {
+		(*hook)()
+	}
+	return ws, err
 }
 
 func (f *faults) Snapshot(id string) (store.Snapshot, error) {
