@@ -13,8 +13,7 @@ import (
 	"time"
 )
 
-// Inventory is what a daemon has on the machine. Two of the same number of
-// running workspaces are equal, or something leaked.
+// Inventory is what a daemon has on the machine.
 type Inventory struct {
 	Containers, Tasks, Snapshots, Leases int // in containerd; snapshots: active ones
 	Shims                                int // processes
@@ -82,21 +81,60 @@ func (d *Daemon) Take(ctx context.Context) (inv Inventory, err error) {
 	return inv, err
 }
 
-// Settle takes inventories until one is as wanted, since what is cleaned up
-// after a restart takes its time, and returns the last one.
-func (d *Daemon) Settle(ctx context.Context, want Inventory) (inv Inventory, err error) {
+// check says what is more or less than what so many running workspaces need.
+// Mounts and FIFOs differ between versions of containerd, but are as many for
+// each workspace.
+func (inv Inventory) check(workspaces int) error {
+	for _, c := range []struct {
+		what  string
+		count int
+	}{
+		{"containers", inv.Containers}, {"tasks", inv.Tasks}, {"active snapshots", inv.Snapshots}, {"shims", inv.Shims},
+		{"instance directories", inv.InstanceDirs}, {"instances with a cgroup", inv.Cgroups},
+	} {
+		if c.count != workspaces {
+			return fmt.Errorf("%d %s for %d workspaces: %+v", c.count, c.what, workspaces, inv)
+		}
+	}
+	if inv.Leases != 0 {
+		return fmt.Errorf("%d leases, want none: %+v", inv.Leases, inv)
+	}
+	return nil
+}
+
+// Settle takes inventories until one is right for so many running workspaces,
+// since what is cleaned up after a restart takes its time, and returns it.
+func (d *Daemon) Settle(ctx context.Context, workspaces int) (Inventory, error) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	for {
-		if inv, err = d.Take(ctx); err == nil && inv == want {
+		inv, err := d.Take(ctx)
+		if err == nil {
+			err = inv.check(workspaces)
+		}
+		if err == nil {
 			return inv, nil
 		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return inv, fmt.Errorf("inventory does not settle at %+v (%v): %w", want, err, ctx.Err())
+			return inv, fmt.Errorf("does not settle: %w", err)
 		}
 	}
+}
+
+// ContainerdPID is the process id of the private containerd.
+func (d *Daemon) ContainerdPID() (int, error) {
+	pids, err := processes(func(_ int, args []string) bool {
+		return len(args) > 2 && args[1] == "--config" && filepath.Dir(args[2]) == filepath.Dir(d.Containerd())
+	})
+	if err == nil && len(pids) != 1 {
+		err = fmt.Errorf("%d private containerds run", len(pids))
+	}
+	if err != nil {
+		return 0, err
+	}
+	return pids[0], nil
 }
 
 func (d *Daemon) ctr(ctx context.Context, args ...string) ([]string, error) {

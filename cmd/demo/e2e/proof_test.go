@@ -1,0 +1,37 @@
+package e2e
+
+import (
+	"os"
+	"testing"
+	"time"
+
+	"github.com/workspaced/workspaced/cmd/demo/internal/lab"
+	"github.com/workspaced/workspaced/cmd/demo/internal/proof"
+)
+
+// The demo's proof, the same code as `make demo`.
+func TestDemoProof(t *testing.T) {
+	s := newStage(t, 6*time.Minute)
+	ref, hold, err := s.PushSlow(s.ctx, "2")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pairs := 200
+	if testing.Short() {
+		pairs = 20
+	}
+	err = proof.Run(s.ctx, proof.Config{
+		Client:      s.client(),
+		Image:       lab.DemoImage,
+		SlowImage:   ref,
+		Hold:        hold,
+		VolumeDir:   s.VolumeDir,
+		WorkspaceID: "proof",
+		Pairs:       pairs,
+		Out:         os.Stderr,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.settle(0)
+}
