@@ -333,7 +333,7 @@ func manySecrets(n int) []*secret {
 // TestContract22_BadInput: wrong input gets one code, names each field and what
 // would be right, and changes nothing.
 func TestContract22_BadInput(t *testing.T) {
-	run(t, func(h *harness) {
+	run(t, func(t *testing.T, h *harness) {
 		h.create("old", func(r *createReq) { r.Secrets = []*secret{text("TOKEN", "x")} })
 		h.create("parked")
 		must2(h.Client.StopWorkspace(h.ctx(), &workspacev1.StopWorkspaceRequest{Name: "workspaces/parked"}))(h.t)

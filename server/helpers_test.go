@@ -11,6 +11,7 @@ import (
 	"sync"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -33,13 +34,13 @@ type harness struct {
 }
 
 // run runs a test against a server of its own, in a bubble: time is the test's.
-func run(t *testing.T, test func(h *harness), options ...servertest.Option) {
+func run(t *testing.T, test func(t *testing.T, h *harness), options ...servertest.Option) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
 		h := &harness{t: t, log: &buffer{}}
 		logger := slog.New(slog.NewTextHandler(io.MultiWriter(h.log, t.Output()), &slog.HandlerOptions{Level: slog.LevelDebug}))
 		h.Server = servertest.New(t, append([]servertest.Option{servertest.WithLogger(logger)}, options...)...)
-		test(h)
+		test(t, h)
 	})
 }
 
@@ -190,8 +191,11 @@ func fields(err error) map[string]string {
 	return m
 }
 
-// within returns a context that ends with the test and after a virtual minute.
+// ctx is the test's.
 func (h *harness) ctx() context.Context { return h.t.Context() }
+
+// advance lets time pass in a bubble, at once.
+func advance(d time.Duration) { <-time.After(d) }
 
 // recvUntil reads a watch up to an event that stop accepts, that one included.
 func recvUntil(t *testing.T, stream workspacev1.WorkspaceControl_WatchWorkspacesClient, stop func(*workspacev1.WatchWorkspacesResponse) bool) []*workspacev1.WatchWorkspacesResponse {

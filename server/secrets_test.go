@@ -15,7 +15,7 @@ import (
 )
 
 func TestSecretLife(t *testing.T) {
-	run(t, func(h *harness) {
+	run(t, func(t *testing.T, h *harness) {
 		h.create("w")
 		const name = "workspaces/w/secrets/TOKEN"
 		born := timestamppb.Now()
@@ -33,7 +33,7 @@ func TestSecretLife(t *testing.T) {
 		h.WaitGeneration("w", 2)
 		h.wantEnv("w", "TOKEN=one")
 
-		time.Sleep(time.Minute) // the bubble's clock
+		advance(time.Minute)
 		if same := h.set(name, "one"); same.GetChanged() || same.GetGeneration() != 2 || same.GetAffectedWorkspaces() != 0 || same.GetSecret().GetVersion() != 1 {
 			t.Errorf("equal is equal: %v", same)
 		}
@@ -68,7 +68,7 @@ func TestSecretLife(t *testing.T) {
 }
 
 func TestGlobalSecrets(t *testing.T) {
-	run(t, func(h *harness) {
+	run(t, func(t *testing.T, h *harness) {
 		for _, id := range []string{"a", "b", "own"} {
 			h.create(id)
 		}
@@ -96,7 +96,7 @@ func TestGlobalSecrets(t *testing.T) {
 }
 
 func TestApplyAtTheNextStart(t *testing.T) {
-	run(t, func(h *harness) {
+	run(t, func(t *testing.T, h *harness) {
 		h.create("w")
 		resp := must2(h.Client.SetSecret(h.ctx(), &workspacev1.SetSecretRequest{
 			Name: "workspaces/w/secrets/A", Payload: &workspacev1.SetSecretRequest_Text{Text: "x"}, Apply: workspacev1.Apply_APPLY_NEXT_START,
@@ -115,7 +115,7 @@ func TestApplyAtTheNextStart(t *testing.T) {
 }
 
 func TestBatchIsOneGeneration(t *testing.T) {
-	run(t, func(h *harness) {
+	run(t, func(t *testing.T, h *harness) {
 		h.create("w", func(r *createReq) { r.Secrets = []*secret{text("OLD", "1"), text("SAME", "2")} })
 		resp := must2(h.Client.BatchUpdateSecrets(h.ctx(), &workspacev1.BatchUpdateSecretsRequest{
 			Parent:  "workspaces/w",
@@ -146,7 +146,7 @@ func TestBatchIsOneGeneration(t *testing.T) {
 }
 
 func TestListSecretsPages(t *testing.T) {
-	run(t, func(h *harness) {
+	run(t, func(t *testing.T, h *harness) {
 		h.create("w")
 		var values []*secret
 		var want []string

@@ -41,7 +41,7 @@ func fullSpec() *wsSpec {
 }
 
 func TestCreateKeepsEverything(t *testing.T) {
-	run(t, func(h *harness) {
+	run(t, func(t *testing.T, h *harness) {
 		resp := must2(h.Client.CreateWorkspace(h.ctx(), &createReq{
 			WorkspaceId: "full",
 			Workspace:   &ws{Name: "workspaces/ignored", Labels: map[string]string{"team": "a"}, Model: "gpt-4", Spec: fullSpec()},
@@ -75,7 +75,7 @@ func TestCreateKeepsEverything(t *testing.T) {
 }
 
 func TestCreateMakesAnID(t *testing.T) {
-	run(t, func(h *harness) {
+	run(t, func(t *testing.T, h *harness) {
 		seen := make(map[string]bool)
 		for range 5 {
 			resp := must2(h.Client.CreateWorkspace(h.ctx(), &createReq{Workspace: &ws{Spec: spec()}}))(t)
@@ -122,7 +122,7 @@ func TestUpdateMask(t *testing.T) {
 		{name: "the same", to: before(), mask: mask("*"), want: func(*ws) {}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			run(t, func(h *harness) {
+			run(t, func(t *testing.T, h *harness) {
 				old := h.create("w", func(r *createReq) { r.Workspace = before() })
 				want := before()
 				tt.want(want)
@@ -156,7 +156,7 @@ func TestUpdateMask(t *testing.T) {
 func mask(paths ...string) *fieldmaskpb.FieldMask { return &fieldmaskpb.FieldMask{Paths: paths} }
 
 func TestEtags(t *testing.T) {
-	run(t, func(h *harness) {
+	run(t, func(t *testing.T, h *harness) {
 		first := h.create("w", func(r *createReq) { r.Secrets = []*secret{text("S", "1")} })
 		update := func(etag, model string) error {
 			_, err := h.Client.UpdateWorkspace(h.ctx(), &updateReq{Workspace: &ws{Name: first.GetName(), Etag: etag, Model: model}})
@@ -193,7 +193,7 @@ func TestEtags(t *testing.T) {
 }
 
 func TestStopStartRestartSetModelDelete(t *testing.T) {
-	run(t, func(h *harness) {
+	run(t, func(t *testing.T, h *harness) {
 		name := h.create("w").GetName()
 		restarted := must2(h.Client.RestartWorkspace(h.ctx(), &workspacev1.RestartWorkspaceRequest{Name: name}))(t)
 		if !restarted.GetChanged() || restarted.GetGeneration() != 2 || h.WaitGeneration("w", 2).GetRestartCount() != 1 {
@@ -270,7 +270,7 @@ func TestStopStartRestartSetModelDelete(t *testing.T) {
 }
 
 func TestDeleteKeepsVolumesIfAsked(t *testing.T) {
-	run(t, func(h *harness) {
+	run(t, func(t *testing.T, h *harness) {
 		for id, keep := range map[string]bool{"keep": true, "drop": false} {
 			h.create(id, func(r *createReq) { r.Workspace.Spec.Volumes = []*workspacev1.Volume{volume("/data", "data")} })
 			must2(h.Client.DeleteWorkspace(h.ctx(), &workspacev1.DeleteWorkspaceRequest{Name: "workspaces/" + id, KeepVolumes: keep}))(t)
@@ -284,7 +284,7 @@ func TestDeleteKeepsVolumesIfAsked(t *testing.T) {
 
 // TestValidateOnlyChangesNothing: every change answers as if it had been done.
 func TestValidateOnlyChangesNothing(t *testing.T) {
-	run(t, func(h *harness) {
+	run(t, func(t *testing.T, h *harness) {
 		name := h.create("w", func(r *createReq) { r.Secrets = []*secret{text("S", "1")} }).GetName()
 		h.create("parked")
 		must2(h.Client.StopWorkspace(h.ctx(), &workspacev1.StopWorkspaceRequest{Name: "workspaces/parked"}))(t)
@@ -358,10 +358,10 @@ func (h *harness) names(req *workspacev1.ListWorkspacesRequest) (names []string,
 }
 
 func TestListPagesAndOrders(t *testing.T) {
-	run(t, func(h *harness) {
+	run(t, func(t *testing.T, h *harness) {
 		for i := range 7 {
 			h.create(fmt.Sprintf("w%d", 6-i), func(r *createReq) { r.Workspace.Labels = map[string]string{"odd": fmt.Sprint(i % 2)} })
-			time.Sleep(time.Second) // the bubble's clock
+			advance(time.Second)
 		}
 		h.set("workspaces/w3/secrets/A", "x")
 		byName := []string{"w0", "w1", "w2", "w3", "w4", "w5", "w6"}
@@ -396,7 +396,7 @@ func TestListPagesAndOrders(t *testing.T) {
 }
 
 func TestListTokensBelongToTheirList(t *testing.T) {
-	run(t, func(h *harness) {
+	run(t, func(t *testing.T, h *harness) {
 		for i := range 5 {
 			h.create(fmt.Sprintf("w%d", i))
 			h.set(fmt.Sprintf("workspaces/w0/secrets/K%d", i), "x")
