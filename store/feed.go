@@ -84,7 +84,7 @@ func (s *Store) FeedSince(since, after uint64, limit int) (page FeedPage, err er
 			}
 			e := FeedEntry{Revision: parseNumber(k)}
 			if !row.RemoveTime.IsZero() {
-				if e.Revision <= since && after < since {
+				if e.Revision <= since {
 					continue // gone before the reader began
 				}
 				e.RemovedID, e.RemovedUID = row.ID, row.UID

@@ -42,7 +42,10 @@ type Store struct {
 	db       *bolt.DB
 	instance string
 	revision atomic.Uint64 // of the last commit
-	commits  atomic.Uint64 // how many there were, for tests
+
+	// For tests: how many commits there were, and how to do one.
+	commits  atomic.Uint64
+	commitTx func(*bolt.Tx) error
 
 	ops       chan *op
 	closing   chan struct{}
@@ -95,7 +98,10 @@ func open(cfg Config, steps []func(*bolt.Tx) error) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	s := &Store{cfg: cfg, db: db, ops: make(chan *op), closing: make(chan struct{})}
+	s := &Store{
+		cfg: cfg, db: db, commitTx: (*bolt.Tx).Commit,
+		ops: make(chan *op), closing: make(chan struct{}),
+	}
 	err = guard(func() error { return s.load(steps) })
 	if err != nil {
 		closeFile()

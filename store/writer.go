@@ -189,7 +189,7 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 		if err := t.finish(); err != nil {
 			return err
 		}
-		return tx.Commit()
+		return s.commitTx(tx)
 	})
 	if err != nil {
 		rollback(tx)
