@@ -388,6 +388,10 @@ func TestContract07_FailureKeepsItPending(t *testing.T) {
 			// The next failure waits as little as the first.
 			defer w.fake.Fail(runtimetest.EnsureImage, "", errPull, 1)()
 			must(w.set("a", "K", "2"))(t)
+			synctest.Wait()
+			if f := must(w.store.Workspace("a"))(t).Status.Failure; f == nil || f.Attempt != 1 {
+				t.Errorf("failure %+v, want attempt 1", f)
+			}
 			pass(time.Second)
 			w.wantSettled(t, "a")
 		})
