@@ -54,6 +54,11 @@ var table = []rule{
 		never:   []string{gen, registry},
 	},
 	{
+		pkg:     "runtime/ctrd/ctrdtest",
+		imports: []string{"runtime", "runtime/ctrd", "runtime/ctrd/handshake", "runtime/ctrd/ctrdtest"},
+		never:   []string{gen},
+	},
+	{
 		pkg:     "runtime/runtimetest",
 		imports: []string{"runtime", "runtime/runtimetest"},
 		never:   []string{gen, grpc, containerd},

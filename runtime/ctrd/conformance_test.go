@@ -25,7 +25,10 @@ var (
 // onEach runs the test against every version of containerd that is here.
 func onEach(t *testing.T, test func(t *testing.T, c *ctrdtest.Containerd)) {
 	for _, version := range []string{ctrdtest.System, ctrdtest.V23} {
-		t.Run(version, func(t *testing.T) { test(t, ctrdtest.StartContainerd(t, version)) })
+		t.Run(version, func(t *testing.T) {
+			t.Parallel()
+			test(t, ctrdtest.StartContainerd(t, version))
+		})
 	}
 }
 

@@ -64,7 +64,9 @@ func (r Registries) resolver(ctx context.Context) (remotes.Resolver, error) {
 	if err != nil {
 		return nil, err
 	}
-	options := config.HostOptions{DefaultTLS: tlsConfig}
+	// The scheme is said explicitly: by default the client does not verify the
+	// certificates of a registry on the loopback.
+	options := config.HostOptions{DefaultTLS: tlsConfig, DefaultScheme: "https"}
 	if r.CertsDir != "" {
 		options.HostDir = config.HostDirFromRoot(r.CertsDir)
 	}
@@ -76,7 +78,13 @@ func (r Registries) resolver(ctx context.Context) (remotes.Resolver, error) {
 			if slices.Contains(r.PlainHTTP, host) {
 				return plain(host)
 			}
-			return secure(host)
+			hosts, err := secure(host)
+			if err == nil && docker.IsLocalhost(host) {
+				for _, h := range hosts {
+					h.Client.Transport = docker.NewHTTPFallback(h.Client.Transport)
+				}
+			}
+			return hosts, err
 		},
 	}), nil
 }

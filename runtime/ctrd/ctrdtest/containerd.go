@@ -206,6 +206,14 @@ func (c *Containerd) cleanup(tb testing.TB) {
 		tb.Logf("containerd %s says at its end:\n%s", c.Version, c.Log())
 	}
 	c.Kill(tb)
+	// The sockets of shims that are killed now; others remove theirs.
+	var sockets []string
+	files, _ := filepath.Glob(filepath.Join(c.Dir, "state", "*", "*", "*", "address"))
+	for _, file := range files {
+		if b, err := os.ReadFile(file); err == nil {
+			sockets = append(sockets, strings.TrimPrefix(string(b), "unix://"))
+		}
+	}
 	for _, shim := range c.Shims() {
 		for _, child := range childrenOf(shim) {
 			_ = unix.Kill(child, unix.SIGKILL)
@@ -213,8 +221,10 @@ func (c *Containerd) cleanup(tb testing.TB) {
 		_ = unix.Kill(shim, unix.SIGKILL)
 	}
 	Eventually(tb, "shims end", func() bool { return len(c.Shims()) == 0 })
+	for _, path := range sockets {
+		_ = os.Remove(path)
+	}
 	UnmountBelow(tb, c.Dir)
-	// Sockets of shims that were killed; those that ended by themselves are gone.
 	if err := os.RemoveAll(c.Dir); err != nil {
 		tb.Errorf("containerd's files: %v", err)
 	}

@@ -47,6 +47,7 @@ func NewEnv(tb testing.TB, c *Containerd) *Env {
 		InstanceUID: "instance-" + id,
 	}
 	tb.Cleanup(func() {
+		e.purge(tb)
 		for _, d := range e.drivers {
 			d.Close()
 		}
@@ -54,11 +55,28 @@ func NewEnv(tb testing.TB, c *Containerd) *Env {
 		if err := os.RemoveAll(dir); err != nil {
 			tb.Errorf("files of the test's daemon: %v", err)
 		}
-		for _, path := range e.cgroups() {
-			_ = os.Remove(path) // the namespace's own; others are reported by Leaks
-		}
 	})
 	return e
+}
+
+// purge removes what a test that failed has left.
+func (e *Env) purge(tb testing.TB) {
+	tb.Helper()
+	select {
+	case <-e.Containerd.exited:
+		return // nobody to ask; Containerd's own end takes the rest
+	default:
+	}
+	d, err := ctrd.New(context.Background(), e.Config())
+	if err != nil {
+		tb.Errorf("cleaning up: %v", err)
+		return
+	}
+	defer d.Close()
+	RemoveAll(tb, d)
+	for _, path := range e.cgroups() {
+		_ = os.Remove(path) // of workspaces that were not removed
+	}
 }
 
 // Config is the driver's.

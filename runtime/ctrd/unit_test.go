@@ -1,0 +1,395 @@
+package ctrd
+
+import (
+	"context"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
+	"github.com/containerd/containerd/v2/pkg/identifiers"
+	"github.com/containerd/errdefs"
+	"github.com/google/go-cmp/cmp"
+	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
+	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/workspaced/workspaced/runtime"
+)
+
+func TestCommand(t *testing.T) {
+	image := ocispec.ImageConfig{Entrypoint: []string{"/entry"}, Cmd: []string{"image-arg"}}
+	tests := map[string]struct {
+		command, args []string
+		image         ocispec.ImageConfig
+		want          []string
+		missing       bool
+	}{
+		"the image's":                     {nil, nil, image, []string{"/entry", "image-arg"}, false},
+		"args replace the image's":        {nil, []string{"a"}, image, []string{"/entry", "a"}, false},
+		"command replaces both":           {[]string{"/c"}, nil, image, []string{"/c"}, false},
+		"command and args":                {[]string{"/c", "x"}, []string{"a"}, image, []string{"/c", "x", "a"}, false},
+		"only the image's cmd":            {nil, nil, ocispec.ImageConfig{Cmd: []string{"/cmd"}}, []string{"/cmd"}, false},
+		"args as the command of an image": {nil, []string{"/a"}, ocispec.ImageConfig{}, []string{"/a"}, false},
+		"none":                            {nil, nil, ocispec.ImageConfig{}, nil, true},
+		"an empty word":                   {[]string{""}, nil, image, nil, true},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			got, err := command(runtime.Spec{Command: test.command, Args: test.args}, test.image)
+			var e *runtime.Error
+			if missing := errors.As(err, &e) && e.Reason == runtime.ReasonCommandMissing; missing != test.missing || !cmp.Equal(got, test.want) {
+				t.Errorf("got %q, %v", got, err)
+			}
+		})
+	}
+}
+
+func TestMergeEnv(t *testing.T) {
+	got := mergeEnv([]string{"A=image", "B=image", "PATH=/image"}, []string{"B=1", "C=1", "B=2"})
+	if d := cmp.Diff([]string{"A=image", "B=2", "PATH=/image", "C=1"}, got); d != "" {
+		t.Error(d)
+	}
+	if got := lookupEnv(mergeEnv(nil, []string{"XPATH=no"}), "PATH"); got != defaultPath {
+		t.Errorf("PATH without one = %q", got)
+	}
+}
+
+func TestCheckEnv(t *testing.T) {
+	tests := map[string]struct {
+		env  []string
+		want runtime.Reason
+	}{
+		"fits":            {[]string{"A=" + strings.Repeat("x", maxString-3)}, ""},
+		"one byte more":   {[]string{"A=" + strings.Repeat("x", maxString-2)}, runtime.ReasonEnvironmentTooLarge},
+		"all too large":   {strings.Fields(strings.Repeat("A="+strings.Repeat("x", 100_000)+" ", 22)), runtime.ReasonEnvironmentTooLarge},
+		"NUL":             {[]string{"A=canary\x00canary"}, runtime.ReasonExecFailed},
+		"no key":          {[]string{"=canary"}, runtime.ReasonExecFailed},
+		"no equals sign":  {[]string{"canary"}, runtime.ReasonExecFailed},
+		"an empty value":  {[]string{"A="}, ""},
+		"an equals value": {[]string{"A==="}, ""},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			err := checkEnv(test.env, []string{"/command"})
+			var e *runtime.Error
+			switch {
+			case test.want == "" && err == nil:
+			case !errors.As(err, &e) || e.Reason != test.want || !e.Permanent:
+				t.Errorf("error = %v, want a permanent %s", err, test.want)
+			case strings.Contains(err.Error(), "canary") || strings.Contains(err.Error(), "xxx"):
+				t.Errorf("the error shows a value: %v", err)
+			}
+		})
+	}
+}
+
+func TestNewID(t *testing.T) {
+	for _, workspace := range []string{"a", "a-b", "a--b---c", strings.Repeat("x", 63)} {
+		id := newID(workspace)
+		if err := identifiers.Validate(id); err != nil || !instanceID.MatchString(id) {
+			t.Errorf("id of %q: %q, %v", workspace, id, err)
+		}
+		if id == newID(workspace) {
+			t.Errorf("two ids of %q are the same", workspace)
+		}
+	}
+	for _, bad := range []string{"", "..", "a/../b-0123456789ab", "A-0123456789ab", ".init-0123456789ab", "a-0123456789a"} {
+		if instanceID.MatchString(bad) {
+			t.Errorf("%q is taken for an instance's id", bad)
+		}
+	}
+}
+
+func TestImageCause(t *testing.T) {
+	tests := map[string]struct {
+		err    error
+		reason runtime.Reason
+		text   string
+	}{
+		"not found":       {remoteerrors.ErrUnexpectedStatus{StatusCode: 404}, runtime.ReasonImageNotFound, "HTTP 404 Not Found"},
+		"server error":    {remoteerrors.ErrUnexpectedStatus{StatusCode: 503}, runtime.ReasonImagePullFailed, "HTTP 503 Service Unavailable"},
+		"login":           {errors.New("pull access denied: insufficient_scope: authorization failed"), runtime.ReasonImagePullFailed, "refuses access"},
+		"refused":         {&net.OpError{Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}, runtime.ReasonImagePullFailed, "connection refused"},
+		"authority":       {x509.UnknownAuthorityError{}, runtime.ReasonImagePullFailed, "not trusted"},
+		"another host":    {x509.HostnameError{Certificate: &x509.Certificate{}, Host: "h"}, runtime.ReasonImagePullFailed, "for another host"},
+		"name":            {&net.DNSError{Name: "registry.test", IsNotFound: true}, runtime.ReasonImagePullFailed, `"registry.test" can't be resolved`},
+		"platform":        {fmt.Errorf("no match for platform in manifest: %w", errdefs.ErrNotFound), runtime.ReasonImageInvalid, "no manifest for this machine"},
+		"a layer is gone": {fmt.Errorf("blob: %w", errdefs.ErrNotFound), runtime.ReasonImagePullFailed, "a part of it is missing"},
+		"damaged":         {errors.New("unexpected commit digest sha256:1, expected sha256:2"), runtime.ReasonImageInvalid, "damaged"},
+		"disk full":       {errors.New("write /x: no space left on device"), runtime.ReasonImagePullFailed, "no space left"},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			err := imageFailure(t.Context(), "r.test/image:1", fmt.Errorf("wrapped: %w", test.err))
+			var e *runtime.Error
+			if !errors.As(err, &e) || e.Reason != test.reason || !strings.Contains(e.Message, test.text) || !strings.Contains(e.Message, "r.test/image:1") {
+				t.Errorf("got %v, want %s with %q", err, test.reason, test.text)
+			}
+		})
+	}
+}
+
+func TestFailure(t *testing.T) {
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	late, cancel := context.WithDeadline(t.Context(), time.Unix(1, 0))
+	defer cancel()
+	inner := errors.New("inner")
+	tests := map[string]struct {
+		ctx    context.Context
+		err    error
+		reason runtime.Reason // "": no *runtime.Error
+		is     error
+	}{
+		"cancelled":         {ended, inner, "", context.Canceled},
+		"deadline":          {late, inner, runtime.ReasonTimeout, context.DeadlineExceeded},
+		"a step's deadline": {t.Context(), status.Error(codes.DeadlineExceeded, "late"), runtime.ReasonTimeout, context.DeadlineExceeded},
+		"no containerd":     {t.Context(), status.Error(codes.Unavailable, "down"), runtime.ReasonRuntimeUnavailable, nil},
+		"not found":         {ended, runtime.ErrNotFound, "", runtime.ErrNotFound},
+		"known":             {t.Context(), &runtime.Error{Reason: runtime.ReasonVolume}, runtime.ReasonVolume, nil},
+		"anything else":     {t.Context(), inner, runtime.ReasonRuntimeError, inner},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			err := failure(test.ctx, "step", test.err)
+			var e *runtime.Error
+			if has := errors.As(err, &e); has != (test.reason != "") || has && e.Reason != test.reason {
+				t.Errorf("got %v, want reason %q", err, test.reason)
+			}
+			if test.is != nil && !errors.Is(err, test.is) {
+				t.Errorf("%v is no %v", err, test.is)
+			}
+		})
+	}
+	if failure(ended, "step", nil) != nil {
+		t.Error("no error became one")
+	}
+}
+
+func TestFlights(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var fs flights
+		parent, stop := context.WithCancel(t.Context())
+		runs, release := 0, make(chan struct{})
+		work := func(ctx context.Context) (string, error) {
+			runs++
+			select {
+			case <-release:
+				return "done", nil
+			case <-ctx.Done():
+				return "", ctx.Err()
+			}
+		}
+		type answer struct {
+			value string
+			err   error
+		}
+		var wg sync.WaitGroup
+		call := func(ctx context.Context, a *answer) {
+			wg.Go(func() { a.value, a.err = fs.do(ctx, parent, "key", work) })
+			synctest.Wait()
+		}
+
+		var leaves, stays answer
+		ctx, leave := context.WithCancel(t.Context())
+		call(ctx, &leaves)
+		call(t.Context(), &stays)
+		leave()
+		synctest.Wait()
+		close(release)
+		wg.Wait()
+		if !errors.Is(leaves.err, context.Canceled) || stays.value != "done" || stays.err != nil || runs != 1 {
+			t.Errorf("who left got %v, who stayed %v; %d runs", leaves, stays, runs)
+		}
+
+		// When the last one leaves, the work ends; the next one begins anew.
+		release = make(chan struct{})
+		var last, next answer
+		ctx, leave = context.WithCancel(t.Context())
+		call(ctx, &last)
+		leave()
+		wg.Wait()
+		call(t.Context(), &next)
+		close(release)
+		wg.Wait()
+		if !errors.Is(last.err, context.Canceled) || next.value != "done" || runs != 3 {
+			t.Errorf("the last got %v, the next %v; %d runs", last, next, runs)
+		}
+
+		// Closing ends what runs.
+		release = make(chan struct{})
+		var open, closed answer
+		call(t.Context(), &open)
+		stop()
+		fs.wait()
+		wg.Wait()
+		call(t.Context(), &closed)
+		if open.err == nil || closed.err == nil {
+			t.Errorf("after closing: %v, %v", open, closed)
+		}
+	})
+}
+
+func startProcess(t *testing.T, name string, args ...string) (*exec.Cmd, uint64) {
+	t.Helper()
+	cmd := exec.Command(name, args...)
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	start, err := startTime(cmd.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return cmd, start
+}
+
+func TestProcess(t *testing.T) {
+	cmd, start := startProcess(t, "sleep", "1000")
+	pid := cmd.Process.Pid
+	if p, err := openProcess(pid, start+1); p != nil || err != nil {
+		t.Errorf("a process with another start time: %v, %v", p, err)
+	}
+	p, err := openProcess(pid, start)
+	if err != nil || p == nil {
+		t.Fatal(p, err)
+	}
+	defer p.close()
+	if p.ended() {
+		t.Error("a living process has ended")
+	}
+	for range 2 { // a wait that was cancelled leaves the process as it was
+		ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+		if err := p.wait(ctx); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("wait = %v", err)
+		}
+		cancel()
+	}
+	if err := p.signal(unix.SIGUSR1); err != nil {
+		t.Error(err)
+	}
+	if err := p.wait(t.Context()); err != nil || !p.ended() {
+		t.Errorf("wait = %v, ended = %t", err, p.ended())
+	}
+	if _, known := p.exitStatus(); known {
+		t.Error("the exit status is known before the parent has asked")
+	}
+	if err := cmd.Wait(); err == nil {
+		t.Error("no exit error")
+	}
+	if status, known := p.exitStatus(); known && status.Signal() != unix.SIGUSR1 {
+		t.Errorf("exit status %v", status)
+	} else if !known {
+		t.Log("NOT TESTED: this kernel does not tell the exit status of a pidfd")
+	}
+	if err := p.signal(unix.SIGKILL); err != nil {
+		t.Errorf("a signal to a process that is gone: %v", err)
+	}
+	if p, err := openProcess(pid, start); p != nil || err != nil {
+		t.Errorf("a process that is gone: %v, %v", p, err)
+	}
+}
+
+func TestStopProcess(t *testing.T) {
+	for name, grace := range map[string]time.Duration{"signal": time.Minute, "no grace": 0} {
+		t.Run(name, func(t *testing.T) {
+			cmd, start := startProcess(t, "sleep", "1000")
+			p, err := openProcess(cmd.Process.Pid, start)
+			if err != nil || p == nil {
+				t.Fatal(p, err)
+			}
+			defer p.close()
+			if err := stopProcess(t.Context(), p, syscall.SIGUSR2, grace); err != nil {
+				t.Error(err)
+			}
+			_ = cmd.Wait()
+			want := syscall.SIGUSR2
+			if grace == 0 {
+				want = syscall.SIGKILL
+			}
+			if got := cmd.ProcessState.Sys().(syscall.WaitStatus).Signal(); got != want {
+				t.Errorf("ended by %v, want %v", got, want)
+			}
+		})
+	}
+}
+
+func TestRecordIsReplacedAtOnce(t *testing.T) {
+	d := &Driver{instances: t.TempDir()}
+	want := &record{ID: "a-0123456789ab", WorkspaceID: "a", PID: 5, PIDStart: 6, Init: fileID{1, 2},
+		Launch: &launchRecord{Generation: 7, SecretVersions: map[string]int64{"KEY": 1}, StartTime: time.Now().UTC()},
+		Exit:   &runtime.Exit{Code: 3, Known: true, Time: time.Now().UTC()}}
+	if rec, err := d.readRecord(want.ID); rec != nil || err != nil {
+		t.Errorf("no record: %v, %v", rec, err)
+	}
+	if err := os.Mkdir(d.instanceDir(want.ID), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := d.writeRecord(want); err != nil {
+			t.Fatal(err)
+		}
+		got, err := d.readRecord(want.ID)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+	}
+	if entries, _ := os.ReadDir(d.instanceDir(want.ID)); len(entries) != 1 {
+		t.Errorf("%d files", len(entries))
+	}
+	if err := os.WriteFile(filepath.Join(d.instanceDir(want.ID), recordFile), []byte("{"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if rec, err := d.readRecord(want.ID); err == nil {
+		t.Errorf("a damaged record was read as %v", rec)
+	}
+}
+
+func TestVolumesStayWhereTheyBelong(t *testing.T) {
+	d := &Driver{volumes: t.TempDir()}
+	outside := t.TempDir()
+	if err := os.MkdirAll(filepath.Join(d.volumes, "w"), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(outside, filepath.Join(d.volumes, "w", "link")); err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range []runtime.Mount{
+		{Path: "/data", Volume: ".."},
+		{Path: "/data", Volume: "a/b"},
+		{Path: "/data", Volume: "../w2"},
+		{Path: "/data", Volume: "link"},
+		{Path: "/", Volume: "v"},
+		{Path: "data", Volume: "v"},
+		{Path: "/run/workspaced", Volume: "v"},
+		{Path: "/run/workspaced/x/..", Volume: "v"},
+		{Path: "/run/workspaced-init", Volume: "v"},
+		{Path: "/data"},
+		{Path: "/data", Volume: "v", HostPath: outside},
+		{Path: "/data", HostPath: "relative"},
+		{Path: "/data", HostPath: filepath.Join(outside, "missing")},
+	} {
+		_, _, err := d.mounts(runtime.Spec{WorkspaceID: "w", Mounts: []runtime.Mount{m}})
+		var e *runtime.Error
+		if !errors.As(err, &e) || e.Reason != runtime.ReasonVolume || e.Message == "" {
+			t.Errorf("%+v: %v, want %s", m, err, runtime.ReasonVolume)
+		}
+	}
+	if entries, _ := os.ReadDir(outside); len(entries) != 0 {
+		t.Errorf("something was made outside: %v", entries)
+	}
+}
