@@ -23,7 +23,6 @@ const ErrorDomain = "workspaced"
 // Reasons in google.rpc.ErrorInfo.
 const (
 	ReasonInvalidFields     = "INVALID_FIELDS"
-	ReasonMalformedRequest  = "MALFORMED_REQUEST"
 	ReasonRequestIDReused   = "REQUEST_ID_REUSED"
 	ReasonWorkspaceNotFound = "WORKSPACE_NOT_FOUND"
 	ReasonSecretNotFound    = "SECRET_NOT_FOUND"

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"runtime/debug"
 	"strings"
@@ -20,14 +19,6 @@ import (
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 	"github.com/workspaced/workspaced/store"
 )
-
-// errMalformed: what came is no message of the method's request type. The inner
-// error is gRPC's and tells callers nothing that they could use.
-var errMalformed = &apiError{
-	code:    codes.InvalidArgument,
-	reason:  ReasonMalformedRequest,
-	message: "the request is not a message of the method's type: text must be UTF-8, and client and server must know the same API",
-}
 
 // The chains, outermost first: what logs sees the status that the caller gets,
 // and what maps errors sees panics as errors.
@@ -195,20 +186,13 @@ type guardedStream struct {
 }
 
 func (g *guardedStream) RecvMsg(m any) error {
-	err := g.ServerStream.RecvMsg(m)
-	if !g.ours {
+	if err := g.ServerStream.RecvMsg(m); err != nil {
 		return err
 	}
-	switch {
-	case err == nil:
-		if m, ok := m.(proto.Message); ok {
-			return validateRequest(m)
-		}
-		return nil
-	case errors.Is(err, io.EOF), status.Code(err) != codes.Internal:
-		return err
+	if m, ok := m.(proto.Message); ok && g.ours {
+		return validateRequest(m)
 	}
-	return errMalformed
+	return nil
 }
 
 func (g *guardedStream) SendMsg(m any) error {

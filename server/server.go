@@ -8,7 +8,6 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"slices"
 	"sync"
 	"time"
 
@@ -110,7 +109,7 @@ func (s *Server) NewGRPC(options ...grpc.ServerOption) *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 	}, options...)
 	g := grpc.NewServer(options...)
-	g.RegisterService(serviceDesc(), s)
+	workspacev1.RegisterWorkspaceControlServer(g, s)
 	healthv1.RegisterHealthServer(g, s.health)
 	reflection.Register(g) // v1 and v1alpha
 	return g
@@ -133,25 +132,6 @@ func (s *Server) isDraining() bool {
 	default:
 		return false
 	}
-}
-
-// serviceDesc is the generated one, except that a request which can't be
-// unmarshalled is INVALID_ARGUMENT instead of INTERNAL.
-func serviceDesc() *grpc.ServiceDesc {
-	desc := workspacev1.WorkspaceControl_ServiceDesc
-	desc.Methods = slices.Clone(desc.Methods)
-	for i := range desc.Methods {
-		handle := desc.Methods[i].Handler
-		desc.Methods[i].Handler = func(srv any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
-			return handle(srv, ctx, func(m any) error {
-				if err := decode(m); err != nil {
-					return errMalformed
-				}
-				return nil
-			}, interceptor)
-		}
-	}
-	return &desc
 }
 
 // readOnlyMethods are those that the .proto calls NO_SIDE_EFFECTS.

@@ -1,0 +1,90 @@
+package server_test
+
+import (
+	"slices"
+	"testing"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	reflectionv1alpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
+)
+
+const serviceName = "workspace.v1.WorkspaceControl"
+
+// watchHealth watches the service's health, SERVING now. The returned func
+// checks what comes next, and that then the stream ends with UNAVAILABLE.
+func watchHealth(t *testing.T, conn *grpc.ClientConn) func(want string) {
+	t.Helper()
+	stream := must2(healthv1.NewHealthClient(conn).Watch(t.Context(), &healthv1.HealthCheckRequest{Service: serviceName}))(t)
+	if got := must2(stream.Recv())(t).GetStatus().String(); got != "SERVING" {
+		t.Errorf("got %s", got)
+	}
+	return func(want string) {
+		t.Helper()
+		if got := must2(stream.Recv())(t).GetStatus().String(); got != want {
+			t.Errorf("got %s, want %s", got, want)
+		}
+		_, err := stream.Recv()
+		wantCode(t, err, codes.Unavailable, "DRAINING")
+	}
+}
+
+func TestHealth(t *testing.T) {
+	run(t, func(t *testing.T, h *harness) {
+		check := func(service string) string {
+			resp := must2(healthv1.NewHealthClient(h.Conn).Check(h.ctx(), &healthv1.HealthCheckRequest{Service: service}))(t)
+			return resp.GetStatus().String()
+		}
+		next := watchHealth(t, h.Conn)
+		for _, service := range []string{"", serviceName} {
+			if got := check(service); got != "SERVING" {
+				t.Errorf("%q is %s", service, got)
+			}
+		}
+		_, err := healthv1.NewHealthClient(h.Conn).Check(h.ctx(), &healthv1.HealthCheckRequest{Service: "nothing"})
+		wantCode(t, err, codes.NotFound, "")
+		h.Drain()
+		next("NOT_SERVING")
+		for _, service := range []string{"", serviceName} {
+			if got := check(service); got != "NOT_SERVING" {
+				t.Errorf("draining %q is %s", service, got)
+			}
+		}
+	})
+}
+
+func TestReflection(t *testing.T) {
+	run(t, func(t *testing.T, h *harness) {
+		want := []string{"grpc.health.v1.Health", serviceName}
+		v1 := must2(reflectionv1.NewServerReflectionClient(h.Conn).ServerReflectionInfo(h.ctx()))(t)
+		if err := v1.Send(&reflectionv1.ServerReflectionRequest{MessageRequest: &reflectionv1.ServerReflectionRequest_ListServices{}}); err != nil {
+			t.Fatal(err)
+		}
+		var got []string
+		for _, s := range must2(v1.Recv())(t).GetListServicesResponse().GetService() {
+			got = append(got, s.GetName())
+		}
+		for _, w := range want {
+			if !slices.Contains(got, w) {
+				t.Errorf("v1 lists %q", got)
+			}
+		}
+		v1alpha := must2(reflectionv1alpha.NewServerReflectionClient(h.Conn).ServerReflectionInfo(h.ctx()))(t)
+		if err := v1alpha.Send(&reflectionv1alpha.ServerReflectionRequest{
+			MessageRequest: &reflectionv1alpha.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: serviceName},
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if files := must2(v1alpha.Recv())(t).GetFileDescriptorResponse().GetFileDescriptorProto(); len(files) == 0 {
+			t.Error("v1alpha does not describe the service")
+		}
+		if err := v1.CloseSend(); err != nil {
+			t.Error(err)
+		}
+		if err := v1alpha.CloseSend(); err != nil {
+			t.Error(err)
+		}
+	})
+}
