@@ -102,6 +102,14 @@ const (
 // or has ended.
 func AwaitReady(tb testing.TB, pid int) {
 	tb.Helper()
+	defer func() {
+		if tb.Failed() {
+			for _, file := range []string{"cmdline", "comm", "stack", "status", "cgroup"} {
+				b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
+				tb.Logf("process %d, %s: %q %v", pid, file, b, err)
+			}
+		}
+	}()
 	Eventually(tb, "the command handles signals", func() bool {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 		return err != nil || string(b) == "ready\n" || Ended(pid)

@@ -1,0 +1,534 @@
+package ctrd_test
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/workspaced/workspaced/runtime"
+	"github.com/workspaced/workspaced/runtime/ctrd"
+	"github.com/workspaced/workspaced/runtime/ctrd/ctrdtest"
+)
+
+// bench is a driver with the test image present, and short words for what tests
+// do with it.
+type bench struct {
+	testing.TB
+	e *ctrdtest.Env
+	d *ctrd.Driver
+}
+
+func newBench(t testing.TB, c *ctrdtest.Containerd) *bench {
+	t.Helper()
+	e := ctrdtest.NewEnv(t, c)
+	b := &bench{t, e, e.NewDriver(t, nil)}
+	importFile(t, b.d, ctrdtest.SaveImage(t, imageRef, ctrdtest.TestImage(t)))
+	return b
+}
+
+func (b *bench) ctx() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	b.Cleanup(cancel)
+	return ctx
+}
+
+func spec(args ...string) runtime.Spec {
+	return runtime.Spec{WorkspaceID: "w", WorkspaceUID: "uid-w", Generation: 1, Image: imageRef, Args: args}
+}
+
+func (b *bench) prepare(s runtime.Spec) runtime.Instance {
+	b.Helper()
+	in, err := b.d.Prepare(b.ctx(), s)
+	if err != nil {
+		b.Fatalf("Prepare: %v", err)
+	}
+	return in
+}
+
+func (b *bench) start(id string, generation int64, env ...string) runtime.Instance {
+	b.Helper()
+	in, err := b.d.Start(b.ctx(), id, runtime.Launch{Generation: generation, Env: env})
+	if err != nil {
+		b.Fatalf("Start: %v", err)
+	}
+	return in
+}
+
+// run starts one and waits until it handles its signals, or has ended.
+func (b *bench) run(s runtime.Spec, env ...string) runtime.Instance {
+	b.Helper()
+	in := b.start(b.prepare(s).ID, s.Generation, env...)
+	ctrdtest.AwaitReady(b, in.PID)
+	return in
+}
+
+func (b *bench) wait(id string) runtime.Exit {
+	b.Helper()
+	exit, err := b.d.Wait(b.ctx(), id)
+	if err != nil {
+		b.Fatalf("Wait: %v", err)
+	}
+	return exit
+}
+
+func (b *bench) list() map[string]runtime.Instance {
+	b.Helper()
+	list, err := b.d.List(b.ctx(), "")
+	if err != nil {
+		b.Fatalf("List: %v", err)
+	}
+	all := make(map[string]runtime.Instance)
+	for _, in := range list {
+		all[in.ID] = in
+	}
+	return all
+}
+
+// nothingLeft removes everything and looks for leaks.
+func (b *bench) nothingLeft() {
+	b.Helper()
+	ctrdtest.RemoveAll(b, b.d)
+	if err := b.d.RemoveWorkspace(b.ctx(), "w", "uid-w", false); err != nil {
+		b.Errorf("RemoveWorkspace: %v", err)
+	}
+	if leaks := b.e.Leaks(b); len(leaks) != 0 {
+		b.Errorf("left: %q", leaks)
+	}
+}
+
+func (b *bench) log() string {
+	b.Helper()
+	text, err := os.ReadFile(filepath.Join(b.e.DataDir, "logs", "w.log"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	return string(text)
+}
+
+func status(t testing.TB, pid int, field string) string {
+	t.Helper()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(b)) {
+		if v, ok := strings.CutPrefix(line, field+":"); ok {
+			return strings.Join(strings.Fields(v), " ")
+		}
+	}
+	t.Fatalf("no %s in the status of %d", field, pid)
+	return ""
+}
+
+func wantReason(t testing.TB, err error, reason runtime.Reason, texts ...string) {
+	t.Helper()
+	var e *runtime.Error
+	if !errors.As(err, &e) || e.Reason != reason {
+		t.Errorf("error = %v, want %s", err, reason)
+		return
+	}
+	for _, text := range texts {
+		if !strings.Contains(e.Message, text) {
+			t.Errorf("message %q lacks %q", e.Message, text)
+		}
+	}
+}
+
+// Never in plaintext on a disk by our doing.
+func TestContract21_NoSecretInAnyFile(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		var random [16]byte
+		rand.Read(random[:])
+		canary := hex.EncodeToString(random[:])
+		in := b.run(spec(), "SECRET="+canary)
+		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", in.PID))
+		if err != nil || !bytes.Contains(environ, []byte(canary)) {
+			t.Fatalf("the canary did not arrive: %v", err)
+		}
+		b.start(b.prepare(spec()).ID, 2, "SECRET="+canary)
+		search := func(when string) {
+			searched := 0
+			err := filepath.WalkDir(c.Dir, func(path string, entry fs.DirEntry, err error) error {
+				switch {
+				case errors.Is(err, fs.ErrNotExist): // containerd works meanwhile
+					return nil
+				case err != nil:
+					return err
+				case entry.Name() == "rootfs" && entry.IsDir():
+					return fs.SkipDir // the snapshot, which is searched where it lies; and the container's /proc
+				case !entry.Type().IsRegular():
+					return nil
+				}
+				text, err := os.ReadFile(path)
+				if err != nil && !errors.Is(err, fs.ErrNotExist) {
+					return err
+				}
+				searched++
+				if bytes.Contains(text, []byte(canary)) {
+					t.Errorf("%s: the secret is in %s", when, path)
+				}
+				return nil
+			})
+			if err != nil || searched < 10 {
+				t.Errorf("%s: searched %d files, %v", when, searched, err)
+			}
+			for _, shim := range c.Shims() {
+				for _, file := range []string{"cmdline", "environ"} {
+					if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", shim, file)); err == nil && bytes.Contains(text, []byte(canary)) {
+						t.Errorf("%s: the secret is in a shim's %s", when, file)
+					}
+				}
+			}
+		}
+		search("while it runs")
+		b.wantGone(in)
+		search("after its end")
+		b.nothingLeft()
+		search("after its removal")
+	})
+}
+
+func (b *bench) wantGone(in runtime.Instance) {
+	b.Helper()
+	if err := b.d.Stop(b.ctx(), in.ID, syscall.SIGTERM, 10*time.Second); err != nil {
+		b.Errorf("Stop: %v", err)
+	}
+	if !ctrdtest.Ended(in.PID) {
+		b.Errorf("process %d lives after Stop", in.PID)
+	}
+}
+
+func TestContainerIsConfined(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		s := spec("env")
+		s.User = ctrdtest.UserName
+		s.ReadOnlyRoot = true
+		in := b.run(s, "SECRET=value")
+		for field, want := range map[string]string{
+			"NoNewPrivs": "1",
+			"Seccomp":    "2", // a filter
+			"CapEff":     "0000000000000000",
+			"Uid":        "1234 1234 1234 1234",
+			"Gid":        "2345 2345 2345 2345",
+			"NSpid":      fmt.Sprintf("%d 1", in.PID), // it is the first of its own
+		} {
+			if got := status(t, in.PID, field); got != want {
+				t.Errorf("%s = %q, want %q", field, got, want)
+			}
+		}
+		groups := strings.Fields(status(t, in.PID, "Groups"))
+		if !slices.Contains(groups, strconv.Itoa(ctrdtest.ExtraGroup)) {
+			t.Errorf("groups %q lack the one of /etc/group", groups)
+		}
+		// Nothing of the handshake is left, and init can't be changed.
+		root := fmt.Sprintf("/proc/%d/root", in.PID)
+		if entries, err := os.ReadDir(root + "/run/workspaced"); err != nil || len(entries) != 0 {
+			t.Errorf("/run/workspaced holds %v, %v", entries, err)
+		}
+		if err := os.WriteFile(root+"/run/workspaced-init", []byte("x"), 0o755); !errors.Is(err, syscall.EROFS) && !errors.Is(err, syscall.ETXTBSY) {
+			t.Errorf("writing over workspace-init: %v", err)
+		}
+		if err := os.WriteFile(root+"/run/workspaced/file", []byte("x"), 0o644); !errors.Is(err, syscall.EROFS) {
+			t.Errorf("writing into /run/workspaced: %v", err)
+		}
+		if entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", in.PID)); err != nil {
+			t.Error(err)
+		} else {
+			for _, e := range entries {
+				target, _ := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", in.PID, e.Name()))
+				if strings.Contains(target, "workspaced") {
+					t.Errorf("the command has %s open", target)
+				}
+			}
+		}
+		// Hostname is the workspace's, network the host's.
+		for ns, same := range map[string]bool{"net": true, "uts": false, "mnt": false, "ipc": false, "pid": false} {
+			own, _ := os.Readlink("/proc/self/ns/" + ns)
+			its, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", in.PID, ns))
+			if err != nil || (own == its) != same {
+				t.Errorf("%s namespace: host %s, container %s, %v", ns, own, its, err)
+			}
+		}
+		// The home of /etc/passwd does not win over the image's; without any it counts.
+		if env := b.logged(); !slices.Contains(env, "HOME=/root") || !slices.Contains(env, "SECRET=value") {
+			t.Errorf("environment: %q", env)
+		}
+		b.nothingLeft()
+	})
+}
+
+// logged returns the environment that testprog's "env" printed.
+func (b *bench) logged() (env []string) {
+	b.Helper()
+	ctrdtest.Eventually(b, "the command printed its environment", func() bool {
+		return json.Unmarshal([]byte(strings.TrimSpace(b.log())), &env) == nil
+	})
+	return env
+}
+
+func TestChecksOfCommands(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		tests := map[string]struct {
+			edit   func(*runtime.Spec)
+			reason runtime.Reason
+			texts  []string
+		}{
+			"lost interpreter": {func(s *runtime.Spec) { s.Command = []string{ctrdtest.NoInterpreter} }, runtime.ReasonCommandNotFound, []string{"/bin/nosuchshell"}},
+			"text":             {func(s *runtime.Spec) { s.Command = []string{ctrdtest.NoFormat} }, runtime.ReasonWrongArchitecture, []string{ctrdtest.NoFormat}},
+			"no loader":        {func(s *runtime.Spec) { s.Command = []string{ctrdtest.NoLoader} }, runtime.ReasonCommandNotFound, []string{"/lib/ld-none.so.1"}},
+			"PATH of the spec": {func(s *runtime.Spec) { s.Command, s.Env = []string{"testprog"}, []string{"PATH=/srv"} }, runtime.ReasonCommandNotFound, []string{`PATH="/srv"`}},
+			"bad user":         {func(s *runtime.Spec) { s.User = "a:b:c" }, runtime.ReasonUserNotFound, []string{"a:b:c"}},
+			"file as workdir":  {func(s *runtime.Spec) { s.WorkingDir = "/etc/passwd" }, runtime.ReasonWorkingDir, []string{"/etc/passwd"}},
+			"bad workspace id": {func(s *runtime.Spec) { s.WorkspaceID = "../x" }, runtime.ReasonRuntimeError, []string{"../x"}},
+			"large plain environment": {func(s *runtime.Spec) { s.Env = []string{"A=" + strings.Repeat("x", 200_000)} },
+				runtime.ReasonEnvironmentTooLarge, []string{`"A"`}},
+		}
+		for name, test := range tests {
+			t.Run(name, func(t *testing.T) {
+				s := spec()
+				test.edit(&s)
+				in, err := b.d.Prepare(b.ctx(), s)
+				if err == nil {
+					t.Errorf("instance %+v, want an error", in)
+				}
+				wantReason(t, err, test.reason, test.texts...)
+				if list := b.list(); len(list) != 0 {
+					t.Errorf("left: %v", list)
+				}
+			})
+		}
+		b.nothingLeft()
+	})
+}
+
+func TestExits(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		t.Run("handled signal", func(t *testing.T) {
+			in := b.run(spec("handled"))
+			exits := make(chan runtime.Exit, 1)
+			go func() { exits <- b.wait(in.ID) }()
+			b.wantGone(in)
+			exit := <-exits
+			if exit.Code != 143 || !exit.Known {
+				t.Errorf("exit %+v, want code 143", exit)
+			}
+			// The kernel tells an exit with 143 from an end by SIGTERM since 6.15; who
+			// began to wait too late has containerd's word.
+			if exit.Signal != 0 {
+				t.Logf("signal %d: this kernel can't tell", exit.Signal)
+			}
+		})
+		t.Run("out of memory", func(t *testing.T) {
+			s := spec("allocate")
+			s.Resources.MemoryBytes = 64 << 20
+			in := b.start(b.prepare(s).ID, 1)
+			if exit := b.wait(in.ID); !exit.OOMKilled || exit.Code != 137 || exit.Signal != 9 || !exit.Known {
+				t.Errorf("exit %+v, want one for want of memory", exit)
+			}
+			if exit := b.list()[in.ID].Exit; exit == nil || !exit.OOMKilled {
+				t.Errorf("List says %+v", exit)
+			}
+		})
+		t.Run("killed, not for want of memory", func(t *testing.T) {
+			s := spec()
+			s.Resources.MemoryBytes = 64 << 20
+			in := b.run(s)
+			if err := b.d.Stop(b.ctx(), in.ID, syscall.SIGTERM, 0); err != nil {
+				t.Error(err)
+			}
+			if exit := b.wait(in.ID); exit.OOMKilled || exit.Signal != 9 {
+				t.Errorf("exit %+v, want signal 9", exit)
+			}
+		})
+		t.Run("children end with the first process", func(t *testing.T) {
+			in := b.run(spec("child"))
+			children := func() (pids []string) {
+				text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", in.PID, in.PID))
+				return strings.Fields(string(text))
+			}
+			ctrdtest.Eventually(t, "there is a child", func() bool { return len(children()) == 1 })
+			child, _ := strconv.Atoi(children()[0])
+			b.wantGone(in)
+			if !ctrdtest.Ended(child) {
+				t.Error("the child lives after Stop")
+			}
+		})
+		b.nothingLeft()
+	})
+}
+
+func TestLogIsAppended(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		for i := range 3 {
+			in := b.run(spec("print", fmt.Sprintf("out %d", i), fmt.Sprintf("err %d", i)))
+			b.wait(in.ID)
+			ctrdtest.Eventually(t, "both lines are in the log", func() bool {
+				return strings.Contains(b.log(), fmt.Sprintf("out %d\n", i)) && strings.Contains(b.log(), fmt.Sprintf("err %d\n", i))
+			})
+		}
+		if !strings.Contains(b.log(), "out 0\n") {
+			t.Errorf("the log begins anew: %q", b.log())
+		}
+		st, err := os.Stat(filepath.Join(b.e.DataDir, "logs", "w.log"))
+		if err != nil || st.Mode().Perm() != 0o640 {
+			t.Errorf("log: %v, %v", st.Mode(), err)
+		}
+		b.nothingLeft()
+	})
+}
+
+func TestNewVolumeBelongsToTheUser(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		owner := func() (uid, gid int) {
+			st, err := os.Stat(filepath.Join(b.e.DataDir, "volumes", "w", "data"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			sys := st.Sys().(*syscall.Stat_t)
+			return int(sys.Uid), int(sys.Gid)
+		}
+		s := spec()
+		s.User = ctrdtest.UserName
+		s.Mounts = []runtime.Mount{{Path: "/data", Volume: "data"}}
+		b.prepare(s)
+		if uid, gid := owner(); uid != ctrdtest.UserID || gid != ctrdtest.GroupID {
+			t.Errorf("owner %d:%d", uid, gid)
+		}
+		s.User = "" // one that exists stays as it is
+		b.prepare(s)
+		if uid, _ := owner(); uid != ctrdtest.UserID {
+			t.Errorf("owner %d after root used it", uid)
+		}
+		b.nothingLeft()
+	})
+}
+
+func TestOneStartOnly(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		in := b.prepare(spec("env"))
+		const n = 8
+		started := make(chan int64, n)
+		var wg sync.WaitGroup
+		for i := range int64(n) {
+			wg.Go(func() {
+				got, err := b.d.Start(b.ctx(), in.ID, runtime.Launch{Generation: i + 1, Env: []string{fmt.Sprintf("NUMBER=%d", i+1)}})
+				if err == nil {
+					started <- got.Generation
+				}
+			})
+		}
+		wg.Wait()
+		close(started)
+		var winners []int64
+		for g := range started {
+			winners = append(winners, g)
+		}
+		if len(winners) != 1 {
+			t.Fatalf("%d starts succeeded", len(winners))
+		}
+		if got := b.list()[in.ID].Generation; got != winners[0] {
+			t.Errorf("generation %d on record, want %d", got, winners[0])
+		}
+		if env := b.logged(); !slices.Contains(env, fmt.Sprintf("NUMBER=%d", winners[0])) {
+			t.Errorf("environment %q, want generation %d's", env, winners[0])
+		}
+		b.nothingLeft()
+	})
+}
+
+// The record is lost when somebody unmounts the tmpfs, or a reboot does.
+func TestInstanceWithoutRecord(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		in := b.run(spec())
+		standby := b.prepare(spec())
+		for _, id := range []string{in.ID, standby.ID} {
+			if err := os.Remove(filepath.Join(b.e.StateDir, "instances", id, "record.json")); err != nil {
+				t.Fatal(err)
+			}
+		}
+		list := b.list()
+		if got := list[in.ID]; got.Phase != runtime.PhaseRunning || got.Generation != 0 || got.PID != in.PID || got.WorkspaceID != "w" || got.WorkspaceUID != "uid-w" || got.PreparedGeneration != 1 {
+			t.Errorf("running one: %+v", got)
+		}
+		if got := list[standby.ID]; got.Phase != runtime.PhaseRemnant {
+			t.Errorf("standby: %+v", got)
+		}
+		if err := b.d.Stop(b.ctx(), in.ID, syscall.SIGTERM, time.Second); err != nil || !ctrdtest.Ended(in.PID) {
+			t.Errorf("Stop: %v", err)
+		}
+		b.nothingLeft()
+	})
+}
+
+func TestSecondDriverOfTheSameDirectory(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		in := b.run(spec())
+		other := b.e.NewDriver(t, nil) // mounts no second tmpfs over the first
+		list, err := other.List(b.ctx(), "uid-w")
+		if err != nil || len(list) != 1 || list[0].ID != in.ID || list[0].Phase != runtime.PhaseRunning {
+			t.Errorf("List = %+v, %v", list, err)
+		}
+		stranger := b.e.NewDriver(t, func(cfg *ctrd.Config) {
+			cfg.InstanceUID, cfg.StateDir = "stranger", filepath.Join(cfg.StateDir, "stranger")
+		})
+		if list, err := stranger.List(b.ctx(), ""); err != nil || len(list) != 0 {
+			t.Errorf("another daemon's List = %+v, %v", list, err)
+		}
+		b.nothingLeftBut(filepath.Join(b.e.StateDir, "stranger"))
+	})
+}
+
+func (b *bench) nothingLeftBut(dir string) {
+	b.Helper()
+	ctrdtest.RemoveAll(b, b.d)
+	ctrdtest.UnmountBelow(b, dir)
+	if err := os.RemoveAll(dir); err != nil {
+		b.Error(err)
+	}
+	b.nothingLeft()
+}
+
+func TestNewRefusesBadConfiguration(t *testing.T) {
+	good := ctrd.Config{Address: "/nonexistent/c.sock", InstanceUID: "i", StateDir: t.TempDir(), DataDir: t.TempDir(), InitPath: "/bin/true"}
+	notPEM := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(notPEM, []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for want, edit := range map[string]func(*ctrd.Config){
+		"instance uid":    func(c *ctrd.Config) { c.InstanceUID = "" },
+		"state directory": func(c *ctrd.Config) { c.StateDir = "relative" },
+		"data directory":  func(c *ctrd.Config) { c.DataDir = "" },
+		"workspace-init":  func(c *ctrd.Config) { c.InitPath = "init" },
+		"certificate":     func(c *ctrd.Config) { c.Registries.CAFiles = []string{notPEM} },
+		"certs.d":         func(c *ctrd.Config) { c.Registries.CertsDir = "relative" },
+	} {
+		cfg := good
+		edit(&cfg)
+		if _, err := ctrd.New(t.Context(), cfg); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want one about %q", err, want)
+		}
+	}
+}
