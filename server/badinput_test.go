@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
@@ -385,4 +388,32 @@ func checkBadInput(t *testing.T, tt badInput, err error) bool {
 		}
 	}
 	return before == t.Failed()
+}
+
+// TestStatusIsSmall: however much is wrong, the status fits into the trailers.
+func TestStatusIsSmall(t *testing.T) {
+	run(t, func(t *testing.T, h *harness) {
+		labels, env := make(map[string]string), make(map[string]string)
+		for i := range 1000 {
+			labels[strings.Repeat("€", 500)+fmt.Sprint(i)] = ""
+			env[strings.Repeat("€", 500)+fmt.Sprint(i)] = ""
+		}
+		var secrets []*secret
+		for range 600 {
+			secrets = append(secrets, text(strings.Repeat("-", 500), ""))
+		}
+		for name, call := range map[string]func(workspacev1.WorkspaceControlClient, context.Context) error{
+			"create": create(&createReq{Workspace: &ws{Labels: labels, Spec: &wsSpec{Image: image, Env: env}}, Secrets: secrets}),
+			"batch":  batch(&workspacev1.BatchUpdateSecretsRequest{Parent: "global", Secrets: secrets, DeleteKeys: slices.Repeat([]string{strings.Repeat("-", 500)}, 600)}),
+			"filter": list(&workspacev1.ListWorkspacesRequest{Filter: strings.Repeat("€", 2000)}),
+			"quoted": list(&workspacev1.ListWorkspacesRequest{Filter: `"` + strings.Repeat("€", 2000)}),
+			"mask":   update(&ws{Name: "workspaces/old"}, slices.Repeat([]string{strings.Repeat("€", 5000)}, 50)...),
+		} {
+			err := call(h.Client, h.ctx())
+			wantCode(t, err, codes.InvalidArgument, "INVALID_FIELDS")
+			if n := proto.Size(status.Convert(err).Proto()); n > 6000 {
+				t.Errorf("%s: %d bytes", name, n)
+			}
+		}
+	})
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"go.einride.tech/aip/resourcename"
@@ -75,44 +76,64 @@ func (e *apiError) GRPCStatus() *status.Status {
 	return with
 }
 
+// Bounds of what a status says: it travels in the trailers, for which clients
+// allow as little as 8 KiB.
+const (
+	maxViolations       = 12
+	maxFieldBytes       = 120
+	maxDescriptionBytes = 300
+)
+
 // violations collects what is wrong with a request.
-type violations []*errdetails.BadRequest_FieldViolation
+type violations struct {
+	list    []*errdetails.BadRequest_FieldViolation
+	omitted int
+}
 
 // add says what would be right. The description never holds a secret's value.
 // Only the first violation of a field counts.
 func (v *violations) add(field, format string, args ...any) {
-	if v.has(field) {
+	field = shorten(field, maxFieldBytes)
+	for _, f := range v.list {
+		if f.GetField() == field {
+			return
+		}
+	}
+	if len(v.list) == maxViolations {
+		v.omitted++
 		return
 	}
-	*v = append(*v, &errdetails.BadRequest_FieldViolation{
+	v.list = append(v.list, &errdetails.BadRequest_FieldViolation{
 		Field:       field,
-		Description: fmt.Sprintf(format, args...),
+		Description: shorten(fmt.Sprintf(format, args...), maxDescriptionBytes),
 	})
 }
 
-func (v violations) has(field string) bool {
-	for _, f := range v {
-		if f.GetField() == field {
-			return true
-		}
+// shorten also makes the text one that a message can hold.
+func shorten(s string, n int) string {
+	if len(s) > n {
+		s = s[:n-3] + "..."
 	}
-	return false
+	return strings.ToValidUTF8(s, "?")
 }
 
 // err returns nil when nothing is wrong.
-func (v violations) err() error {
-	if len(v) == 0 {
+func (v *violations) err() error {
+	if len(v.list) == 0 {
 		return nil
 	}
-	message := fmt.Sprintf("invalid %s: %s", v[0].GetField(), v[0].GetDescription())
-	if n := len(v) - 1; n > 0 {
-		message += fmt.Sprintf(" (and %d more, see the details)", n)
+	message := fmt.Sprintf("invalid %s: %s", v.list[0].GetField(), v.list[0].GetDescription())
+	switch {
+	case v.omitted > 0:
+		message += " (and more than the details name)"
+	case len(v.list) > 1:
+		message += fmt.Sprintf(" (and %d more, see the details)", len(v.list)-1)
 	}
 	return &apiError{
 		code:    codes.InvalidArgument,
 		reason:  ReasonInvalidFields,
 		message: message,
-		details: []protoadapt.MessageV1{&errdetails.BadRequest{FieldViolations: v}},
+		details: []protoadapt.MessageV1{&errdetails.BadRequest{FieldViolations: v.list}},
 	}
 }
 

@@ -71,20 +71,26 @@ func TestReflection(t *testing.T) {
 				t.Errorf("v1 lists %q", got)
 			}
 		}
-		v1alpha := must2(reflectionv1alpha.NewServerReflectionClient(h.Conn).ServerReflectionInfo(h.ctx()))(t)
-		if err := v1alpha.Send(&reflectionv1alpha.ServerReflectionRequest{
-			MessageRequest: &reflectionv1alpha.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: serviceName},
-		}); err != nil {
-			t.Fatal(err)
-		}
-		if files := must2(v1alpha.Recv())(t).GetFileDescriptorResponse().GetFileDescriptorProto(); len(files) == 0 {
-			t.Error("v1alpha does not describe the service")
-		}
+		reflectAlpha(t, h)
 		if err := v1.CloseSend(); err != nil {
 			t.Error(err)
 		}
-		if err := v1alpha.CloseSend(); err != nil {
-			t.Error(err)
-		}
 	})
+}
+
+//nolint:staticcheck // v1alpha is what older tools speak
+func reflectAlpha(t *testing.T, h *harness) {
+	t.Helper()
+	stream := must2(reflectionv1alpha.NewServerReflectionClient(h.Conn).ServerReflectionInfo(h.ctx()))(t)
+	if err := stream.Send(&reflectionv1alpha.ServerReflectionRequest{
+		MessageRequest: &reflectionv1alpha.ServerReflectionRequest_FileContainingSymbol{FileContainingSymbol: serviceName},
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if files := must2(stream.Recv())(t).GetFileDescriptorResponse().GetFileDescriptorProto(); len(files) == 0 {
+		t.Error("v1alpha does not describe the service")
+	}
+	if err := stream.CloseSend(); err != nil {
+		t.Error(err)
+	}
 }

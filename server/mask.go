@@ -55,12 +55,7 @@ func checkPath(path string) string {
 	return ""
 }
 
-func quote(path string) string {
-	if len(path) > 100 {
-		path = path[:100] + "..."
-	}
-	return "`" + strings.ToValidUTF8(path, "?") + "`"
-}
+func quote(path string) string { return "`" + shorten(path, 100) + "`" }
 
 // edited returns the workspace that an update of e would bring about: what a
 // caller can change of it, and nothing else.

@@ -20,6 +20,9 @@ import (
 const (
 	defaultPageSize = 100
 	maxPageSize     = 1000
+	// maxPageBytes ends a page early: clients refuse messages above 4 MiB unless
+	// they are told otherwise. One workspace is well below the rest.
+	maxPageBytes = 2 << 20
 )
 
 func pageSize(asked int32) int {

@@ -230,7 +230,7 @@ func TestContract15_SlowWatcherBlocksNobody(t *testing.T) {
 		slow := h.watch("", "") // reads nothing
 		quick := h.watch("", "")
 		quick.until("synced")
-		const workspaces, rounds = 4, 8
+		const workspaces, rounds = 4, 5
 		for i := range workspaces {
 			h.create(fmt.Sprintf("w%d", i), func(r *createReq) { r.Workspace.Spec.Env = big })
 		}

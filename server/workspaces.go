@@ -103,8 +103,14 @@ func (s *Server) ListWorkspaces(_ context.Context, req *workspacev1.ListWorkspac
 		return nil, err
 	}
 	resp := &workspacev1.ListWorkspacesResponse{}
+	size := 0
 	for i := range page {
-		resp.Workspaces = append(resp.Workspaces, workspaceToProto(&page[i]))
+		w := workspaceToProto(&page[i])
+		if size += proto.Size(w); i > 0 && size > maxPageBytes {
+			page, more = page[:i], true
+			break
+		}
+		resp.Workspaces = append(resp.Workspaces, w)
 	}
 	if more {
 		resp.NextPageToken = encodeToken(cursorOf(&page[len(page)-1]), list...)

@@ -441,3 +441,28 @@ func TestListTokensBelongToTheirList(t *testing.T) {
 		}
 	})
 }
+
+// TestListPagesFitIntoAMessage: also of the largest workspaces, whatever size of
+// page is asked for.
+func TestListPagesFitIntoAMessage(t *testing.T) {
+	run(t, func(t *testing.T, h *harness) {
+		large := spec()
+		large.Env = make(map[string]string)
+		for i := range 8 {
+			large.Env[fmt.Sprintf("V%d", i)] = strings.Repeat("x", 32000)
+		}
+		var want []string
+		for i := range 17 { // more than 4 MiB
+			id := fmt.Sprintf("w%02d", i)
+			want = append(want, id)
+			h.create(id, func(r *createReq) { r.Workspace.Spec = large })
+			must2(h.Client.StopWorkspace(h.ctx(), &workspacev1.StopWorkspaceRequest{Name: "workspaces/" + id}))(t)
+		}
+		for _, order := range []string{"", "create_time"} {
+			got, pages := h.names(&workspacev1.ListWorkspacesRequest{PageSize: 1000, OrderBy: order})
+			if diff := cmp.Diff(want, got); diff != "" || pages != 3 {
+				t.Errorf("%d pages: %s", pages, diff)
+			}
+		}
+	})
+}
