@@ -95,6 +95,9 @@ func purgeContainers(ctx context.Context, cfg config, log *slog.Logger, out io.W
 		}
 		fmt.Fprintf(out, "removed volumes and log of workspace %s\n", w.ID)
 	}
+	if private != nil {
+		private.Sweep()
+	}
 	return nil
 }
 

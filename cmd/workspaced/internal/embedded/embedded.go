@@ -83,6 +83,10 @@ func Start(ctx context.Context, cfg Config) (*Containerd, error) {
 		cancel()
 		<-answered
 	}
+	if err == nil {
+		// containerd serves only after it has sorted out what it found.
+		err = sweepShims(cfg)
+	}
 	if err != nil {
 		c.Close(ctx)
 		return nil, fmt.Errorf("private containerd (%s) does not start: %w%s", cfg.Binary, err, lastLine(cfg.LogFile))
@@ -123,6 +127,14 @@ func (c *Containerd) Close(ctx context.Context) {
 		<-c.done
 	}
 	c.kill()
+}
+
+// Sweep ends shims that containerd has lost. It is done at the start and every
+// minute.
+func (c *Containerd) Sweep() {
+	if err := sweepShims(c.cfg); err != nil {
+		c.cfg.Logger.Warn("shims that containerd has lost can't be ended", "error", err)
+	}
 }
 
 // Containerd runs no CRI, no NRI, and makes no directory outside its own.
@@ -238,6 +250,7 @@ func (c *Containerd) runOnce(run, hard context.Context) error {
 			if err := boundLog(c.cfg.LogFile, c.cfg.MaxLogBytes); err != nil {
 				c.cfg.Logger.Warn("private containerd's log can't be bounded", "error", err)
 			}
+			c.Sweep()
 		case <-run.Done():
 			return c.terminate(cmd.Process, hard, exited)
 		}
