@@ -6,8 +6,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -170,9 +172,10 @@ func openFile(path string, readOnly bool) (db *bolt.DB, closeFile func(), err er
 	var file *os.File
 	err = guard(func() (err error) {
 		db, err = bolt.Open(path, 0o600, &bolt.Options{
-			Timeout:      lockTimeout,
-			FreelistType: bolt.FreelistMapType,
-			ReadOnly:     readOnly,
+			Timeout:         lockTimeout,
+			FreelistType:    bolt.FreelistMapType,
+			PreLoadFreelist: true,
+			ReadOnly:        readOnly,
 			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
 				// It is there: whoever removes it meanwhile must not get a new one.
 				f, err := os.OpenFile(name, flag&^os.O_CREATE, mode)
@@ -186,7 +189,15 @@ func openFile(path string, readOnly bool) (db *bolt.DB, closeFile func(), err er
 		if file != nil {
 			_ = file.Close() // closed already, unless it was a panic
 		}
-		return nil, nil, openError(path, err)
+		var errno syscall.Errno
+		var paniced *PanicError
+		switch {
+		case errors.Is(err, berrors.ErrTimeout), errors.As(err, &errno), errors.As(err, &paniced):
+			err = openError(path, err)
+		default: // it is about what bbolt has read
+			err = damagedError(path, err)
+		}
+		return nil, nil, err
 	}
 	return db, func() { _ = guard(db.Close) }, nil
 }
@@ -194,7 +205,7 @@ func openFile(path string, readOnly bool) (db *bolt.DB, closeFile func(), err er
 // verify checks that the database can be used as it is.
 func verify(tx *bolt.Tx, cfg Config, newest int) error {
 	damaged := func(format string, args ...any) error {
-		return &OpenError{cfg.Path, ErrDamaged, "is damaged (" + fmt.Sprintf(format, args...) + "): restore it from a backup"}
+		return damagedError(cfg.Path, fmt.Sprintf(format, args...))
 	}
 	info, err := os.Stat(tx.DB().Path())
 	if err != nil {
@@ -224,7 +235,7 @@ func verify(tx *bolt.Tx, cfg Config, newest int) error {
 	if err != nil || string(plain) != string(instance) {
 		return &OpenError{cfg.Path, ErrWrongKey, "was sealed with another key: give the key file that belongs to it"}
 	}
-	if version == schemaVersion {
+	if version == uint64(newest) {
 		for _, name := range allBuckets {
 			if tx.Bucket(name) == nil {
 				return damaged("%s is missing", name)
@@ -232,8 +243,12 @@ func verify(tx *bolt.Tx, cfg Config, newest int) error {
 		}
 	}
 
-	// Walk first: in this goroutine a fault is a panic. What bbolt's own check
-	// finds, in a goroutine of its own, is then no fault.
+	// What bbolt's own check, which runs in a goroutine of its own, must not meet
+	// is looked for first: lengths that make it endless, and faults, which in this
+	// goroutine are panics.
+	if id, err := strayPage(tx); err != nil || id >= 0 {
+		return damaged("page %d makes no sense", id)
+	}
 	if err := tx.ForEach(func(_ []byte, b *bolt.Bucket) error { return walk(b) }); err != nil {
 		return err
 	}
@@ -245,6 +260,24 @@ func verify(tx *bolt.Tx, cfg Config, newest int) error {
 		return damaged("%v", problem)
 	}
 	return nil
+}
+
+// strayPage returns a page that reaches beyond the file, or -1.
+func strayPage(tx *bolt.Tx) (int, error) {
+	for id := 0; ; {
+		page, err := tx.Page(id)
+		if err != nil || page == nil { // nil: behind the last one
+			return -1, err
+		}
+		if page.Type != "free" { // a free one may hold anything
+			end := int64(id+1+page.OverflowCount) * int64(tx.DB().Info().PageSize)
+			if end > tx.Size() {
+				return id, nil
+			}
+			id += page.OverflowCount
+		}
+		id++
+	}
 }
 
 // walk touches every page of a bucket.
@@ -259,6 +292,12 @@ func walk(b *bolt.Bucket) error {
 	})
 }
 
+// damagedError says why, without bbolt's word for how it found out.
+func damagedError(path string, why any) error {
+	why = strings.TrimPrefix(strings.TrimPrefix(fmt.Sprint(why), "panic: "), "assertion failed: ")
+	return &OpenError{path, ErrDamaged, fmt.Sprintf("is damaged (%v): restore it from a backup", why)}
+}
+
 // openError says in one sentence what bbolt says in its own words.
 func openError(path string, err error) error {
 	var open *OpenError
@@ -269,9 +308,7 @@ func openError(path string, err error) error {
 	case errors.Is(err, berrors.ErrTimeout):
 		return &OpenError{path, ErrLocked, "is in use by another process"}
 	case errors.As(err, &paniced):
-		return &OpenError{path, ErrDamaged, fmt.Sprintf("is damaged (%v): restore it from a backup", paniced.Value)}
-	case errors.Is(err, berrors.ErrInvalid), errors.Is(err, berrors.ErrChecksum), errors.Is(err, berrors.ErrVersionMismatch):
-		return &OpenError{path, ErrDamaged, fmt.Sprintf("is damaged (%v): restore it from a backup", err)}
+		return damagedError(path, paniced.Value)
 	}
 	return fmt.Errorf("database %s can't be opened: %w", path, translate(err))
 }

@@ -1,0 +1,224 @@
+package store
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	bolt "go.etcd.io/bbolt"
+
+	"github.com/workspaced/workspaced/store/seal"
+)
+
+var updateFixture = flag.Bool("update-fixture", false, "write testdata for the newest schema version, once, before it is released")
+
+// facts is what a database of an old version must still say.
+type facts struct {
+	Instance   string
+	Revision   uint64
+	Workspaces []Workspace
+	Secrets    map[string][]Secret
+	Values     map[string]map[string]string
+	Feed       []FeedEntry
+	Replayed   Result
+}
+
+func readFacts(t *testing.T, s *Store) facts {
+	t.Helper()
+	ws, _, err := s.ListWorkspaces("", 0, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	f := facts{
+		Instance: s.InstanceUID(), Revision: s.Revision(), Workspaces: ws,
+		Secrets: map[string][]Secret{}, Values: map[string]map[string]string{},
+	}
+	scopes := []Scope{{}}
+	for _, w := range ws {
+		scopes = append(scopes, in(w.ID))
+		f.Values[w.ID] = map[string]string{}
+		for _, secret := range must(s.Snapshot(w.ID))(t).Secrets {
+			f.Values[w.ID][secret.Key] = secret.Value.Reveal()
+		}
+	}
+	for _, scope := range scopes {
+		secrets, _, err := s.ListSecrets(scope, "", 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Secrets[scope.WorkspaceID] = secrets
+	}
+	f.Feed = must(s.Feed(1, 0))(t).Entries
+	f.Replayed = must(s.RestartWorkspace(ctx, "full", request("id", "fingerprint")))(t)
+	return f
+}
+
+// fixtureTime is before the requests in the fixtures end.
+var fixtureTime = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+
+func fixture(version int, kind string) string {
+	return filepath.Join("testdata", fmt.Sprintf("v%d.%s", version, kind))
+}
+
+func openFixture(t *testing.T, version int) *Store {
+	t.Helper()
+	dir := t.TempDir()
+	for _, kind := range []string{"db", "key"} {
+		b, err := os.ReadFile(fixture(version, kind))
+		if err != nil {
+			t.Fatalf("version %d has no fixture, see -update-fixture: %v", version, err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, kind), b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := must(Open(Config{
+		Path: filepath.Join(dir, "db"), Sealer: must(seal.Load(filepath.Join(dir, "key")))(t),
+		Now: func() time.Time { return fixtureTime },
+	}))(t)
+	t.Cleanup(func() { _ = s.Close() })
+	return s
+}
+
+// A database that each released version wrote opens, says what it said, and can
+// be changed.
+func TestMigrations_FromEachVersion(t *testing.T) {
+	if *updateFixture {
+		writeFixture(t)
+	}
+	if len(migrations) != schemaVersion-1 {
+		t.Fatalf("%d migrations lead to version %d", len(migrations), schemaVersion)
+	}
+	for version := 1; version <= schemaVersion; version++ {
+		t.Run(fmt.Sprint(version), func(t *testing.T) {
+			s := openFixture(t, version)
+			got := must(json.MarshalIndent(readFacts(t, s), "", "\t"))(t)
+			want := must(os.ReadFile(fixture(version, "json")))(t)
+			if diff := cmp.Diff(string(want), string(got)+"\n"); diff != "" {
+				t.Error(diff)
+			}
+			must(s.UpdateSecrets(ctx, in("full"), set("K", "new", "DELETED", "again"), Options{}))(t)
+			secret := must(s.Secret(in("full"), "DELETED"))(t)
+			if secret.Version != 2 {
+				t.Errorf("the deleted secret has version %d", secret.Version)
+			}
+			if err := s.view(func(tx *bolt.Tx) error {
+				if v := parseNumber(tx.Bucket(bucketMeta).Get(metaSchema)); v != schemaVersion {
+					t.Errorf("schema version %d", v)
+				}
+				return nil
+			}); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// writeFixture makes a database with some of everything.
+func writeFixture(t *testing.T) {
+	if _, err := os.Stat(fixture(schemaVersion, "db")); err == nil {
+		t.Fatal("there is a fixture already: released versions never change")
+	}
+	h := newHarness(t)
+	h.clock.now = fixtureTime.Add(-time.Minute)
+	full := must(h.CreateWorkspace(ctx, NewWorkspace{
+		ID: "full", Labels: map[string]string{"team": "a"}, Model: "m",
+		Spec: Spec{
+			Image: "registry/image:tag", Command: []string{"c", "d"}, Args: []string{"e"}, Env: map[string]string{"E": "1"},
+			WorkingDir: "/w", User: "1:2", Resources: Resources{CPUMillis: 1, MemoryBytes: 2, Pids: 3},
+			Volumes:      []Volume{{MountPath: "/a", HostPath: "/b", ReadOnly: true}, {MountPath: "/c", Name: "v"}},
+			ReadOnlyRoot: true, ModelEnv: []string{"M"}, StopSignal: "SIGINT", StopGrace: ptr(time.Second),
+		},
+		Secrets: []SecretValue{value("K", "value"), value("DELETED", "x"), value("EMPTY", ""), value("G", "own")},
+	}, Options{}))(t).Workspace
+	must(h.UpdateSecrets(ctx, Scope{}, set("G", "global", "H", "global"), Options{}))(t)
+	must(h.UpdateSecrets(ctx, in("full"), SecretsUpdate{Set: set("K", "value 2").Set, Delete: []string{"DELETED"}}, Options{}))(t)
+	must(h.UpdateStatus(ctx, "full", full.UID, func(_ Workspace, st *Status) {
+		now := h.clock.Now()
+		*st = Status{
+			ObservedGeneration: 2, StartingGeneration: 3, RestartCount: 1, Starts: 2,
+			Running:  &Running{InstanceID: "i", PID: 7, ImageDigest: "sha256:0", StartTime: now, SecretVersions: map[string]int64{"K": 1}},
+			LastGood: &LastGood{Generation: 2, Spec: Spec{Image: "i"}},
+			LastExit: &Exit{Code: 137, Known: true, Signal: 9, OOMKilled: true, Time: now},
+			Failure:  &Failure{Generation: 3, Reason: "R", Message: "m", Attempt: 2, Time: now, NextAttempt: now},
+		}
+	}))(t)
+	h.create("parked")
+	must(h.StopWorkspace(ctx, "parked", Options{}))(t)
+	h.create("deleting", value("K", "1"))
+	must(h.DeleteWorkspace(ctx, "deleting", true, Options{}))(t)
+	h.create("removed")
+	h.remove("removed")
+	must(h.RestartWorkspace(ctx, "full", request("id", "fingerprint")))(t)
+	h.close()
+
+	for kind, path := range map[string]string{"db": h.cfg.Path, "key": filepath.Join(filepath.Dir(h.cfg.Path), "key")} {
+		if err := os.WriteFile(fixture(schemaVersion, kind), must(os.ReadFile(path))(t), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	b := must(json.MarshalIndent(readFacts(t, openFixture(t, schemaVersion)), "", "\t"))(t)
+	if err := os.WriteFile(fixture(schemaVersion, "json"), append(b, '\n'), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestMigrate_InOrder(t *testing.T) {
+	h := filled(t)
+	want := dump(t, h.db)
+	h.close()
+	var ran []int
+	step := func(n int) func(*bolt.Tx) error {
+		return func(tx *bolt.Tx) error {
+			ran = append(ran, n)
+			return tx.Bucket(bucketMeta).Put([]byte("ran"), fmt.Append(tx.Bucket(bucketMeta).Get([]byte("ran")), n))
+		}
+	}
+	steps := append(migrations[:len(migrations):len(migrations)], step(1), step(2), step(3))
+	for range 2 { // the second time there is nothing to do
+		s := must(open(h.cfg, steps))(t)
+		got := dump(t, s.db)
+		if s.Revision() != h.Revision() || s.InstanceUID() != h.InstanceUID() {
+			t.Errorf("revision %d, instance %s", s.Revision(), s.InstanceUID())
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		want["meta"]["ran"], want["meta"]["schema"] = "123", string(number(schemaVersion+3))
+		if diff := cmp.Diff(want, got); diff != "" {
+			t.Error(diff)
+		}
+	}
+	if diff := cmp.Diff([]int{1, 2, 3}, ran); diff != "" {
+		t.Error(diff)
+	}
+	refused(t, h.cfg, ErrSchema) // the program before
+}
+
+func TestMigrate_AllOrNothing(t *testing.T) {
+	h := filled(t)
+	h.close()
+	before := must(os.ReadFile(h.cfg.Path))(t)
+	first := func(tx *bolt.Tx) error { return tx.DeleteBucket(bucketWorkspaces) }
+	errStep := errors.New("step fails")
+	for name, second := range map[string]func(*bolt.Tx) error{
+		"fails":  func(*bolt.Tx) error { return errStep },
+		"panics": func(*bolt.Tx) error { panic(errStep) },
+	} {
+		steps := append(migrations[:len(migrations):len(migrations)], first, second)
+		if _, err := open(h.cfg, steps); err == nil {
+			t.Errorf("%s: it was opened", name)
+		}
+		if !bytes.Equal(before, must(os.ReadFile(h.cfg.Path))(t)) {
+			t.Errorf("%s: the file was changed", name)
+		}
+	}
+	h.open()
+}
