@@ -9,7 +9,7 @@ set -euo pipefail
 
 # inside is the first process of the namespaces.
 inside() {
-	mount -t tmpfs -o mode=755 tmpfs /run
+	mount -n -t tmpfs -o mode=755 tmpfs /run
 	local mounts before
 	mounts() { cut -d' ' -f5 /proc/self/mountinfo | sort; }
 	before=$(mounts)
