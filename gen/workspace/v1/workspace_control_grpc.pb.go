@@ -134,8 +134,9 @@ type WorkspaceControlClient interface {
 	//
 	// NOT_FOUND with ErrorInfo reason WORKSPACE_DELETED: it was deleted meanwhile.
 	// FAILED_PRECONDITION with ErrorInfo reason WORKSPACE_STOPPED: it is parked;
-	// WORKSPACE_DELETING: it is being deleted. UNAVAILABLE: the daemon drains;
-	// call again.
+	// WORKSPACE_DELETING: it is being deleted; WORKSPACE_FAILED: it can't be
+	// executed, and is not tried again before a change (last_error says why).
+	// UNAVAILABLE: the daemon drains; call again.
 	WaitWorkspace(ctx context.Context, in *WaitWorkspaceRequest, opts ...grpc.CallOption) (*WaitWorkspaceResponse, error)
 	// Streams what is there, a sync marker, then every change. A watcher sees the
 	// newest state of each workspace, not each state between: one that reads
@@ -421,8 +422,9 @@ type WorkspaceControlServer interface {
 	//
 	// NOT_FOUND with ErrorInfo reason WORKSPACE_DELETED: it was deleted meanwhile.
 	// FAILED_PRECONDITION with ErrorInfo reason WORKSPACE_STOPPED: it is parked;
-	// WORKSPACE_DELETING: it is being deleted. UNAVAILABLE: the daemon drains;
-	// call again.
+	// WORKSPACE_DELETING: it is being deleted; WORKSPACE_FAILED: it can't be
+	// executed, and is not tried again before a change (last_error says why).
+	// UNAVAILABLE: the daemon drains; call again.
 	WaitWorkspace(context.Context, *WaitWorkspaceRequest) (*WaitWorkspaceResponse, error)
 	// Streams what is there, a sync marker, then every change. A watcher sees the
 	// newest state of each workspace, not each state between: one that reads
