@@ -3,13 +3,12 @@ package store
 import (
 	"fmt"
 	"strings"
-	"testing"
 
 	bolt "go.etcd.io/bbolt"
 )
 
 // dump returns every row of the database, by bucket and key.
-func dump(t testing.TB, db *bolt.DB) map[string]map[string]string {
+func dump(t testT, db *bolt.DB) map[string]map[string]string {
 	t.Helper()
 	rows := map[string]map[string]string{}
 	err := db.View(func(tx *bolt.Tx) error {

@@ -270,7 +270,7 @@ func TestSecrets_RetiredKeysAreFolded(t *testing.T) {
 }
 
 // checkSums compares an owner's sums with its rows.
-func checkSums(t *testing.T, h *harness, o owner) {
+func checkSums(t testT, h *harness, o owner) {
 	t.Helper()
 	err := h.view(func(tx *bolt.Tx) error {
 		var got, want ownerRecord

@@ -54,10 +54,19 @@ func (r *recorder) take() []Change {
 	return changes
 }
 
+// testT is what tests and rapid's properties have in common.
+type testT interface {
+	Helper()
+	Error(args ...any)
+	Errorf(format string, args ...any)
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
 // harness is a store that can be closed and opened again.
 type harness struct {
 	*Store
-	t      testing.TB
+	t      testT
 	cfg    Config
 	clock  *clock
 	record *recorder
@@ -103,8 +112,8 @@ func (h *harness) reopen() {
 }
 
 // must returns a function's result and fails the test on an error.
-func must[T any](v T, err error) func(testing.TB) T {
-	return func(t testing.TB) T {
+func must[T any](v T, err error) func(testT) T {
+	return func(t testT) T {
 		t.Helper()
 		if err != nil {
 			t.Fatal(err)
