@@ -30,11 +30,15 @@ type faultyStore struct {
 	server.Store
 	workspace func(id string) (store.Workspace, error)
 	feed      func(since, after uint64) (store.FeedPage, error)
+	list      func(after string, limit int, match func(*store.Workspace) bool) ([]store.Workspace, bool, error)
 }
 
 func (f *faultyStore) Workspace(id string) (store.Workspace, error) { return f.workspace(id) }
 func (f *faultyStore) InstanceUID() string                          { return "instance" }
 func (f *faultyStore) Revision() uint64                             { return 7 }
+func (f *faultyStore) ListWorkspaces(after string, limit int, match func(*store.Workspace) bool) ([]store.Workspace, bool, error) {
+	return f.list(after, limit, match)
+}
 func (f *faultyStore) FeedSince(since, after uint64, _ int) (store.FeedPage, error) {
 	return f.feed(since, after)
 }
@@ -50,6 +54,12 @@ func serve(t *testing.T, cfg server.Config) (*server.Server, *grpc.ClientConn, *
 	log := &buffer{}
 	cfg.Logger = slog.New(slog.NewTextHandler(io.MultiWriter(log, t.Output()), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	s := server.New(cfg)
+	return s, listen(t, s), log
+}
+
+// listen serves s until the test ends.
+func listen(t testing.TB, s *server.Server) *grpc.ClientConn {
+	t.Helper()
 	g := s.NewGRPC(grpc.WaitForHandlers(true))
 	listener := bufconn.Listen(1 << 16)
 	done := make(chan error, 1)
@@ -67,7 +77,7 @@ func serve(t *testing.T, cfg server.Config) (*server.Server, *grpc.ClientConn, *
 			t.Error(err)
 		}
 	})
-	return s, conn, log
+	return conn
 }
 
 func serveStore(t *testing.T, f *faultyStore) (workspacev1.WorkspaceControlClient, *buffer) {

@@ -122,6 +122,9 @@ func (s *Server) ListWorkspaces(_ context.Context, req *workspacev1.ListWorkspac
 // are more.
 func (s *Server) listWorkspaces(f *filter, order ordering.OrderBy, after cursor, n int) (page []store.Workspace, more bool, err error) {
 	if byName(order) {
+		if f == nil {
+			return s.store.ListWorkspaces(after.ID, n, nil)
+		}
 		return s.store.ListWorkspaces(after.ID, n, f.match)
 	}
 	// One more than asked for, to know whether there is one.

@@ -17,6 +17,9 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/server"
+	"github.com/workspaced/workspaced/server/servertest"
+	"github.com/workspaced/workspaced/store"
 )
 
 // fullSpec sets every field.
@@ -445,19 +448,32 @@ func TestListTokensBelongToTheirList(t *testing.T) {
 // TestListPagesFitIntoAMessage: also of the largest workspaces, whatever size of
 // page is asked for.
 func TestListPagesFitIntoAMessage(t *testing.T) {
-	run(t, func(t *testing.T, h *harness) {
-		large := spec()
-		large.Env = make(map[string]string)
+	synctest.Test(t, func(t *testing.T) {
+		env := make(map[string]string)
 		for i := range 8 {
-			large.Env[fmt.Sprintf("V%d", i)] = strings.Repeat("x", 32000)
+			env[fmt.Sprintf("V%d", i)] = strings.Repeat("x", 32000)
 		}
+		var all []store.Workspace
 		var want []string
 		for i := range 17 { // more than 4 MiB
-			id := fmt.Sprintf("w%02d", i)
-			want = append(want, id)
-			h.create(id, func(r *createReq) { r.Workspace.Spec = large })
-			must2(h.Client.StopWorkspace(h.ctx(), &workspacev1.StopWorkspaceRequest{Name: "workspaces/" + id}))(t)
+			want = append(want, fmt.Sprintf("w%02d", i))
+			all = append(all, store.Workspace{ID: want[i], Spec: store.Spec{Image: image, Env: env}})
 		}
+		_, conn, _ := serve(t, server.Config{Hub: make(hints), Store: &faultyStore{
+			list: func(after string, limit int, match func(*store.Workspace) bool) (page []store.Workspace, more bool, err error) {
+				for i := range all {
+					switch {
+					case all[i].ID <= after || match != nil && !match(&all[i]):
+					case limit > 0 && len(page) == limit:
+						return page, true, nil
+					default:
+						page = append(page, all[i])
+					}
+				}
+				return page, false, nil
+			},
+		}})
+		h := &harness{t: t, Server: &servertest.Server{Client: workspacev1.NewWorkspaceControlClient(conn)}}
 		for _, order := range []string{"", "create_time"} {
 			got, pages := h.names(&workspacev1.ListWorkspacesRequest{PageSize: 1000, OrderBy: order})
 			if diff := cmp.Diff(want, got); diff != "" || pages != 3 {

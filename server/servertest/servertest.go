@@ -15,7 +15,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"os"
@@ -272,7 +271,7 @@ func (s *Server) startDaemon() (*daemon, error) {
 
 func (d *daemon) run(task func() error) {
 	d.tasks.Go(func() {
-		if err := task(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, io.EOF) {
+		if err := task(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, grpc.ErrServerStopped) {
 			d.mu.Lock()
 			defer d.mu.Unlock()
 			d.errs = append(d.errs, err)
