@@ -3,18 +3,79 @@ package ctrd
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
-// removeCgroups removes an empty cgroup from every hierarchy. The OCI runtime
-// has removed those of a container that it deleted; this is for the parent,
-// and for what a crash left. One that is not empty stays.
-func (d *Driver) removeCgroups(path string) {
+// removeCgroup removes an instance's cgroup from every hierarchy, and kills what
+// is still in it. The OCI runtime has removed those of containers that it
+// deleted; this is for one that was itself killed in the middle.
+func (d *Driver) removeCgroup(ctx context.Context, path string) error {
+	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	defer cancel()
 	for _, point := range d.cgroups {
-		_ = os.Remove(filepath.Join(point, path)) // rmdir(2); there is none, or it is in use
+		dir := filepath.Join(point, path)
+		for wait := time.Millisecond; ; wait = min(2*wait, 50*time.Millisecond) {
+			err := unix.Rmdir(dir)
+			if err == nil || errors.Is(err, unix.ENOENT) {
+				break
+			}
+			if err := killCgroup(dir); err != nil {
+				return err
+			}
+			select {
+			case <-ctx.Done():
+				return &os.PathError{Op: "rmdir", Path: dir, Err: errors.Join(err, ctx.Err())}
+			case <-time.After(wait):
+			}
+		}
+	}
+	return nil
+}
+
+// killCgroup kills the processes of a cgroup and removes those below it.
+func killCgroup(dir string) error {
+	b, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if err != nil && !errors.Is(err, os.ErrNotExist) && !errors.Is(err, unix.ENODEV) {
+		return err
+	}
+	for _, field := range strings.Fields(string(b)) {
+		pid, err := strconv.Atoi(field)
+		if err != nil || pid <= 0 {
+			continue // of a pid namespace that is not ours
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
+			return fmt.Errorf("process %d of cgroup %s: %w", pid, dir, err)
+		}
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return nil // it went away
+	}
+	for _, entry := range entries {
+		if entry.IsDir() {
+			below := filepath.Join(dir, entry.Name())
+			if err := killCgroup(below); err != nil {
+				return err
+			}
+			_ = unix.Rmdir(below) // the next round finds it
+		}
+	}
+	return nil
+}
+
+// removeParentCgroup removes a workspace's cgroup where it is empty.
+func (d *Driver) removeParentCgroup(path string) {
+	for _, point := range d.cgroups {
+		_ = unix.Rmdir(filepath.Join(point, path)) // there is none, or it is in use
 	}
 }
 

@@ -29,7 +29,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -167,6 +169,11 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		client.WithDefaultRuntime(runtimeName),
 		client.WithExtraDialOpts([]grpc.DialOption{
 			grpc.WithConnectParams(grpc.ConnectParams{Backoff: fast, MinConnectTimeout: 5 * time.Second}),
+			// The client's own dialer tries for seconds, while calls wait.
+			grpc.WithContextDialer(func(ctx context.Context, address string) (net.Conn, error) {
+				var dialer net.Dialer
+				return dialer.DialContext(ctx, "unix", strings.TrimPrefix(address, "unix://"))
+			}),
 		}))
 	if err != nil {
 		return nil, fmt.Errorf("containerd at %s: %w", cfg.Address, err)

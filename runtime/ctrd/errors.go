@@ -13,6 +13,9 @@ import (
 	"github.com/workspaced/workspaced/runtime"
 )
 
+// errClosed is the answer of a driver after Close.
+var errClosed = &runtime.Error{Reason: runtime.ReasonRuntimeUnavailable, Message: "the daemon is shutting down"}
+
 // failure makes the *runtime.Error for an error of a step that ctx bounded.
 func failure(ctx context.Context, step string, err error) error {
 	var known *runtime.Error

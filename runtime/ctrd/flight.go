@@ -2,7 +2,6 @@ package ctrd
 
 import (
 	"context"
-	"fmt"
 	"sync"
 )
 
@@ -26,9 +25,9 @@ type flight struct {
 // keeps the values of the first caller's.
 func (fs *flights) do(ctx, parent context.Context, key string, f func(context.Context) (string, error)) (string, error) {
 	fs.mu.Lock()
-	if err := parent.Err(); err != nil {
+	if parent.Err() != nil {
 		fs.mu.Unlock()
-		return "", fmt.Errorf("the driver is closed: %w", err)
+		return "", errClosed
 	}
 	fl := fs.running[key]
 	if fl == nil {

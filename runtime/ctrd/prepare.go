@@ -38,6 +38,9 @@ func (d *Driver) Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instan
 	if !workspaceID.MatchString(spec.WorkspaceID) {
 		return runtime.Instance{}, &runtime.Error{Reason: runtime.ReasonRuntimeError, Message: fmt.Sprintf("%q is no workspace id", spec.WorkspaceID), Permanent: true}
 	}
+	if d.ctx.Err() != nil {
+		return runtime.Instance{}, errClosed
+	}
 	ctx, cancel := d.bound(ctx, prepareTimeout)
 	defer cancel()
 	rec := &record{

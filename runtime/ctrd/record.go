@@ -30,6 +30,9 @@ type record struct {
 	PIDStart uint64 `json:"pid_start,omitempty"`
 	// Launch is written before the go-ahead, and removed again when it failed.
 	Launch *launchRecord `json:"launch,omitempty"`
+	// Removing: a removal has begun. One that finds it set follows one that was
+	// interrupted.
+	Removing bool `json:"removing,omitempty"`
 	// Exit is kept when it became known.
 	Exit *runtime.Exit `json:"exit,omitempty"`
 }

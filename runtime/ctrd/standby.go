@@ -177,7 +177,7 @@ func (d *Driver) addStandby(id string, s *standby) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if d.closed {
-		return &runtime.Error{Reason: runtime.ReasonRuntimeUnavailable, Message: "the daemon is shutting down"}
+		return errClosed
 	}
 	d.standbys[id] = s
 	return nil

@@ -254,8 +254,20 @@ func (d *Driver) remove(ctx context.Context, id string) error {
 		}
 	}
 	d.dropStandby(id)
+	interrupted := rec == nil || rec.PID == 0 || rec.Removing
+	if !interrupted {
+		rec.Removing = true
+		if err := d.writeRecord(rec); err != nil {
+			return err
+		}
+	}
 	if err := d.deleteTask(ctx, id); err != nil {
 		return err
+	}
+	if interrupted {
+		if err := d.endOrphanShims(ctx, id); err != nil {
+			return err
+		}
 	}
 
 	containers := d.client.ContainerService()
@@ -280,7 +292,9 @@ func (d *Driver) remove(ctx context.Context, id string) error {
 		return err
 	}
 	if workspaceID.MatchString(workspace) {
-		d.removeCgroups(d.cgroupPath(workspace, id))
+		if err := d.removeCgroup(ctx, d.cgroupPath(workspace, id)); err != nil {
+			return err
+		}
 	}
 	return os.RemoveAll(d.instanceDir(id))
 }
@@ -323,7 +337,7 @@ func (d *Driver) endTask(ctx context.Context, id string, remove bool) error {
 				last = err
 			}
 		}
-		if last != nil && unavailable(last) {
+		if last != nil && (unavailable(last) || d.ctx.Err() != nil) {
 			return last
 		}
 		select {

@@ -129,6 +129,6 @@ func (d *Driver) RemoveWorkspace(_ context.Context, id, _ string, keepVolumes bo
 			return failed(err)
 		}
 	}
-	d.removeCgroups(filepath.Join(d.cfg.Namespace, id))
+	d.removeParentCgroup(filepath.Join(d.cfg.Namespace, id))
 	return nil
 }

@@ -20,6 +20,8 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/workspaced/workspaced/runtime/ctrd/handshake"
 )
 
 // Versions of containerd.
@@ -195,6 +197,20 @@ func (c *Containerd) Shims() []int {
 		i := slices.Index(args, "-address")
 		if i >= 0 && i+1 < len(args) && args[i+1] == c.Address && strings.Contains(args[0], "containerd-shim") {
 			pids = append(pids, pid)
+		}
+	}
+	return pids
+}
+
+// Inits returns the pids of the workspace-inits that the daemon's shims have
+// started and that have not become a command.
+func (c *Containerd) Inits() []int {
+	var pids []int
+	for _, shim := range c.Shims() {
+		for _, pid := range childrenOf(shim) {
+			if commandLine(pid)[0] == handshake.InitPath && !Ended(pid) {
+				pids = append(pids, pid)
+			}
 		}
 	}
 	return pids

@@ -1,0 +1,76 @@
+package ctrd
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// shimGrace is how long a shim has between SIGTERM, on which it removes its
+// socket, and SIGKILL.
+const shimGrace = 2 * time.Second
+
+// endOrphanShims ends the shims of an instance that containerd does not know.
+// containerd forgets a shim when its client goes away in the middle of a create
+// or a delete, as a daemon does that is killed.
+func (d *Driver) endOrphanShims(ctx context.Context, id string) error {
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return err
+	}
+	for _, entry := range entries {
+		pid, err := strconv.Atoi(entry.Name())
+		if err != nil || !d.isShim(pid, id) {
+			continue
+		}
+		start, err := startTime(pid)
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return err
+		}
+		p, err := openProcess(pid, start)
+		if err != nil {
+			return err
+		}
+		if p == nil {
+			continue
+		}
+		if d.isShim(pid, id) { // still, now that it can't be another
+			d.log.Info("ending a shim that containerd has forgotten", "instance", id, "pid", pid)
+			err = stopProcess(ctx, p, unix.SIGTERM, shimGrace)
+		}
+		p.close()
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// isShim tells from its arguments whether a process is the instance's shim. The
+// id is random enough to be nobody else's.
+func (d *Driver) isShim(pid int, id string) bool {
+	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "cmdline"))
+	if err != nil {
+		return false
+	}
+	args := strings.Split(string(b), "\x00")
+	return strings.HasPrefix(filepath.Base(args[0]), "containerd-shim") &&
+		hasFlag(args, "-namespace", d.cfg.Namespace) && hasFlag(args, "-id", id)
+}
+
+func hasFlag(args []string, flag, value string) bool {
+	for i := range len(args) - 1 {
+		if args[i] == flag && args[i+1] == value {
+			return true
+		}
+	}
+	return false
+}
