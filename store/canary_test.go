@@ -37,11 +37,11 @@ func TestContract21_NoPlaintextInTheFiles(t *testing.T) {
 	}
 	secret := func(key string) SecretValue { return value(key, canary()) }
 	with := func(id string, secrets ...SecretValue) Options { // the whole request, values and all
-		print := "request"
+		fingerprint := "request"
 		for _, s := range secrets {
-			print += s.Key + s.Value.Reveal()
+			fingerprint += s.Key + s.Value.Reveal()
 		}
-		return request(id, print)
+		return request(id, fingerprint)
 	}
 	var said []string
 	say := func(v any, err error) {

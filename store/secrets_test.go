@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -468,4 +469,43 @@ func TestGlobalSecrets_ReachWhoSeesThem(t *testing.T) {
 			t.Errorf("%s has generation %d, want %d", id, w.Generation, want)
 		}
 	}
+}
+
+// A snapshot is one read transaction: its generation and its values belong
+// together, whatever is written meanwhile.
+func TestSnapshot_IsOneTransaction(t *testing.T) {
+	h := newHarness(t)
+	h.create("a", value("K", "1"), value("L", "1"))
+	done := make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		defer close(done)
+		for i := 2; i <= 200; i++ {
+			v := fmt.Sprint(i) // the generation that this makes
+			must(h.UpdateSecrets(ctx, in("a"), set("K", v, "L", v), Options{}))(t)
+		}
+	})
+	for range 4 {
+		wg.Go(func() {
+			for last := int64(0); ; {
+				s, err := h.Snapshot("a")
+				if err != nil {
+					t.Error(err)
+					return
+				}
+				want := fmt.Sprint(s.Workspace.Generation)
+				if k, l := s.Secrets[0].Value.Reveal(), s.Secrets[1].Value.Reveal(); k != want || l != want || s.Workspace.Generation < last {
+					t.Errorf("generation %s after %d has K=%s L=%s", want, last, k, l)
+					return
+				}
+				last = s.Workspace.Generation
+				select {
+				case <-done:
+					return
+				default:
+				}
+			}
+		})
+	}
+	wg.Wait()
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"runtime"
 	"slices"
 	"time"
 
@@ -96,6 +97,8 @@ func (s *Store) write() {
 		case <-s.closing:
 			return
 		}
+		// Lets those whom the last commit has woken come back in time.
+		runtime.Gosched()
 	drain:
 		for len(batch) < maxBatch {
 			select {

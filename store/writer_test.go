@@ -289,7 +289,7 @@ func TestWriter_CommitFails(t *testing.T) {
 			h.create("a")
 			h.record.take()
 			before := dump(t, h.db)
-			real := h.commitTx
+			commit := h.commitTx
 			h.commitTx = test.commit
 			if r, err := h.CreateWorkspace(ctx, NewWorkspace{ID: "b"}, Options{}); !errors.Is(err, test.want) || r.Changed {
 				t.Errorf("got %+v, %v", r, err)
@@ -301,7 +301,7 @@ func TestWriter_CommitFails(t *testing.T) {
 			} else if changes := h.record.take(); len(changes) != 1 || changes[0].ID != "b" || h.Revision() != 2 {
 				t.Errorf("readers see it and nobody was told: %+v", changes)
 			}
-			h.commitTx = real
+			h.commitTx = commit
 			must(h.CreateWorkspace(ctx, NewWorkspace{ID: "c"}, Options{}))(t)
 			h.reopen()
 			must(h.Workspace("c"))(t)
