@@ -421,7 +421,9 @@ type ListWorkspacesRequest struct {
 	// From the page before; filter and order must be the same.
 	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	// AIP-160 over `name`, `state`, `labels`, `model`, `parked` and
-	// `reconciling`: `state = RUNNING AND labels.team = "a"`.
+	// `reconciling`: `state = RUNNING AND labels.team = "a"`. Operators: AND, OR,
+	// NOT, =, != and `:`. `labels:team` asks whether there is such a label, one that
+	// is not there equals nothing; a `*` at an end of a string is any text.
 	Filter string `protobuf:"bytes,3,opt,name=filter,proto3" json:"filter,omitempty"`
 	// AIP-132: `name` (default), `create_time` or `update_time`, each with
 	// ` desc` if wanted.
@@ -2208,7 +2210,8 @@ func (x *WaitWorkspaceResponse) GetWorkspace() *Workspace {
 type WatchWorkspacesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As in ListWorkspaces; also decides which changes are sent. A workspace that
-	// ceases to match is sent once more, as `removed`.
+	// ceases to match is sent once more, as `removed`; with a resume_token that may
+	// also come for one that this client has never seen.
 	Filter string `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
 	// Of the last response that was received; empty: everything from the start.
 	ResumeToken   string `protobuf:"bytes,2,opt,name=resume_token,json=resumeToken,proto3" json:"resume_token,omitempty"`

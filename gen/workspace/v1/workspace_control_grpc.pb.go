@@ -57,9 +57,14 @@ const (
 //   - FAILED_PRECONDITION: google.rpc.ErrorInfo and PreconditionFailure name the
 //     state that is in the way.
 //   - RESOURCE_EXHAUSTED: the disk is full; google.rpc.RetryInfo. Reading goes on.
+//     Also a request above 4 MiB.
 //   - UNAVAILABLE: the daemon is draining; google.rpc.RetryInfo.
 //   - INTERNAL: never carries inner error text; google.rpc.RequestInfo has the id
 //     under which the log tells more.
+//
+// All but those that gRPC itself gives (a request above 4 MiB or that can't be
+// parsed) have a google.rpc.ErrorInfo of the domain `workspaced`, whose reason is
+// a word for programs, like `ETAG_MISMATCH`.
 //
 // # Common to all changes
 //
@@ -345,9 +350,14 @@ type WorkspaceControl_WatchWorkspacesClient = grpc.ServerStreamingClient[WatchWo
 //   - FAILED_PRECONDITION: google.rpc.ErrorInfo and PreconditionFailure name the
 //     state that is in the way.
 //   - RESOURCE_EXHAUSTED: the disk is full; google.rpc.RetryInfo. Reading goes on.
+//     Also a request above 4 MiB.
 //   - UNAVAILABLE: the daemon is draining; google.rpc.RetryInfo.
 //   - INTERNAL: never carries inner error text; google.rpc.RequestInfo has the id
 //     under which the log tells more.
+//
+// All but those that gRPC itself gives (a request above 4 MiB or that can't be
+// parsed) have a google.rpc.ErrorInfo of the domain `workspaced`, whose reason is
+// a word for programs, like `ETAG_MISMATCH`.
 //
 // # Common to all changes
 //
