@@ -104,8 +104,10 @@ func (r *stagedResolver) Resolve(ctx context.Context, ref string) (string, ocisp
 	return name, desc, err
 }
 
-// unpack makes the image's snapshot, unless it is there. It also sees whether
-// the image has a manifest and a configuration for this machine.
+// unpack makes the image's snapshot, unless it is there. It also sees whether an
+// image of several platforms has one for this machine. What an image of a single
+// platform says of itself does not count: builders get it wrong, and
+// workspace-init looks at the command itself.
 func (d *Driver) unpack(ctx context.Context, image client.Image) error {
 	ctx, cancel := context.WithTimeout(ctx, unpackTimeout)
 	defer cancel()
@@ -138,7 +140,7 @@ func (d *Driver) ImportImage(ctx context.Context, tar io.Reader) ([]string, erro
 	defer release()
 	imported, err := d.client.Import(ctx, tar)
 	if err != nil {
-		return nil, imageFailure(ctx, "of the archive", err)
+		return nil, imageFailure(ctx, "in the archive", err)
 	}
 	if len(imported) == 0 {
 		return nil, &runtime.Error{Reason: runtime.ReasonImageInvalid, Message: "the archive names no image", Permanent: true}

@@ -50,6 +50,8 @@ func imageCause(err error) (reason runtime.Reason, permanent bool, cause string)
 	switch {
 	case mismatch(err):
 		return runtime.ReasonImageInvalid, false, "it has no manifest for this machine (linux/" + goruntime.GOARCH + ")"
+	case containsAny(err, "image might be filtered out"):
+		return runtime.ReasonImageInvalid, false, "there is no image for this machine (linux/" + goruntime.GOARCH + ") in it"
 	case errors.As(err, &status):
 		cause = fmt.Sprintf("the registry answered %s", statusText(status.StatusCode))
 		if status.StatusCode == http.StatusNotFound {

@@ -15,6 +15,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/name"
 	"github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/empty"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 )
 
@@ -138,6 +140,28 @@ func (r *Registry) Resolves() int {
 
 // Close ends the registry before the test's end.
 func (r *Registry) Close() { r.server.Close() }
+
+// PushIndex stores an index of the images, each under its own platform, and
+// returns its reference.
+func (r *Registry) PushIndex(tb testing.TB, repository string, imgs ...v1.Image) string {
+	tb.Helper()
+	ref, err := name.NewTag(r.Host + "/" + repository)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	var index v1.ImageIndex = empty.Index
+	for _, img := range imgs {
+		config, err := img.ConfigFile()
+		if err != nil {
+			tb.Fatal(err)
+		}
+		index = mutate.AppendManifests(index, mutate.IndexAddendum{Add: img, Descriptor: v1.Descriptor{Platform: config.Platform()}})
+	}
+	if err := remote.WriteIndex(ref, index, remote.WithTransport(r.server.Client().Transport), remote.WithContext(tb.Context())); err != nil {
+		tb.Fatal(err)
+	}
+	return ref.String()
+}
 
 // Push stores the image and returns its reference.
 func (r *Registry) Push(tb testing.TB, repository string, img v1.Image) string {
