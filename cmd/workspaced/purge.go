@@ -96,7 +96,9 @@ func purgeContainers(ctx context.Context, cfg config, log *slog.Logger, out io.W
 		fmt.Fprintf(out, "removed volumes and log of workspace %s\n", w.ID)
 	}
 	if private != nil {
-		private.Sweep()
+		if err := private.Sweep(ctx); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -33,11 +33,14 @@ func (s *stage) identity(id string) identity {
 // change, over and over. Whatever was acknowledged is in the container that runs
 // after the next start; nothing leaks; who had nothing to do was left alone.
 func TestContract08_KillNine(t *testing.T) {
+	onEach(t, 10*time.Minute, testKillNine)
+}
+
+func testKillNine(t *testing.T, s *stage) {
 	kills := 50
 	if testing.Short() {
 		kills = 5
 	}
-	s := newStage(t, 10*time.Minute)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
 	random := rand.New(rand.NewPCG(seed, 0))
@@ -107,15 +110,15 @@ func checkEnv(t *testing.T, env, want map[string]string) {
 }
 
 func killContainerd(s *stage) error {
-	pid, err := s.Daemon.ContainerdPID()
-	if err != nil {
+	var pid int
+	s.poll(s.ctx, func() (err error) {
+		pid, err = s.Daemon.ContainerdPID() // two for a moment, while it forks
 		return err
-	}
+	})
 	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
 		return err
 	}
-	ctx := s.ctx
-	s.poll(ctx, func() error {
+	s.poll(s.ctx, func() error {
 		// As an orphan it is reaped by init, or stays a zombie: both are dead.
 		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
 		if err != nil || len(stat) == 0 {
@@ -128,7 +131,10 @@ func killContainerd(s *stage) error {
 
 // SIGTERM ends the daemon and not the containers; the next one adopts them.
 func TestShutdownLeavesContainersRunning(t *testing.T) {
-	s := newStage(t, 2*time.Minute)
+	onEach(t, 2*time.Minute, testShutdown)
+}
+
+func testShutdown(t *testing.T, s *stage) {
 	s.create("one", map[string]string{"A": "1"})
 	s.create("two", nil)
 	calm := s.settle(2)

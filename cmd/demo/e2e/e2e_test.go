@@ -70,6 +70,22 @@ func build(dir string) error {
 	return nil
 }
 
+// onEach runs a test on the machine's containerd, and on the newer one that make
+// builds beside the programs.
+func onEach(t *testing.T, timeout time.Duration, test func(*testing.T, *stage)) {
+	t.Run("installed", func(t *testing.T) { test(t, newStage(t, timeout)) })
+	t.Run("containerd-2.3", func(t *testing.T) {
+		dir, err := filepath.Abs(filepath.Join(binDir, "containerd-2.3"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Stat(filepath.Join(dir, "containerd")); err != nil {
+			t.Skip("SKIPPED, NOT TESTED: containerd 2.3 is not built: make containerd23")
+		}
+		test(t, newStageWith(t, timeout, dir))
+	})
+}
+
 // stage is a lab.Stage in a test.
 type stage struct {
 	*lab.Stage
@@ -81,11 +97,17 @@ type stage struct {
 // the test ends: what is left is a failure.
 func newStage(t *testing.T, timeout time.Duration, args ...string) *stage {
 	t.Helper()
+	return newStageWith(t, timeout, "", args...)
+}
+
+// newStageWith is newStage with a directory before the daemon's PATH.
+func newStageWith(t *testing.T, timeout time.Duration, path string, args ...string) *stage {
+	t.Helper()
 	if why := missing(); why != "" {
 		t.Skip("SKIPPED, NOT TESTED: " + why)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
-	s, err := lab.NewStage(lab.Options{BinDir: binDir, Group: -1, Args: args})
+	s, err := lab.NewStage(lab.Options{BinDir: binDir, Group: -1, Args: args, Path: path})
 	if err != nil {
 		cancel()
 		t.Fatal(err)
@@ -93,7 +115,7 @@ func newStage(t *testing.T, timeout time.Duration, args ...string) *stage {
 	t.Cleanup(func() {
 		defer cancel()
 		if t.Failed() {
-			t.Logf("daemon's log:\n%s", s.Daemon.LogTail())
+			t.Logf("daemon's log:\n%s\ncontainerd's log:\n%s", s.Daemon.LogTail(), s.Daemon.ContainerdLogTail())
 		}
 		if err := s.Close(context.WithoutCancel(ctx)); err != nil {
 			t.Error(err)

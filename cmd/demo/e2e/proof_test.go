@@ -11,7 +11,10 @@ import (
 
 // The demo's proof, the same code as `make demo`.
 func TestDemoProof(t *testing.T) {
-	s := newStage(t, 6*time.Minute)
+	onEach(t, 6*time.Minute, testProof)
+}
+
+func testProof(t *testing.T, s *stage) {
 	ref, hold, err := s.PushSlow(s.ctx, "2")
 	if err != nil {
 		t.Fatal(err)

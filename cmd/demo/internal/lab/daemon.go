@@ -36,6 +36,8 @@ type Daemon struct {
 	Base string
 	// Args are further flags of `serve` and `purge`.
 	Args []string
+	// Path, if set, comes before the PATH of this process.
+	Path string
 
 	cmd    *exec.Cmd
 	exited chan error
@@ -67,6 +69,9 @@ func (d *Daemon) command(ctx context.Context, verb string, more ...string) *exec
 		if !strings.HasPrefix(kv, "WORKSPACED_") && !strings.HasPrefix(kv, "NOTIFY_SOCKET=") {
 			cmd.Env = append(cmd.Env, kv)
 		}
+	}
+	if d.Path != "" {
+		cmd.Env = append(cmd.Env, "PATH="+d.Path+":"+os.Getenv("PATH"))
 	}
 	// Ctrl-C in a terminal is for us; we then end the daemon.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -213,8 +218,15 @@ func (d *Daemon) Purge(ctx context.Context) error {
 }
 
 // LogTail is the end of the daemon's log.
-func (d *Daemon) LogTail() string {
-	f, err := os.Open(d.LogFile())
+func (d *Daemon) LogTail() string { return tail(d.LogFile()) }
+
+// ContainerdLogTail is the end of the private containerd's log.
+func (d *Daemon) ContainerdLogTail() string {
+	return tail(filepath.Join(d.DataDir(), "containerd.log"))
+}
+
+func tail(path string) string {
+	f, err := os.Open(path)
 	if err != nil {
 		return err.Error()
 	}

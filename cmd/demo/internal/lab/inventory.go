@@ -107,6 +107,7 @@ func (inv Inventory) check(workspaces int) error {
 func (d *Daemon) Settle(ctx context.Context, workspaces int) (Inventory, error) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
+	var last error
 	for {
 		inv, err := d.Take(ctx)
 		if err == nil {
@@ -115,10 +116,13 @@ func (d *Daemon) Settle(ctx context.Context, workspaces int) (Inventory, error) 
 		if err == nil {
 			return inv, nil
 		}
+		if ctx.Err() == nil {
+			last = err
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return inv, fmt.Errorf("does not settle: %w", err)
+			return inv, fmt.Errorf("does not settle: %w", last)
 		}
 	}
 }

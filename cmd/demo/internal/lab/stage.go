@@ -32,6 +32,8 @@ type Options struct {
 	Group int
 	// Args are further flags of the daemon.
 	Args []string
+	// Path, if set, comes before the daemon's PATH: another containerd and shim.
+	Path string
 }
 
 // NewStage makes a stage; its daemon is not started. Close removes it, also
@@ -90,7 +92,7 @@ func NewStage(opts Options) (_ *Stage, err error) {
 		}
 		args = append(args, "--socket-group", strconv.Itoa(opts.Group))
 	}
-	s.Daemon = &Daemon{Binary: binaries["workspaced"], Base: base, Args: append(args, opts.Args...)}
+	s.Daemon = &Daemon{Binary: binaries["workspaced"], Base: base, Args: append(args, opts.Args...), Path: opts.Path}
 	return s, nil
 }
 

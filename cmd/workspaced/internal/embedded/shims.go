@@ -13,19 +13,35 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// sweepShims ends the shims that containerd has lost, with all that they hold:
-// it ended between a shim's start and its own note of it, or it could not tell
-// the shim to end after its task was deleted. containerd has then removed the
-// shim's bundle, which is its working directory, and nobody can reach it any
-// more. Shims of other containerds are not looked at.
-func sweepShims(cfg Config) error {
+// sweepShims ends the shims that containerd, which was started at the time
+// since, has lost, with all that they hold:
+//
+//   - It could not tell the shim to end after its task was deleted, or it found
+//     it broken. Then the shim's bundle, which is its working directory, is gone.
+//   - It ended while the shim created or deleted a task, and its successor knows
+//     the shim but no task. Then the shim is older than containerd. hasTask says
+//     whether there is a task; nil leaves these alone.
+//
+// Nobody else would ever end them. Shims of other containerds are not looked at.
+func sweepShims(cfg Config, since uint64, hasTask func(namespace, id string) (bool, error)) error {
 	all, err := readProcesses()
 	if err != nil {
 		return err
 	}
 	var errs []error
 	for pid, p := range all {
-		if !isLost(p, cfg.Address()) {
+		if p.arg("-address") != cfg.Address() {
+			continue
+		}
+		lost := strings.HasSuffix(p.cwd, " (deleted)")
+		if !lost && hasTask != nil && p.start < since {
+			has, err := hasTask(p.arg("-namespace"), p.arg("-id"))
+			if err != nil {
+				errs = append(errs, fmt.Errorf("task %s: %w", p.arg("-id"), err))
+			}
+			lost = err == nil && !has
+		}
+		if !lost {
 			continue
 		}
 		cfg.Logger.Warn("ending a shim that containerd has lost", "pid", pid, "bundle", p.cwd)
@@ -41,14 +57,17 @@ func sweepShims(cfg Config) error {
 // proc is a process as /proc shows it.
 type proc struct {
 	parent int
-	start  string // clock ticks since boot: with the pid, its identity
+	start  uint64 // clock ticks since boot: with the pid, its identity
 	args   []string
 	cwd    string // read for shims only
 }
 
-func isLost(p proc, address string) bool {
-	i := slices.Index(p.args, "-address")
-	return i > 0 && i+1 < len(p.args) && p.args[i+1] == address && strings.HasSuffix(p.cwd, " (deleted)")
+// arg returns the argument after a flag.
+func (p proc) arg(flag string) string {
+	if i := slices.Index(p.args, flag); i >= 0 && i+1 < len(p.args) {
+		return p.args[i+1]
+	}
+	return ""
 }
 
 func readProcesses() (map[int]proc, error) {
@@ -78,8 +97,11 @@ func readProcess(pid int) (proc, error) {
 	if len(fields) < 20 {
 		return proc{}, errors.New("short stat")
 	}
-	p := proc{start: fields[19]}
+	var p proc
 	if p.parent, err = strconv.Atoi(fields[1]); err != nil {
+		return proc{}, err
+	}
+	if p.start, err = strconv.ParseUint(fields[19], 10, 64); err != nil {
 		return proc{}, err
 	}
 	cmdline, err := os.ReadFile(filepath.Join(dir, "cmdline"))

@@ -1,6 +1,8 @@
 package embedded
 
 import (
+	"errors"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -8,14 +10,14 @@ import (
 )
 
 // startShim starts what looks like a shim, with a child, in a bundle.
-func startShim(t *testing.T, address, bundle string) (exited <-chan struct{}) {
+func startShim(t *testing.T, address, id, bundle string) (exited <-chan struct{}) {
 	t.Helper()
 	if err := os.MkdirAll(bundle, 0o700); err != nil {
 		t.Fatal(err)
 	}
 	// Not one command, which the shell would become: a parent with a child, which
 	// it waits for.
-	cmd := exec.Command("/bin/sh", "-c", "sleep 600; true", "shim", "-namespace", "n", "-id", "x", "-address", address)
+	cmd := exec.Command("/bin/sh", "-c", "sleep 600; true", "shim", "-namespace", "n", "-id", id, "-address", address)
 	cmd.Dir = bundle
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -53,23 +55,63 @@ func mustRead(t *testing.T) map[int]proc {
 func TestSweepEndsLostShimsOnly(t *testing.T) {
 	dir := t.TempDir()
 	cfg := withDefaults(Config{State: filepath.Join(dir, "state")})
-	lost := startShim(t, cfg.Address(), filepath.Join(dir, "lost"))
-	known := startShim(t, cfg.Address(), filepath.Join(dir, "known"))
-	foreign := startShim(t, "/run/other/containerd.sock", filepath.Join(dir, "foreign"))
-	for _, bundle := range []string{"lost", "foreign"} {
+	begin := func(name, address string) (exited <-chan struct{}) {
+		return startShim(t, address, name, filepath.Join(dir, name))
+	}
+	deleted := begin("deleted", cfg.Address())
+	broken := begin("broken", cfg.Address())
+	known := begin("known", cfg.Address())
+	unknown := begin("unknown", cfg.Address())
+	foreign := begin("foreign", "/run/other/containerd.sock")
+	for _, bundle := range []string{"deleted", "foreign"} {
 		if err := os.Remove(filepath.Join(dir, bundle)); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if err := sweepShims(cfg); err != nil {
+	// What containerd says of them.
+	silent := errors.New("no answer")
+	hasTask := func(namespace, id string) (bool, error) {
+		if namespace != "n" || id == "deleted" || id == "foreign" {
+			t.Errorf("asked about %s of %s", id, namespace)
+		}
+		if id == "unknown" {
+			return false, silent
+		}
+		return id == "known", nil
+	}
+
+	// A containerd that was started before all of them: it may be about to create
+	// a task.
+	if err := sweepShims(cfg, 1, hasTask); err != nil {
 		t.Fatal(err)
 	}
-	select {
-	case <-lost:
-	case <-testContext(t).Done():
-		t.Fatal("the lost shim, or its child, lives on")
+	mustEnd(t, "deleted", deleted)
+	mustRun(t, map[string]<-chan struct{}{"broken": broken, "known": known, "unknown": unknown, "foreign": foreign})
+
+	// One that was started after them.
+	if err := sweepShims(cfg, math.MaxUint64, nil); err != nil {
+		t.Fatal(err)
 	}
-	for name, exited := range map[string]<-chan struct{}{"known": known, "foreign": foreign} {
+	mustRun(t, map[string]<-chan struct{}{"broken": broken, "known": known, "unknown": unknown, "foreign": foreign})
+	if err := sweepShims(cfg, math.MaxUint64, hasTask); !errors.Is(err, silent) {
+		t.Errorf("error %v, want %v", err, silent)
+	}
+	mustEnd(t, "broken", broken)
+	mustRun(t, map[string]<-chan struct{}{"known": known, "unknown": unknown, "foreign": foreign})
+}
+
+func mustEnd(t *testing.T, name string, exited <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-exited:
+	case <-testContext(t).Done():
+		t.Fatalf("the %s shim, or its child, lives on", name)
+	}
+}
+
+func mustRun(t *testing.T, shims map[string]<-chan struct{}) {
+	t.Helper()
+	for name, exited := range shims {
 		select {
 		case <-exited:
 			t.Errorf("the %s shim was ended", name)
