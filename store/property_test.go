@@ -157,10 +157,7 @@ func (m *machine) call(t *rapid.T, want error, changed bool, do func(Options) (R
 }
 
 func sameError(got, want error) bool {
-	if want == nil || got == nil {
-		return got == want
-	}
-	return errors.Is(got, want) || got.Error() == want.Error()
+	return errors.Is(got, want)
 }
 
 // editable returns the model's workspace, or the error that is due.

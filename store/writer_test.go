@@ -279,7 +279,7 @@ func TestWriter_CommitFails(t *testing.T) {
 		{"disk full", func(*bolt.Tx) error { return &pathError{syscall.ENOSPC} }, ErrDiskFull, false},
 		{"quota", func(*bolt.Tx) error { return &pathError{syscall.EDQUOT} }, ErrDiskFull, false},
 		{"file size limit, flattened", func(*bolt.Tx) error {
-			return fmt.Errorf("file resize error: %s", &pathError{syscall.EFBIG})
+			return errors.New("file resize error: " + syscall.EFBIG.Error())
 		}, ErrDiskFull, false},
 		{"input/output", func(*bolt.Tx) error { return &pathError{syscall.EIO} }, syscall.EIO, false},
 		{"last sync", func(tx *bolt.Tx) error { return errors.Join(tx.Commit(), &pathError{syscall.EIO}) }, syscall.EIO, true},

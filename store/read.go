@@ -1,0 +1,166 @@
+package store
+
+import (
+	"cmp"
+	"slices"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// Workspace returns a workspace, or a *NotFoundError.
+func (s *Store) Workspace(id string) (w Workspace, err error) {
+	err = s.view(func(tx *bolt.Tx) error {
+		w, err = getWorkspace(tx, id)
+		return err
+	})
+	if err != nil {
+		return Workspace{}, err
+	}
+	return w, nil
+}
+
+// listChunk is how many records one read transaction decodes: a long one would
+// hold up a writer that has to grow the file.
+const listChunk = 512
+
+// ListWorkspaces returns the workspaces whose id comes after the given one and
+// that match (nil: all), by id, at most limit (0: all), and whether there are
+// more. Match is called outside of any transaction; a long list is read in
+// several, and a workspace that changes meanwhile comes once, as it was when it
+// was read.
+func (s *Store) ListWorkspaces(after string, limit int, match func(*Workspace) bool) (ws []Workspace, more bool, err error) {
+	for {
+		chunk, err := s.readWorkspaces(after)
+		if err != nil {
+			return nil, false, err
+		}
+		for i := range chunk {
+			if match != nil && !match(&chunk[i]) {
+				continue
+			}
+			if limit > 0 && len(ws) == limit {
+				return ws, true, nil
+			}
+			ws = append(ws, chunk[i])
+		}
+		if len(chunk) < listChunk {
+			return ws, false, nil
+		}
+		after = chunk[len(chunk)-1].ID
+	}
+}
+
+func (s *Store) readWorkspaces(after string) (chunk []Workspace, err error) {
+	err = s.view(func(tx *bolt.Tx) error {
+		c := tx.Bucket(bucketWorkspaces).Cursor()
+		for k, v := c.Seek(append([]byte(after), 0)); k != nil && len(chunk) < listChunk; k, v = c.Next() {
+			var w Workspace
+			if err := decode(bucketWorkspaces, k, v, &w); err != nil {
+				return err
+			}
+			chunk = append(chunk, w)
+		}
+		return nil
+	})
+	return chunk, err
+}
+
+// ownerIn finds the owner of a scope; *NotFoundError when there is no such
+// workspace.
+func ownerIn(tx *bolt.Tx, scope Scope) (owner, error) {
+	if scope.Global() {
+		return owner{}, nil
+	}
+	w, err := getWorkspace(tx, scope.WorkspaceID)
+	return ownerOf(&w), err
+}
+
+// Secret returns one secret's metadata, or a *NotFoundError.
+func (s *Store) Secret(scope Scope, key string) (secret Secret, err error) {
+	err = s.view(func(tx *bolt.Tx) error {
+		o, err := ownerIn(tx, scope)
+		if err != nil {
+			return err
+		}
+		r, found, err := o.get(tx, key)
+		if err == nil && !found {
+			err = &NotFoundError{WorkspaceID: scope.WorkspaceID, Key: key}
+		}
+		secret = o.metadata(key, &r)
+		return err
+	})
+	if err != nil {
+		return Secret{}, err
+	}
+	return secret, nil
+}
+
+// ListSecrets returns the metadata of a scope's secrets whose key comes after
+// the given one, by key, at most limit (0: all), and whether there are more. It
+// returns a *NotFoundError when there is no such workspace.
+func (s *Store) ListSecrets(scope Scope, after string, limit int) (secrets []Secret, more bool, err error) {
+	err = s.view(func(tx *bolt.Tx) error {
+		o, err := ownerIn(tx, scope)
+		if err != nil {
+			return err
+		}
+		return o.each(tx, after, func(key string, r *secretRecord) bool {
+			switch {
+			case r.Deleted:
+			case limit > 0 && len(secrets) == limit:
+				more = true
+				return false
+			default:
+				secrets = append(secrets, o.metadata(key, r))
+			}
+			return true
+		})
+	})
+	if err != nil {
+		return nil, false, err
+	}
+	return secrets, more, nil
+}
+
+// Snapshot returns a workspace with the values of all the secrets that its
+// container gets, from one read transaction: the global ones and its own, which
+// win, by key. It returns a *NotFoundError, or a *KeyError with ErrUnreadable
+// when one of them can't be opened.
+func (s *Store) Snapshot(id string) (snapshot Snapshot, err error) {
+	err = s.view(func(tx *bolt.Tx) error {
+		w, err := getWorkspace(tx, id)
+		if err != nil {
+			return err
+		}
+		type source struct {
+			owner owner
+			row   secretRecord
+		}
+		merged := map[string]source{}
+		for _, o := range []owner{{}, ownerOf(&w)} {
+			err := o.each(tx, "", func(key string, r *secretRecord) bool {
+				if !r.Deleted {
+					merged[key] = source{o, *r}
+				}
+				return true
+			})
+			if err != nil {
+				return err
+			}
+		}
+		snapshot.Workspace = w
+		for key, from := range merged {
+			value, err := from.owner.open(tx, s.cfg.Sealer, key, &from.row)
+			if err != nil {
+				return err
+			}
+			snapshot.Secrets = append(snapshot.Secrets, OpenedSecret{Key: key, Version: from.row.Version, Value: value})
+		}
+		return nil
+	})
+	if err != nil {
+		return Snapshot{}, err
+	}
+	slices.SortFunc(snapshot.Secrets, func(a, b OpenedSecret) int { return cmp.Compare(a.Key, b.Key) })
+	return snapshot, nil
+}

@@ -1,0 +1,359 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+)
+
+// SecretsUpdate sets and deletes secrets of one scope, all or none.
+type SecretsUpdate struct {
+	// Set and Delete together name no key twice.
+	Set    []SecretValue
+	Delete []string
+	// NextStart makes no generation: the next container that starts, for whatever
+	// reason, gets the new values.
+	NextStart bool
+	// MustExist: deleting what is not there is a *NotFoundError.
+	MustExist bool
+}
+
+// secretsPlan is an update that was checked.
+type secretsPlan struct {
+	owner   owner
+	sums    ownerRecord
+	sets    []plannedSet
+	deletes []plannedDelete
+}
+
+type plannedSet struct {
+	value   SecretValue
+	row     secretRecord // as it will be
+	retired bool         // the key was deleted
+	changed bool
+}
+
+type plannedDelete struct {
+	key string
+	row secretRecord // as it is
+}
+
+func (p *secretsPlan) changedKeys() []string {
+	var keys []string
+	for _, set := range p.sets {
+		if set.changed {
+			keys = append(keys, set.value.Key)
+		}
+	}
+	for _, d := range p.deletes {
+		keys = append(keys, d.key)
+	}
+	return keys
+}
+
+func (p *secretsPlan) metadata() []Secret {
+	var secrets []Secret
+	for _, set := range p.sets {
+		secrets = append(secrets, p.owner.metadata(set.value.Key, &set.row))
+	}
+	return secrets
+}
+
+// planSecrets checks an update and writes nothing.
+func (t *txn) planSecrets(o owner, u *SecretsUpdate, etag string) (*secretsPlan, error) {
+	p := &secretsPlan{owner: o}
+	if _, err := getRecord(t.Tx, bucketOwners, []byte(o.name()), &p.sums); err != nil {
+		return nil, err
+	}
+	if etag != "" && len(u.Set)+len(u.Delete) != 1 {
+		return nil, errors.New("store: an etag belongs to exactly one secret")
+	}
+	seen := map[string]bool{}
+	once := func(key string) error {
+		if key == "" || seen[key] {
+			return fmt.Errorf("store: key %q is empty or comes twice", key)
+		}
+		seen[key] = true
+		return nil
+	}
+
+	for _, key := range u.Delete {
+		if err := once(key); err != nil {
+			return nil, err
+		}
+		r, found, err := o.get(t.Tx, key)
+		if err != nil {
+			return nil, err
+		}
+		if !found && u.MustExist {
+			return nil, &NotFoundError{WorkspaceID: o.scope.WorkspaceID, Key: key}
+		}
+		if err := checkSecretEtag(o, key, &r, found, etag); err != nil {
+			return nil, err
+		}
+		if found {
+			p.sums.Bytes -= r.Size
+			p.sums.KeyBytes -= len(key)
+			p.deletes = append(p.deletes, plannedDelete{key, r})
+		}
+	}
+	grows := false
+	for _, value := range u.Set {
+		if err := once(value.Key); err != nil {
+			return nil, err
+		}
+		if n := value.Value.Len(); n > MaxValueBytes {
+			return nil, &QuotaError{Scope: o.scope, Limit: MaxValueBytes, Size: n}
+		}
+		var old secretRecord
+		known, err := getRecord(t.Tx, bucketSecrets, o.row(value.Key), &old)
+		if err != nil {
+			return nil, err
+		}
+		found := known && !old.Deleted
+		if err := checkSecretEtag(o, value.Key, &old, found, etag); err != nil {
+			return nil, err
+		}
+		if found && old.Size == value.Value.Len() {
+			// One that can't be opened counts as different: setting it heals it.
+			if plain, err := o.open(t.Tx, t.store.cfg.Sealer, value.Key, &old); err == nil && plain.Equal(value.Value) {
+				p.sets = append(p.sets, plannedSet{value: value, row: old})
+				continue
+			}
+		}
+		row := secretRecord{
+			Version:    old.Version + 1,
+			Size:       value.Value.Len(),
+			CreateTime: old.CreateTime,
+			UpdateTime: t.now,
+		}
+		if !found {
+			row.CreateTime = t.now
+			p.sums.KeyBytes += len(value.Key)
+		}
+		if !known {
+			row.Version = p.sums.LastVersion + 1
+		}
+		grows = grows || row.Size > old.Size || !found
+		p.sums.Bytes += row.Size - old.Size
+		p.sets = append(p.sets, plannedSet{value: value, row: row, retired: known && old.Deleted, changed: true})
+	}
+	if grows && p.sums.Bytes > o.limit() {
+		return nil, &QuotaError{Scope: o.scope, Limit: o.limit(), Size: p.sums.Bytes}
+	}
+	if grows && p.sums.KeyBytes > maxKeyBytes {
+		return nil, &QuotaError{Scope: o.scope, Limit: maxKeyBytes, Size: p.sums.KeyBytes}
+	}
+	return p, nil
+}
+
+func checkSecretEtag(o owner, key string, r *secretRecord, found bool, etag string) error {
+	if etag == "" {
+		return nil
+	}
+	if s := o.metadata(key, r); !found || s.Etag() != etag {
+		return ErrEtag
+	}
+	return nil
+}
+
+// applySecrets writes what was planned.
+func (t *txn) applySecrets(p *secretsPlan) error {
+	o := p.owner
+	for _, d := range p.deletes {
+		if err := t.delete(bucketSealed, o.row(d.key)); err != nil {
+			return err
+		}
+		p.sums.Retired++
+		if err := t.putRecord(bucketSecrets, o.row(d.key), secretRecord{Version: d.row.Version, Deleted: true}); err != nil {
+			return err
+		}
+	}
+	for _, set := range p.sets {
+		if !set.changed {
+			continue
+		}
+		key := set.value.Key
+		sealed, err := t.store.cfg.Sealer.Seal(set.value.Value.Bytes(), o.associated(key, set.row.Version))
+		if err != nil {
+			return err
+		}
+		if set.retired {
+			p.sums.Retired--
+		}
+		if err := t.putRecord(bucketSecrets, o.row(key), set.row); err != nil {
+			return err
+		}
+		if err := t.put(bucketSealed, o.row(key), sealed); err != nil {
+			return err
+		}
+	}
+	if p.sums.Retired > maxRetired {
+		if err := t.foldRetired(p); err != nil {
+			return err
+		}
+	}
+	return t.putRecord(bucketOwners, []byte(o.name()), p.sums)
+}
+
+// foldRetired replaces the rows of an owner's deleted keys by one number: new
+// keys begin above the highest version among them.
+func (t *txn) foldRetired(p *secretsPlan) error {
+	var keys []string
+	err := p.owner.each(t.Tx, "", func(key string, r *secretRecord) bool {
+		if r.Deleted {
+			keys = append(keys, key)
+			p.sums.LastVersion = max(p.sums.LastVersion, r.Version)
+		}
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	for _, key := range keys {
+		if err := t.delete(bucketSecrets, p.owner.row(key)); err != nil {
+			return err
+		}
+	}
+	p.sums.Retired = 0
+	return nil
+}
+
+// deleteOwner removes all that an owner has.
+func (t *txn) deleteOwner(o owner) error {
+	var keys []string
+	err := o.each(t.Tx, "", func(key string, _ *secretRecord) bool {
+		keys = append(keys, key)
+		return true
+	})
+	if err != nil {
+		return err
+	}
+	for _, key := range keys {
+		if err := errors.Join(t.delete(bucketSecrets, o.row(key)), t.delete(bucketSealed, o.row(key))); err != nil {
+			return err
+		}
+	}
+	return t.delete(bucketOwners, []byte(o.name()))
+}
+
+// UpdateSecrets sets and deletes secrets of a workspace, or global ones, in one
+// transaction: all or none, and at most one new generation a workspace. A global
+// one reaches, by a new generation, every workspace that has no secret of its
+// own under the key and is not being deleted.
+//
+// Errors: *NotFoundError, ErrDeleting, ErrEtag (Options.Etag is the one
+// secret's), *KeyError with ErrModelKey, *QuotaError, ErrRequestReused,
+// ErrDiskFull.
+func (s *Store) UpdateSecrets(ctx context.Context, scope Scope, u SecretsUpdate, opts Options) (Result, error) {
+	u.Set, u.Delete = slices.Clone(u.Set), slices.Clone(u.Delete)
+	return s.mutate(ctx, opts, func(t *txn) (Result, error) {
+		if scope.Global() {
+			return t.updateGlobalSecrets(&u, opts.Etag)
+		}
+		return t.updateOwnSecrets(scope.WorkspaceID, &u, opts.Etag)
+	})
+}
+
+func (t *txn) updateOwnSecrets(id string, u *SecretsUpdate, etag string) (Result, error) {
+	w, err := getWorkspace(t.Tx, id)
+	if err != nil {
+		return Result{}, err
+	}
+	if w.Deleting != nil {
+		return Result{}, ErrDeleting
+	}
+	vars := w.Spec.ModelVars()
+	for _, value := range u.Set {
+		if slices.Contains(vars, value.Key) {
+			return Result{}, &KeyError{Key: value.Key, Err: ErrModelKey}
+		}
+	}
+	p, err := t.planSecrets(ownerOf(&w), u, etag)
+	if err != nil {
+		return Result{}, err
+	}
+	result := Result{Secrets: p.metadata()}
+	if len(p.changedKeys()) > 0 {
+		if err := t.applySecrets(p); err != nil {
+			return Result{}, err
+		}
+		w.UpdateTime = t.now
+		if !u.NextStart {
+			t.bump(&w, ReasonSecret)
+			result.Affected = 1
+		}
+		if err := t.putWorkspace(&w, Change{Desired: !u.NextStart}); err != nil {
+			return Result{}, err
+		}
+		result.Changed = true
+	}
+	result.Workspace = w
+	return result, nil
+}
+
+func (t *txn) updateGlobalSecrets(u *SecretsUpdate, etag string) (Result, error) {
+	p, err := t.planSecrets(owner{}, u, etag)
+	if err != nil {
+		return Result{}, err
+	}
+	result := Result{Secrets: p.metadata()}
+	keys := p.changedKeys()
+	if len(keys) == 0 {
+		return result, nil
+	}
+	var ids []string
+	if !u.NextStart {
+		if ids, err = t.affectedBy(keys); err != nil {
+			return Result{}, err
+		}
+	}
+	if err := t.applySecrets(p); err != nil {
+		return Result{}, err
+	}
+	for _, id := range ids {
+		w, err := getWorkspace(t.Tx, id)
+		if err != nil {
+			return Result{}, err
+		}
+		t.bump(&w, ReasonGlobalSecret)
+		if err := t.putWorkspace(&w, Change{Desired: true}); err != nil {
+			return Result{}, err
+		}
+	}
+	result.Changed = true
+	result.Affected = len(ids)
+	return result, nil
+}
+
+// affectedBy returns the workspaces that see a change of one of these global
+// keys.
+func (t *txn) affectedBy(keys []string) ([]string, error) {
+	var ids []string
+	c := t.Bucket(bucketWorkspaces).Cursor()
+	for k, v := c.First(); k != nil; k, v = c.Next() {
+		var w struct {
+			UID      string    `json:"uid"`
+			Deleting *Deleting `json:"deleting"`
+		}
+		if err := decode(bucketWorkspaces, k, v, &w); err != nil {
+			return nil, err
+		}
+		if w.Deleting != nil {
+			continue
+		}
+		own := owner{Scope{WorkspaceID: string(k)}, w.UID}
+		for _, key := range keys {
+			_, shadowed, err := own.get(t.Tx, key)
+			if err != nil {
+				return nil, err
+			}
+			if !shadowed {
+				ids = append(ids, string(k))
+				break
+			}
+		}
+	}
+	return ids, nil
+}
