@@ -265,9 +265,15 @@ func (s *stage) poll(ctx context.Context, ask func() error) {
 // nothing else.
 func (s *stage) settle(workspaces int) lab.Inventory {
 	s.t.Helper()
+	return s.settleLike(workspaces, nil)
+}
+
+// settleLike is settle, and everything has to be as it was.
+func (s *stage) settleLike(workspaces int, like *lab.Inventory) lab.Inventory {
+	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.ctx, 30*time.Second)
 	defer cancel()
-	inv, err := s.Daemon.Settle(ctx, workspaces)
+	inv, err := s.Daemon.Settle(ctx, workspaces, like)
 	if err != nil {
 		s.t.Fatal(err)
 	}

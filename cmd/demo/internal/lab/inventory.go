@@ -59,15 +59,11 @@ func (d *Daemon) Take(ctx context.Context) (inv Inventory, err error) {
 		return inv, err
 	}
 	inv.Mounts = len(mounts)
-	err = filepath.WalkDir(d.Base, func(_ string, e fs.DirEntry, err error) error {
-		if err == nil && e.Type() == fs.ModeNamedPipe {
-			inv.FIFOs++
-		}
-		return nil // what vanishes while we look is not there
-	})
+	fifos, err := fifosBelow(d.Base)
 	if err != nil {
 		return inv, err
 	}
+	inv.FIFOs = len(fifos)
 	entries, err := os.ReadDir(filepath.Join(d.StateDir(), "instances"))
 	if err != nil {
 		return inv, err
@@ -103,8 +99,9 @@ func (inv Inventory) check(workspaces int) error {
 }
 
 // Settle takes inventories until one is right for so many running workspaces,
-// since what is cleaned up after a restart takes its time, and returns it.
-func (d *Daemon) Settle(ctx context.Context, workspaces int) (Inventory, error) {
+// since what is cleaned up after a restart takes its time, and returns it. like,
+// if not nil, is an earlier one that it has to be equal to.
+func (d *Daemon) Settle(ctx context.Context, workspaces int, like *Inventory) (Inventory, error) {
 	tick := time.NewTicker(50 * time.Millisecond)
 	defer tick.Stop()
 	var last error
@@ -112,6 +109,11 @@ func (d *Daemon) Settle(ctx context.Context, workspaces int) (Inventory, error) 
 		inv, err := d.Take(ctx)
 		if err == nil {
 			err = inv.check(workspaces)
+		}
+		if err == nil && like != nil && inv != *like {
+			fifos, _ := fifosBelow(d.Base)   // for people
+			mounts, _ := MountsBelow(d.Base) // likewise
+			err = fmt.Errorf("inventory %+v, was %+v; FIFOs %v, mounts %v", inv, *like, fifos, mounts)
 		}
 		if err == nil {
 			return inv, nil
@@ -210,6 +212,16 @@ func MountsBelow(dir string) (points []string, err error) {
 		}
 	}
 	return points, nil
+}
+
+func fifosBelow(dir string) (paths []string, err error) {
+	err = filepath.WalkDir(dir, func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.Type() == fs.ModeNamedPipe {
+			paths = append(paths, path)
+		}
+		return nil // what vanishes while we look is not there
+	})
+	return paths, err
 }
 
 // cgroupsNamed counts the instances that have a cgroup, in whichever hierarchy.
