@@ -36,10 +36,10 @@ func TestContract08_KillNine(t *testing.T) {
 	onEach(t, 10*time.Minute, testKillNine)
 }
 
-func testKillNine(t *testing.T, s *stage) {
+func testKillNine(t *testing.T, s *stage, short bool) {
 	kills := 50
-	if testing.Short() {
-		kills = 5
+	if short {
+		kills = 10
 	}
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -132,7 +132,7 @@ func TestShutdownLeavesContainersRunning(t *testing.T) {
 	onEach(t, 2*time.Minute, testShutdown)
 }
 
-func testShutdown(t *testing.T, s *stage) {
+func testShutdown(t *testing.T, s *stage, _ bool) {
 	s.create("one", map[string]string{"A": "1"})
 	s.create("two", nil)
 	calm := s.settle(2)

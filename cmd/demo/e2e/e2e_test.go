@@ -70,10 +70,10 @@ func build(dir string) error {
 	return nil
 }
 
-// onEach runs a test on the machine's containerd, and on the newer one that make
-// builds beside the programs.
-func onEach(t *testing.T, timeout time.Duration, test func(*testing.T, *stage)) {
-	t.Run("installed", func(t *testing.T) { test(t, newStage(t, timeout)) })
+// onEach runs a test on the machine's containerd, and a short one on the newer
+// one that make builds beside the programs.
+func onEach(t *testing.T, timeout time.Duration, test func(t *testing.T, s *stage, short bool)) {
+	t.Run("installed", func(t *testing.T) { test(t, newStage(t, timeout), testing.Short()) })
 	t.Run("containerd-2.3", func(t *testing.T) {
 		dir, err := filepath.Abs(filepath.Join(binDir, "containerd-2.3"))
 		if err != nil {
@@ -82,7 +82,7 @@ func onEach(t *testing.T, timeout time.Duration, test func(*testing.T, *stage)) 
 		if _, err := os.Stat(filepath.Join(dir, "containerd")); err != nil {
 			t.Skip("SKIPPED, NOT TESTED: containerd 2.3 is not built: make containerd23")
 		}
-		test(t, newStageWith(t, timeout, dir))
+		test(t, newStageWith(t, timeout, dir), true)
 	})
 }
 

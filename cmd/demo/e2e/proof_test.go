@@ -14,13 +14,13 @@ func TestDemoProof(t *testing.T) {
 	onEach(t, 6*time.Minute, testProof)
 }
 
-func testProof(t *testing.T, s *stage) {
+func testProof(t *testing.T, s *stage, short bool) {
 	ref, hold, err := s.PushSlow(s.ctx, "2")
 	if err != nil {
 		t.Fatal(err)
 	}
 	pairs := 200
-	if testing.Short() {
+	if short {
 		pairs = 20
 	}
 	err = proof.Run(s.ctx, proof.Config{
