@@ -34,6 +34,8 @@ if [[ ${CI-} == true ]]; then
 	if [[ -n $left ]]; then
 		printf 'FAIL left behind on the host:\n%s\n' "$left"
 		code=1
+		# Where a test died its cgroups are empty by now.
+		{ grep '^/sys/fs/cgroup/' <<<"$left" || true; } | sort -r | xargs -r rmdir --ignore-fail-on-non-empty
 	fi
 fi
 exit "$code"
