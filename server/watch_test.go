@@ -172,9 +172,31 @@ func TestContract15_WatchResyncs(t *testing.T) {
 
 		other := &harness{Server: servertest.New(t), t: t}
 		other.create("z")
+		for i := range 10 { // its feed is longer than the token's place
+			other.label("z", fmt.Sprint(i))
+		}
 		foreign := other.watch("", s.token)
 		foreign.want("resync")
 		foreign.want("+z", "synced")
+	})
+}
+
+// TestContract15_WatchThatKeepsUpIsNotResynced, however long it lives and
+// whatever the feed forgets.
+func TestContract15_WatchThatKeepsUpIsNotResynced(t *testing.T) {
+	run(t, func(t *testing.T, h *harness) {
+		h.create("stays")
+		s := h.watch("", "")
+		s.want("+stays", "synced")
+		for i := range 2 {
+			id := fmt.Sprintf("w%d", i)
+			h.create(id)
+			h.delete(id)
+			s.want("+"+id, "-"+id)
+			advance(25 * time.Hour)
+		}
+		s.cancel()
+		h.watch("", s.token).want("synced")
 	})
 }
 

@@ -15,8 +15,10 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/durationpb"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
+	"google.golang.org/protobuf/types/known/timestamppb"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/server"
 	"github.com/workspaced/workspaced/server/servertest"
 	"github.com/workspaced/workspaced/store"
@@ -270,6 +272,39 @@ func TestStopStartRestartSetModelDelete(t *testing.T) {
 			t.Errorf("left: %v", h.Runtime.Instances())
 		}
 	})
+}
+
+func TestLastExit(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		exit runtime.Exit
+		want *workspacev1.LastExit
+	}{
+		{"code", runtime.Exit{Code: 3, Known: true}, &workspacev1.LastExit{Code: 3, CodeKnown: true}},
+		{"killed", runtime.Exit{Code: 137, Known: true, Signal: 9, OOMKilled: true}, &workspacev1.LastExit{Code: 137, CodeKnown: true, Signal: "SIGKILL", OomKilled: true}},
+		{"unknown", runtime.Exit{Code: 255}, &workspacev1.LastExit{}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			run(t, func(t *testing.T, h *harness) {
+				w := h.create("w")
+				advance(time.Minute) // it did not end at once
+				gate := h.HoldCycle("w")
+				defer gate.Release()
+				if !h.Runtime.Exit(w.GetContainerId(), tt.exit) {
+					t.Fatal("it did not run")
+				}
+				tt.want.ExitTime = timestamppb.Now()
+				synctest.Wait()
+				now := h.get("workspaces/w")
+				if diff := cmp.Diff(tt.want, now.GetLastExit(), protocmp.Transform()); diff != "" {
+					t.Error(diff)
+				}
+				if now.GetContainerId() != "" || now.GetPid() != 0 || now.GetStartTime() != nil || len(now.GetSecretVersions()) != 0 {
+					t.Errorf("it runs: %v", now)
+				}
+			})
+		})
+	}
 }
 
 func TestDeleteKeepsVolumesIfAsked(t *testing.T) {
