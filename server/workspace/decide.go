@@ -108,7 +108,8 @@ func decide(v view) step {
 		return step{action: actRemove, instance: remnants[0]}
 	}
 	onRecord := v.ws.Status.Running
-	for _, in := range exited {
+	if len(exited) > 0 {
+		in := exited[0]
 		if onRecord != nil && in.ID == onRecord.InstanceID {
 			return step{action: actRecordExit, instance: in}
 		}

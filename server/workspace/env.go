@@ -44,7 +44,7 @@ func launchOf(spec *store.Spec, sn *store.Snapshot, generation int64) (runtime.L
 	env := plainEnv(spec)
 	versions := make(map[string]int64, len(sn.Secrets))
 	for _, s := range sn.Secrets {
-		env = append(env, s.Key+"="+string(s.Value.Reveal()))
+		env = append(env, s.Key+"="+s.Value.Reveal())
 		versions[s.Key] = s.Version
 	}
 	if sn.Workspace.Model != "" {

@@ -134,11 +134,10 @@ func New(cfg Config) *Supervisor {
 
 func (s *Supervisor) now() time.Time { return time.Now() }
 
-// Cycles returns how many cycles were begun, and Panics how many panics were
-// recovered, since the supervisor was made.
+// Cycles returns how many cycles were begun since the supervisor was made.
 func (s *Supervisor) Cycles() int64 { return s.cycles.Load() }
 
-// Panics: see Cycles.
+// Panics returns how many panics were recovered since the supervisor was made.
 func (s *Supervisor) Panics() int64 { return s.panics.Load() }
 
 // OnCommit is called by the store after each commit, before the callers get

@@ -200,7 +200,7 @@ func (w *world) settled(id string) error {
 		want[k] = v
 	}
 	for _, s := range sn.Secrets {
-		want[s.Key] = string(s.Value.Reveal())
+		want[s.Key] = s.Value.Reveal()
 		if st.Running.SecretVersions[s.Key] != s.Version {
 			return fmt.Errorf("%s: version of %s on record is %d, want %d", id, s.Key, st.Running.SecretVersions[s.Key], s.Version)
 		}
