@@ -107,7 +107,10 @@ func onStage(ctx context.Context, out io.Writer, do func(*lab.Stage) error) (err
 func play(ctx context.Context, s *lab.Stage, out io.Writer) error {
 	printHowTo(s, out)
 	if err := s.Daemon.WaitExit(ctx); ctx.Err() == nil {
-		return fmt.Errorf("the daemon ended by itself: %v\n%s", err, s.Daemon.LogTail())
+		if err == nil {
+			err = errors.New("exit status 0")
+		}
+		return fmt.Errorf("the daemon ended by itself: %w\n%s", err, s.Daemon.LogTail())
 	}
 	return nil
 }

@@ -24,15 +24,23 @@ const usesPrivate = "private"
 // twice.
 func addressFile(cfg config) string { return filepath.Join(cfg.DataDir, "containerd.address") }
 
+// usedContainerd returns what addressFile remembers; empty: nothing.
+func usedContainerd(cfg config) (string, error) {
+	text, err := os.ReadFile(addressFile(cfg))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	return strings.TrimSpace(string(text)), nil
+}
+
 // findContainerd returns the address of the containerd to use: the one that is
 // configured, else the one that was used before, else the machine's own, else a
 // private one, which it starts and which the caller has to close.
 func findContainerd(ctx context.Context, cfg config, log *slog.Logger) (string, *embedded.Containerd, error) {
-	before, err := os.ReadFile(addressFile(cfg))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	used, err := usedContainerd(cfg)
+	if err != nil {
 		return "", nil, err
 	}
-	used := strings.TrimSpace(string(before))
 	choice := used
 	switch {
 	case cfg.Containerd != "":

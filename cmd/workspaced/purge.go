@@ -15,6 +15,9 @@ import (
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/workspaced/workspaced/cmd/workspaced/internal/embedded"
+	"github.com/workspaced/workspaced/store"
 )
 
 // purgeTimeout bounds a purge: it ends what hangs as well.
@@ -39,15 +42,20 @@ func purge(ctx context.Context, cfg config, log *slog.Logger, out io.Writer) err
 		return err
 	}
 	defer lock.release()
-	if exists(cfg.database()) {
-		if err := purgeContainers(soft, cfg, log, out); err != nil {
-			return err
-		}
+	if err := purgeContainers(soft, cfg, log, out); err != nil {
+		return err
 	}
 	if err := unmountBelow(out, cfg.DataDir, cfg.StateDir); err != nil {
 		return err
 	}
 	return removeFiles(cfg, out)
+}
+
+func openExisting(cfg config) (*store.Store, error) {
+	if !exists(cfg.database()) {
+		return nil, fmt.Errorf("there is no database %s", cfg.database())
+	}
+	return openStore(cfg, nil)
 }
 
 func exists(path string) bool {
@@ -56,11 +64,28 @@ func exists(path string) bool {
 }
 
 // purgeContainers removes the instance's containers, and what outlives them, by
-// way of containerd.
+// way of containerd. Without the database nobody knows which are the instance's,
+// but all in a private containerd are.
 func purgeContainers(ctx context.Context, cfg config, log *slog.Logger, out io.Writer) error {
-	st, err := openStore(cfg, nil)
+	used, err := usedContainerd(cfg)
 	if err != nil {
 		return err
+	}
+	if used == "" {
+		return nil // it never came to that
+	}
+	st, err := openExisting(cfg)
+	if err != nil && used == usesPrivate {
+		log.Warn("purging without the database", "error", err)
+		shims, err := embedded.EndAll(ctx, privateContainerd(cfg, log))
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(out, "ended the private containerd and %d containers\n", shims)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("%w; its containers in the containerd at %s have to be removed by hand", err, used)
 	}
 	defer st.Close()
 	workspaces, _, err := st.ListWorkspaces("", 0, nil)

@@ -582,3 +582,52 @@ func TestStopSignals(t *testing.T) {
 		}
 	}
 }
+
+// Nobody can read the database any more, and a container still runs.
+func TestPurgeWithoutDatabase(t *testing.T) {
+	for name, breakIt := range map[string]func(db string) error{
+		"missing": os.Remove,
+		"damaged": func(db string) error { return os.WriteFile(db, []byte("rubbish"), 0o600) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			in := newInstance(t)
+			if err := in.serve().stop(); err != nil {
+				t.Fatal(err)
+			}
+			// What a shim with its container looks like.
+			shim := exec.Command("/bin/sh", "-c", "echo up; sleep 600; true", "shim", "-address", in.path("run/containerd/containerd.sock"))
+			shim.Dir = in.path("run")
+			out, err := shim.StdoutPipe()
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := shim.Start(); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := out.Read(make([]byte, 3)); err != nil {
+				t.Fatal(err)
+			}
+			ended := make(chan struct{})
+			go func() {
+				defer close(ended)
+				_, _ = out.Read(make([]byte, 1)) // until its child has ended too
+				_ = shim.Wait()                  // it is ended by a signal
+			}()
+			if err := breakIt(in.path("data/workspaced.db")); err != nil {
+				t.Fatal(err)
+			}
+			text, err := in.run(context.Background(), "purge", "--yes")
+			if err != nil || !strings.Contains(text, "1 containers") {
+				t.Errorf("purge: %v\n%s", err, text)
+			}
+			timeout := time.NewTimer(20 * time.Second)
+			defer timeout.Stop()
+			select {
+			case <-ended:
+			case <-timeout.C:
+				t.Error("the shim, or its child, lives on")
+				_ = shim.Process.Kill()
+			}
+		})
+	}
+}

@@ -239,7 +239,10 @@ func (s *stage) gone(id string) {
 		if status.Code(err) == codes.NotFound {
 			return nil
 		}
-		return fmt.Errorf("%s is still there: %v", id, err)
+		if err == nil {
+			err = errors.New("it is still there")
+		}
+		return fmt.Errorf("%s is not gone: %w", id, err)
 	})
 }
 

@@ -27,6 +27,8 @@ const (
 	purgeTimeout = 2 * time.Minute
 )
 
+var errEnded = errors.New("the process is gone")
+
 // Daemon is workspaced as a real process with everything it makes below one
 // directory. Its methods are for one goroutine at a time.
 type Daemon struct {
@@ -47,10 +49,10 @@ type Daemon struct {
 // Socket is the API's.
 func (d *Daemon) Socket() string { return filepath.Join(d.StateDir(), "workspaced.sock") }
 
-// StateDir and DataDir are the daemon's directories.
+// StateDir is the daemon's.
 func (d *Daemon) StateDir() string { return filepath.Join(d.Base, "run") }
 
-// DataDir: see StateDir.
+// DataDir is the daemon's.
 func (d *Daemon) DataDir() string { return filepath.Join(d.Base, "data") }
 
 // LogFile gets the daemon's output.
@@ -123,7 +125,7 @@ func (d *Daemon) waitServing(ctx context.Context) error {
 		select {
 		case err := <-d.exited:
 			d.exited <- err
-			return fmt.Errorf("it ended: %v", err)
+			return fmt.Errorf("it ended: %w", errors.Join(errEnded, err))
 		case <-ctx.Done():
 			return errors.Join(ctx.Err(), err)
 		case <-tick.C:
@@ -166,9 +168,12 @@ func (d *Daemon) Kill() error {
 		return nil
 	}
 	_ = d.cmd.Process.Kill() // an error says that it is gone
-	<-d.exited
+	err := <-d.exited
 	d.cmd = nil
-	return nil
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) {
+		return nil // as it should be
+	}
+	return err
 }
 
 // Stop ends the daemon by SIGTERM. It is an error if it does not end well.

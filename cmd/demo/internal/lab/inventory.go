@@ -2,11 +2,13 @@ package lab
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -234,6 +236,18 @@ func cgroupsNamed(ids []string) (n int, err error) {
 		return nil
 	})
 	return len(found), err
+}
+
+// instances are the ids of the containers that the daemon says it has started.
+func (d *Daemon) instances() (ids []string, err error) {
+	log, err := os.ReadFile(d.LogFile())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	for _, m := range regexp.MustCompile(` instance=(\S+)`).FindAllSubmatch(log, -1) {
+		ids = append(ids, string(m[1]))
+	}
+	return ids, err
 }
 
 // Leftovers says what is still there of a daemon that was purged; the base

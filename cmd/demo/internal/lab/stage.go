@@ -123,6 +123,7 @@ func (s *Stage) Socket(id string) string { return filepath.Join(s.VolumeDir, id+
 // that nothing is left.
 func (s *Stage) Close(ctx context.Context) error {
 	stopErr := s.Daemon.Stop()
+	instances, logErr := s.Daemon.instances()
 	regErr := s.Registry.Close()
 	if err := s.Daemon.Purge(ctx); err != nil {
 		return errors.Join(stopErr, regErr, err, fmt.Errorf("%s was not removed", s.Daemon.Base))
@@ -130,7 +131,11 @@ func (s *Stage) Close(ctx context.Context) error {
 	// What purge left below the data and state directory is a leak, not ours to
 	// sweep away.
 	left := leftAfterPurge(s.Daemon)
-	if err := errors.Join(stopErr, regErr, os.RemoveAll(s.Daemon.Base)); err != nil {
+	cgroups, cgroupErr := cgroupsNamed(instances)
+	if cgroups > 0 {
+		left = append(left, fmt.Sprintf("cgroups of %d containers", cgroups))
+	}
+	if err := errors.Join(stopErr, regErr, logErr, cgroupErr, os.RemoveAll(s.Daemon.Base)); err != nil {
 		return err
 	}
 	more, err := s.waitNothing(ctx)

@@ -118,7 +118,7 @@ func (r *run) wait(ctx context.Context, generation int64) (*workspacev1.Workspac
 	resp, err := r.Client.WaitWorkspace(call, &workspacev1.WaitWorkspaceRequest{Name: r.name, Generation: generation})
 	if err != nil {
 		w, getErr := r.get(ctx)
-		return nil, fmt.Errorf("waiting for generation %d: %w (%v %v, last error: %v)", generation, err, w.GetState(), getErr, w.GetLastError())
+		return nil, fmt.Errorf("waiting for generation %d: %w (%v, last error: %v)", generation, errors.Join(err, getErr), w.GetState(), w.GetLastError())
 	}
 	if got := resp.Workspace.ObservedGeneration; got < generation {
 		return nil, fmt.Errorf("waited for generation %d, observed is %d", generation, got)

@@ -87,7 +87,7 @@ func Start(ctx context.Context, cfg Config) (*Containerd, error) {
 	case err = <-answered:
 	case err = <-failed:
 		cancel()
-		<-answered
+		_ = <-answered // that it does not answer is clear
 	}
 	if err == nil {
 		// containerd serves only after it has sorted out what it found.

@@ -123,8 +123,11 @@ func TestStrayIsReplaced(t *testing.T) {
 	if err := stray.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan error, 1)
-	go func() { ended <- stray.Wait() }()
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = stray.Wait() // it is ended by a signal
+	}()
 	if err := WaitReady(ctx, cfg.Address()); err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package embedded
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,7 +32,7 @@ func sweepShims(cfg Config, since uint64, hasTask func(namespace, id string) (bo
 	}
 	var errs []error
 	for pid, p := range all {
-		if p.arg("-address") != cfg.Address() {
+		if !p.isShim(cfg.Address()) {
 			continue
 		}
 		lost := strings.HasSuffix(p.cwd, " (deleted)")
@@ -45,13 +47,56 @@ func sweepShims(cfg Config, since uint64, hasTask func(namespace, id string) (bo
 			continue
 		}
 		cfg.Logger.Warn("ending a shim that containerd has lost", "pid", pid, "bundle", p.cwd)
-		for _, victim := range append(descendants(all, pid), pid) {
-			if err := killProcess(victim, all[victim]); err != nil {
-				errs = append(errs, fmt.Errorf("pid %d: %w", victim, err))
-			}
+		errs = append(errs, endShim(all, pid))
+	}
+	return errors.Join(errs...)
+}
+
+// endShim kills a shim and all below it.
+func endShim(all map[int]proc, pid int) error {
+	var errs []error
+	for _, victim := range append(descendants(all, pid), pid) {
+		if err := killProcess(victim, all[victim]); err != nil {
+			errs = append(errs, fmt.Errorf("pid %d: %w", victim, err))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// EndAll kills the private containerd, all its shims and all containers, whose
+// ever they are, and says how many shims it were. The caller holds the lock of
+// cfg's state.
+func EndAll(ctx context.Context, cfg Config) (shims int, err error) {
+	cfg = withDefaults(cfg)
+	if err := StopStray(ctx, cfg); err != nil {
+		return 0, err
+	}
+	seen := map[int]bool{}
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		all, err := readProcesses()
+		if err != nil {
+			return len(seen), err
+		}
+		var errs []error
+		left := 0
+		for pid, p := range all {
+			if p.isShim(cfg.Address()) {
+				left++
+				seen[pid] = true
+				errs = append(errs, endShim(all, pid))
+			}
+		}
+		if err := errors.Join(errs...); err != nil || left == 0 {
+			return len(seen), err
+		}
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return len(seen), fmt.Errorf("%d shims do not end: %w", left, ctx.Err())
+		}
+	}
 }
 
 // proc is a process as /proc shows it.
@@ -61,6 +106,8 @@ type proc struct {
 	args   []string
 	cwd    string // read for shims only
 }
+
+func (p proc) isShim(address string) bool { return p.arg("-address") == address }
 
 // arg returns the argument after a flag.
 func (p proc) arg(flag string) string {
