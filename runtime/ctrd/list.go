@@ -136,33 +136,45 @@ func (d *Driver) inspect(ctx context.Context, f *found) (runtime.Instance, error
 	return instance, nil
 }
 
-// settleTime is how long an init that has a go-ahead may take to become the
-// command, or to end, after the daemon that sent it died.
-const settleTime = 2 * time.Second
+// How long List waits for a process that is neither one nor the other.
+const (
+	// An init that has a go-ahead becomes the command, or ends, also after the
+	// daemon that sent it died.
+	settleTime = 2 * time.Second
+	// A process that is ending has no executable any more, for a moment. One whose
+	// first thread has ended while others live has none either.
+	endingTime = 200 * time.Millisecond
+)
 
 // livePhase tells what a living process is; PhaseExited if it ended meanwhile.
 func (d *Driver) livePhase(ctx context.Context, rec *record, p *process) (runtime.Phase, error) {
-	ctx, cancel := context.WithTimeout(ctx, settleTime)
-	defer cancel()
+	begin := time.Now()
 	for {
 		executable, err := executableOf(rec.PID)
+		unsettled := settleTime
 		switch {
 		case p.ended():
 			return runtime.PhaseExited, nil
-		case errors.Is(err, os.ErrNotExist) && rec.Launch != nil:
-			return runtime.PhaseRunning, nil // its first thread has ended, others live
-		case err != nil:
-			return runtime.PhaseRemnant, err
 		case d.holds(rec.ID):
 			return runtime.PhaseStandby, nil
 		case rec.Launch == nil:
 			return runtime.PhaseRemnant, nil
+		case errors.Is(err, os.ErrNotExist):
+			unsettled = endingTime
+		case err != nil:
+			return runtime.PhaseRemnant, err
 		case executable != rec.Init:
 			return runtime.PhaseRunning, nil
 		}
+		if time.Since(begin) > unsettled {
+			if err != nil {
+				return runtime.PhaseRunning, nil
+			}
+			return runtime.PhaseRemnant, nil
+		}
 		select {
 		case <-ctx.Done():
-			return runtime.PhaseRemnant, nil
+			return runtime.PhaseRemnant, ctx.Err()
 		case <-time.After(2 * time.Millisecond):
 		}
 	}

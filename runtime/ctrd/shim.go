@@ -2,18 +2,20 @@ package ctrd
 
 import (
 	"context"
+	"crypto/sha256"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/v2/defaults"
 	"golang.org/x/sys/unix"
 )
 
-// shimGrace is how long a shim has between SIGTERM, on which it removes its
-// socket, and SIGKILL.
+// shimGrace is how long a shim has between SIGTERM and SIGKILL.
 const shimGrace = 2 * time.Second
 
 // endOrphanShims ends the shims of an instance that containerd does not know.
@@ -64,6 +66,20 @@ func (d *Driver) isShim(pid int, id string) bool {
 	args := strings.Split(string(b), "\x00")
 	return strings.HasPrefix(filepath.Base(args[0]), "containerd-shim") &&
 		hasFlag(args, "-namespace", d.cfg.Namespace) && hasFlag(args, "-id", id)
+}
+
+// removeShimSockets removes the sockets of a shim that was killed, which nobody
+// else does. The names are those of containerd's pkg/shim.SocketAddress, in all
+// its versions; the package itself would bring all that a shim needs.
+func (d *Driver) removeShimSockets(id string) error {
+	name := filepath.Join(strings.TrimPrefix(d.cfg.Address, "unix://"), d.cfg.Namespace, id)
+	for _, name := range []string{name, filepath.Join(name, "debug")} {
+		path := filepath.Join(defaults.DefaultStateDir, "s", fmt.Sprintf("%x", sha256.Sum256([]byte(name))))
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
 }
 
 func hasFlag(args []string, flag, value string) bool {

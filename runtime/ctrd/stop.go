@@ -269,6 +269,9 @@ func (d *Driver) remove(ctx context.Context, id string) error {
 			return err
 		}
 	}
+	if err := d.removeShimSockets(id); err != nil {
+		return err
+	}
 
 	containers := d.client.ContainerService()
 	snapshotter := d.cfg.Snapshotter
