@@ -79,6 +79,10 @@ func readDir(t *testing.T, path string) map[string][]byte {
 
 func TestContract23_DamagedDatabase(t *testing.T) {
 	h := filled(t)
+	var used int64
+	if err := h.view(func(tx *bolt.Tx) error { used = tx.Size(); return nil }); err != nil {
+		t.Fatal(err)
+	}
 	h.close()
 	good := must(os.ReadFile(h.cfg.Path))(t)
 
@@ -102,6 +106,7 @@ func TestContract23_DamagedDatabase(t *testing.T) {
 		"short":        write([]byte("x")),
 		"text":         write([]byte(strings.Repeat("not a database\n", 10_000))),
 		"zeros":        write(make([]byte, len(good))),
+		"a byte short": write(good[:used-1]),
 		"cut in half":  write(good[:len(good)/2]),
 		"two pages":    write(good[:2*os.Getpagesize()]),
 		"one page":     write(good[:os.Getpagesize()]),

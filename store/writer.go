@@ -178,8 +178,7 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 		for i, o := range batch {
 			t.dirty, t.changes = false, nil
 			o.err = guard(func() error { return o.run(t) })
-			var paniced *PanicError
-			if o.err != nil && (t.dirty || errors.As(o.err, &paniced)) {
+			if o.err != nil && t.dirty {
 				spoiled = i
 				return o.err
 			}
