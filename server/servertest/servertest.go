@@ -27,6 +27,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
+	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/test/bufconn"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
@@ -157,19 +158,37 @@ func (s *Server) Close() error {
 }
 
 // Restart ends the server as if it had been killed and starts it again on the
-// same state and runtime. What runs in containers goes on running. Client and
-// Conn connect to the new one by themselves; calls in flight end with
-// UNAVAILABLE.
+// same state and runtime. What runs in containers goes on running. Calls in
+// flight end with UNAVAILABLE; when Restart returns, Client and Conn are
+// connected to the new one.
 func (s *Server) Restart() error {
+	if err := s.replaceDaemon(); err != nil {
+		return fmt.Errorf("servertest: %w", err)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), waitLimit)
+	defer cancel()
+	for {
+		// A call can still be sent on the old connection, and fails with it.
+		_, err := healthv1.NewHealthClient(s.Conn).Check(ctx, &healthv1.HealthCheckRequest{}, grpc.WaitForReady(true))
+		if err == nil {
+			return nil
+		}
+		if ctx.Err() != nil {
+			return fmt.Errorf("servertest: connect again: %w", err)
+		}
+	}
+}
+
+func (s *Server) replaceDaemon() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.Runtime.Crash()
 	if err := s.daemon.stop(); err != nil {
-		return fmt.Errorf("servertest: %w", err)
+		return err
 	}
 	d, err := s.startDaemon()
 	if err != nil {
-		return fmt.Errorf("servertest: %w", err)
+		return err
 	}
 	s.daemon = d
 	return nil
