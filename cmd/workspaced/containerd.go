@@ -109,7 +109,6 @@ func privateContainerd(cfg config, log *slog.Logger) embedded.Config {
 		Root:    filepath.Join(cfg.DataDir, "containerd"),
 		State:   filepath.Join(cfg.StateDir, "containerd"),
 		LogFile: filepath.Join(cfg.DataDir, "containerd.log"),
-		HasTask: ctrd.HasTask,
 		Logger:  log,
 	}
 }

@@ -120,11 +120,6 @@ func purgeContainers(ctx context.Context, cfg config, log *slog.Logger, out io.W
 		}
 		fmt.Fprintf(out, "removed volumes and log of workspace %s\n", w.ID)
 	}
-	if private != nil {
-		if err := private.Sweep(ctx); err != nil {
-			return err
-		}
-	}
 	return nil
 }
 

@@ -13,7 +13,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -32,10 +31,7 @@ type Config struct {
 	LogFile string
 	// MaxLogBytes defaults to 10 MiB.
 	MaxLogBytes int64
-	// HasTask reports whether the containerd at the address knows a task; an error
-	// says nothing. Nil: shims are not asked about.
-	HasTask func(ctx context.Context, address, namespace, id string) (bool, error)
-	Logger  *slog.Logger
+	Logger      *slog.Logger
 	// ReadyTimeout bounds the time from start to the first answer, StopTimeout
 	// that from SIGTERM to SIGKILL. Defaults: 30 s and 10 s.
 	ReadyTimeout, StopTimeout time.Duration
@@ -52,8 +48,6 @@ type Containerd struct {
 	stop context.CancelFunc
 	kill context.CancelFunc
 	done chan struct{}
-	// started is when the process that runs was, in clock ticks since boot.
-	started atomic.Uint64
 }
 
 // Start stops what an earlier daemon, killed, left of this private containerd,
@@ -88,12 +82,6 @@ func Start(ctx context.Context, cfg Config) (*Containerd, error) {
 	case err = <-failed:
 		cancel()
 		_ = <-answered // that it does not answer is clear
-	}
-	if err == nil {
-		// containerd serves only after it has sorted out what it found.
-		if err := c.sweep(wait, true); err != nil {
-			cfg.Logger.Warn("private containerd", "error", err)
-		}
 	}
 	if err != nil {
 		c.Close(ctx)
@@ -135,25 +123,6 @@ func (c *Containerd) Close(ctx context.Context) {
 		<-c.done
 	}
 	c.kill()
-}
-
-// Sweep ends the shims that containerd has lost. It is also done at each start,
-// and, as far as that needs no questions, every minute.
-func (c *Containerd) Sweep(ctx context.Context) error { return c.sweep(ctx, true) }
-
-func (c *Containerd) sweep(ctx context.Context, ask bool) error {
-	var hasTask func(namespace, id string) (bool, error)
-	if ask && c.cfg.HasTask != nil {
-		hasTask = func(namespace, id string) (bool, error) {
-			ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-			defer cancel()
-			return c.cfg.HasTask(ctx, c.Address(), namespace, id)
-		}
-	}
-	if err := sweepShims(c.cfg, c.started.Load(), hasTask); err != nil {
-		return fmt.Errorf("ending shims that containerd has lost: %w", err)
-	}
-	return nil
 }
 
 // Containerd runs no CRI, no NRI, and makes no directory outside its own.
@@ -243,6 +212,9 @@ func (c *Containerd) runOnce(run, hard context.Context) error {
 	}
 	defer out.Close()
 
+	if err := removeBrokenBundles(c.cfg); err != nil {
+		c.cfg.Logger.Warn("what an interrupted containerd left can't be removed", "error", err)
+	}
 	cmd := exec.Command(c.cfg.Binary, "--config", c.cfg.configFile())
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.Dir = c.cfg.State
@@ -253,15 +225,11 @@ func (c *Containerd) runOnce(run, hard context.Context) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	if p, err := readProcess(cmd.Process.Pid); err == nil { // else it has ended
-		c.started.Store(p.start)
-	}
 	c.cfg.Logger.Info("private containerd started", "pid", cmd.Process.Pid, "binary", c.cfg.Binary, "address", c.cfg.Address())
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
 	tick := time.NewTicker(time.Minute)
 	defer tick.Stop()
-	fresh := true
 	for {
 		select {
 		case err := <-exited:
@@ -273,10 +241,6 @@ func (c *Containerd) runOnce(run, hard context.Context) error {
 			if err := boundLog(c.cfg.LogFile, c.cfg.MaxLogBytes); err != nil {
 				c.cfg.Logger.Warn("private containerd's log can't be bounded", "error", err)
 			}
-			if err := c.sweep(run, fresh); err != nil {
-				c.cfg.Logger.Warn("private containerd", "error", err)
-			}
-			fresh = false
 		case <-run.Done():
 			return c.terminate(cmd.Process, hard, exited)
 		}

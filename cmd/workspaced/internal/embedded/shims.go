@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"slices"
@@ -14,43 +15,6 @@ import (
 
 	"golang.org/x/sys/unix"
 )
-
-// sweepShims ends the shims that containerd, which was started at the time
-// since, has lost, with all that they hold:
-//
-//   - It could not tell the shim to end after its task was deleted, or it found
-//     it broken. Then the shim's bundle, which is its working directory, is gone.
-//   - It ended while the shim created or deleted a task, and its successor knows
-//     the shim but no task. Then the shim is older than containerd. hasTask says
-//     whether there is a task; nil leaves these alone.
-//
-// Nobody else would ever end them. Shims of other containerds are not looked at.
-func sweepShims(cfg Config, since uint64, hasTask func(namespace, id string) (bool, error)) error {
-	all, err := readProcesses()
-	if err != nil {
-		return err
-	}
-	var errs []error
-	for pid, p := range all {
-		if !p.isShim(cfg.Address()) {
-			continue
-		}
-		lost := strings.HasSuffix(p.cwd, " (deleted)")
-		if !lost && hasTask != nil && p.start < since {
-			has, err := hasTask(p.arg("-namespace"), p.arg("-id"))
-			if err != nil {
-				errs = append(errs, fmt.Errorf("task %s: %w", p.arg("-id"), err))
-			}
-			lost = err == nil && !has
-		}
-		if !lost {
-			continue
-		}
-		cfg.Logger.Warn("ending a shim that containerd has lost", "pid", pid, "bundle", p.cwd)
-		errs = append(errs, endShim(all, pid))
-	}
-	return errors.Join(errs...)
-}
 
 // endShim kills a shim and all below it.
 func endShim(all map[int]proc, pid int) error {
@@ -104,17 +68,47 @@ type proc struct {
 	parent int
 	start  uint64 // clock ticks since boot: with the pid, its identity
 	args   []string
-	cwd    string // read for shims only
 }
 
-func (p proc) isShim(address string) bool { return p.arg("-address") == address }
-
-// arg returns the argument after a flag.
-func (p proc) arg(flag string) string {
-	if i := slices.Index(p.args, flag); i >= 0 && i+1 < len(p.args) {
-		return p.args[i+1]
+// removeBrokenBundles removes the directories of tasks whose creation was broken
+// off so early that containerd's own clean-up, at each of its starts, fails: the
+// shim had not yet noted its runtime. No containerd of cfg may run.
+func removeBrokenBundles(cfg Config) error {
+	bundles, err := filepath.Glob(filepath.Join(cfg.State, "io.containerd.runtime.v2.task", "*", "*"))
+	if err != nil || len(bundles) == 0 {
+		return err
 	}
-	return ""
+	all, err := readProcesses()
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, bundle := range bundles {
+		if _, err := os.Stat(filepath.Join(bundle, "runtime")); !errors.Is(err, fs.ErrNotExist) || hasShim(all, cfg, bundle) {
+			continue
+		}
+		// Nothing is mounted there so early; where something is, this fails.
+		if err := os.RemoveAll(bundle); err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		cfg.Logger.Info("removed a broken bundle of containerd", "bundle", bundle)
+	}
+	return errors.Join(errs...)
+}
+
+func hasShim(all map[int]proc, cfg Config, bundle string) bool {
+	for _, p := range all {
+		if p.isShim(cfg.Address()) && slices.Contains(p.args, filepath.Base(bundle)) {
+			return true
+		}
+	}
+	return false
+}
+
+func (p proc) isShim(address string) bool {
+	i := slices.Index(p.args, "-address")
+	return i >= 0 && i+1 < len(p.args) && p.args[i+1] == address
 }
 
 func readProcesses() (map[int]proc, error) {
@@ -156,11 +150,6 @@ func readProcess(pid int) (proc, error) {
 		return proc{}, err
 	}
 	p.args = strings.Split(string(cmdline), "\x00")
-	if slices.Contains(p.args, "-address") {
-		if p.cwd, err = os.Readlink(filepath.Join(dir, "cwd")); err != nil {
-			return proc{}, err
-		}
-	}
 	return p, nil
 }
 

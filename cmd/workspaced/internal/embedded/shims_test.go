@@ -1,8 +1,6 @@
 package embedded
 
 import (
-	"errors"
-	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -52,52 +50,23 @@ func mustRead(t *testing.T) map[int]proc {
 	return all
 }
 
-func TestSweepEndsLostShimsOnly(t *testing.T) {
+func TestEndAllEndsItsShimsOnly(t *testing.T) {
 	dir := t.TempDir()
-	cfg := withDefaults(Config{State: filepath.Join(dir, "state")})
-	begin := func(name, address string) (exited <-chan struct{}) {
-		return startShim(t, address, name, filepath.Join(dir, name))
+	cfg := Config{State: filepath.Join(dir, "state")}
+	one := startShim(t, cfg.Address(), "one", filepath.Join(dir, "one"))
+	two := startShim(t, cfg.Address(), "two", filepath.Join(dir, "two"))
+	foreign := startShim(t, "/run/other/containerd.sock", "foreign", filepath.Join(dir, "foreign"))
+	shims, err := EndAll(testContext(t), cfg)
+	if err != nil || shims != 2 {
+		t.Errorf("ended %d shims, %v, want 2", shims, err)
 	}
-	deleted := begin("deleted", cfg.Address())
-	broken := begin("broken", cfg.Address())
-	known := begin("known", cfg.Address())
-	unknown := begin("unknown", cfg.Address())
-	foreign := begin("foreign", "/run/other/containerd.sock")
-	for _, bundle := range []string{"deleted", "foreign"} {
-		if err := os.Remove(filepath.Join(dir, bundle)); err != nil {
-			t.Fatal(err)
-		}
+	mustEnd(t, "first", one)
+	mustEnd(t, "second", two)
+	select {
+	case <-foreign:
+		t.Error("another containerd's shim was ended")
+	default:
 	}
-	// What containerd says of them.
-	silent := errors.New("no answer")
-	hasTask := func(namespace, id string) (bool, error) {
-		if namespace != "n" || id == "deleted" || id == "foreign" {
-			t.Errorf("asked about %s of %s", id, namespace)
-		}
-		if id == "unknown" {
-			return false, silent
-		}
-		return id == "known", nil
-	}
-
-	// A containerd that was started before all of them: it may be about to create
-	// a task.
-	if err := sweepShims(cfg, 1, hasTask); err != nil {
-		t.Fatal(err)
-	}
-	mustEnd(t, "deleted", deleted)
-	mustRun(t, map[string]<-chan struct{}{"broken": broken, "known": known, "unknown": unknown, "foreign": foreign})
-
-	// One that was started after them.
-	if err := sweepShims(cfg, math.MaxUint64, nil); err != nil {
-		t.Fatal(err)
-	}
-	mustRun(t, map[string]<-chan struct{}{"broken": broken, "known": known, "unknown": unknown, "foreign": foreign})
-	if err := sweepShims(cfg, math.MaxUint64, hasTask); !errors.Is(err, silent) {
-		t.Errorf("error %v, want %v", err, silent)
-	}
-	mustEnd(t, "broken", broken)
-	mustRun(t, map[string]<-chan struct{}{"known": known, "unknown": unknown, "foreign": foreign})
 }
 
 func mustEnd(t *testing.T, name string, exited <-chan struct{}) {
@@ -109,13 +78,26 @@ func mustEnd(t *testing.T, name string, exited <-chan struct{}) {
 	}
 }
 
-func mustRun(t *testing.T, shims map[string]<-chan struct{}) {
-	t.Helper()
-	for name, exited := range shims {
-		select {
-		case <-exited:
-			t.Errorf("the %s shim was ended", name)
-		default:
+func TestRemoveBrokenBundles(t *testing.T) {
+	cfg := withDefaults(Config{State: filepath.Join(t.TempDir(), "state")})
+	bundle := func(id string) string {
+		return filepath.Join(cfg.State, "io.containerd.runtime.v2.task", "n", id)
+	}
+	for _, id := range []string{"broken", "whole"} {
+		if err := os.MkdirAll(filepath.Join(bundle(id), "rootfs"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(filepath.Join(bundle("whole"), "runtime"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	startShim(t, cfg.Address(), "creating", bundle("creating"))
+	if err := removeBrokenBundles(cfg); err != nil {
+		t.Fatal(err)
+	}
+	for id, want := range map[string]bool{"broken": false, "whole": true, "creating": true} {
+		if _, err := os.Stat(bundle(id)); (err == nil) != want {
+			t.Errorf("bundle %s is there: %v, want %v", id, err == nil, want)
 		}
 	}
 }
