@@ -61,6 +61,11 @@ bench: deps-test build testprog containerd23 ## Run all benchmarks (BENCH=regexp
 		-exec $(CURDIR)/tools/sandbox.sh \
 		$$(grep -rl --include='*_test.go' '^func Benchmark' cmd runtime server store | xargs -r dirname | sort -u | sed 's,^,./,')
 
+.PHONY: model
+model: ## Check the model of the protocol with spin, and that it sees every mutant
+	@tools/install-deps.sh model
+	@docs/model/check.sh
+
 .PHONY: clean
 clean: ## Remove what make built, except the tools
 	rm -rf bin/workspaced bin/workspace-init bin/demo bin/envserver bin/testprog bin/containerd-2.3 .protodeps coverage.out

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing to run workspaced on Debian: containerd and runc; with
-# the argument "test" also the C compiler that Go's race detector needs.
+# the argument "test" also the C compiler that Go's race detector needs, with
+# "model" that and the model checker.
 # Only apt-get runs as root. A containerd service that the package starts is
 # left as it is: workspaced does not need it and does not touch it.
 set -euo pipefail
@@ -17,9 +18,13 @@ need runc runc
 need mount mount
 need unshare util-linux
 [[ -e /etc/ssl/certs/ca-certificates.crt ]] || packages+=(ca-certificates)
-if [[ ${1-} == test ]]; then
+case ${1-} in
+test) need gcc gcc libc6-dev ;;
+model)
+	need spin spin
 	need gcc gcc libc6-dev
-fi
+	;;
+esac
 
 if ((${#packages[@]} == 0)); then
 	exit 0
