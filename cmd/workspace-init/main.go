@@ -77,6 +77,12 @@ func run(dir string, args []string) int {
 	if path, f = lookPath(argv[0], lookup(env, "PATH")); f != nil {
 		return refuse(f)
 	}
+	// The workspace has one log. Through one pipe its lines come in the order in
+	// which they were written; and of two, containerd's shim drops what is left in
+	// the second when the first one ends.
+	if err := syscall.Dup3(1, 2, 0); err != nil {
+		return refuse(fail(handshake.CauseExec, err, "standard error can't be set up: %v", errnoText(err)))
+	}
 	if err := handshake.WriteResult(result, handshake.Result{Kind: handshake.Executing}); err != nil {
 		return handshake.ExitNoDaemon
 	}

@@ -33,7 +33,7 @@ func TestMain(m *testing.M) {
 // child is a workspace-init with a daemon's ends of its FIFOs.
 type child struct {
 	cmd             *exec.Cmd
-	out             bytes.Buffer
+	out, errors     bytes.Buffer
 	goAhead, result *os.File
 }
 
@@ -63,7 +63,7 @@ func start(t *testing.T, args ...string) *child {
 	t.Cleanup(cancel)
 	c.cmd = exec.CommandContext(ctx, os.Args[0], args...)
 	c.cmd.Env = []string{initDir + "=" + dir, "PATH=" + os.Getenv("PATH"), "HOME=/from/passwd"}
-	c.cmd.Stdout, c.cmd.Stderr = &c.out, &c.out
+	c.cmd.Stdout, c.cmd.Stderr = &c.out, &c.errors
 	if err := c.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -87,7 +87,7 @@ func (c *child) wantExit(t *testing.T, code int) {
 		err = nil
 	}
 	if err != nil || c.cmd.ProcessState.ExitCode() != code {
-		t.Errorf("init ended with %v, %v, want code %d\n%s", c.cmd.ProcessState, err, code, &c.out)
+		t.Errorf("init ended with %v, %v, want code %d\n%s%s", c.cmd.ProcessState, err, code, &c.out, &c.errors)
 	}
 }
 
@@ -121,6 +121,18 @@ func TestSentHomeWins(t *testing.T) {
 	c.wantExit(t, 0)
 	if got := strings.TrimSpace(c.out.String()); got != "home=" {
 		t.Errorf("output %q", got)
+	}
+}
+
+func TestOneStreamOfOutput(t *testing.T) {
+	c := start(t, "/", "own", "/bin/sh", "-c", `echo 1; echo 2 >&2; echo 3; exec >&-; echo 4 >&2`)
+	c.want(t, handshake.Ready, handshake.CauseNone)
+	if err := handshake.WriteGoAhead(c.goAhead, handshake.GoAhead{}); err != nil {
+		t.Fatal(err)
+	}
+	c.wantExit(t, 0)
+	if got := c.out.String(); got != "1\n2\n3\n4\n" {
+		t.Errorf("output %q, errors %q", got, &c.errors)
 	}
 }
 

@@ -146,7 +146,9 @@ func TestContract08_DaemonKilledAtRandomMoments(t *testing.T) {
 					timer = time.AfterFunc(wait, kill)
 				}
 				if g, ok := strings.CutPrefix(lines.Text(), "runs "); ok {
-					fmt.Sscan(g, &acknowledged)
+					if _, err := fmt.Sscan(g, &acknowledged); err != nil {
+						t.Error(err)
+					}
 				}
 			}
 			kill()

@@ -290,13 +290,14 @@ func TestChecksOfCommands(t *testing.T) {
 			reason runtime.Reason
 			texts  []string
 		}{
-			"lost interpreter": {func(s *runtime.Spec) { s.Command = []string{ctrdtest.NoInterpreter} }, runtime.ReasonCommandNotFound, []string{"/bin/nosuchshell"}},
-			"text":             {func(s *runtime.Spec) { s.Command = []string{ctrdtest.NoFormat} }, runtime.ReasonWrongArchitecture, []string{ctrdtest.NoFormat}},
-			"no loader":        {func(s *runtime.Spec) { s.Command = []string{ctrdtest.NoLoader} }, runtime.ReasonCommandNotFound, []string{"/lib/ld-none.so.1"}},
-			"PATH of the spec": {func(s *runtime.Spec) { s.Command, s.Env = []string{"testprog"}, []string{"PATH=/srv"} }, runtime.ReasonCommandNotFound, []string{`PATH="/srv"`}},
-			"bad user":         {func(s *runtime.Spec) { s.User = "a:b:c" }, runtime.ReasonUserNotFound, []string{"a:b:c"}},
-			"file as workdir":  {func(s *runtime.Spec) { s.WorkingDir = "/etc/passwd" }, runtime.ReasonWorkingDir, []string{"/etc/passwd"}},
-			"bad workspace id": {func(s *runtime.Spec) { s.WorkspaceID = "../x" }, runtime.ReasonRuntimeError, []string{"../x"}},
+			"lost interpreter":  {func(s *runtime.Spec) { s.Command = []string{ctrdtest.NoInterpreter} }, runtime.ReasonCommandNotFound, []string{"/bin/nosuchshell"}},
+			"text":              {func(s *runtime.Spec) { s.Command = []string{ctrdtest.NoFormat} }, runtime.ReasonWrongArchitecture, []string{ctrdtest.NoFormat}},
+			"no loader":         {func(s *runtime.Spec) { s.Command = []string{ctrdtest.NoLoader} }, runtime.ReasonCommandNotFound, []string{"/lib/ld-none.so.1"}},
+			"PATH of the spec":  {func(s *runtime.Spec) { s.Command, s.Env = []string{"testprog"}, []string{"PATH=/srv"} }, runtime.ReasonCommandNotFound, []string{`PATH="/srv"`}},
+			"bad user":          {func(s *runtime.Spec) { s.User = "a:b:c" }, runtime.ReasonUserNotFound, []string{"a:b:c"}},
+			"file as workdir":   {func(s *runtime.Spec) { s.WorkingDir = "/etc/passwd" }, runtime.ReasonWorkingDir, []string{"/etc/passwd"}},
+			"too few processes": {func(s *runtime.Spec) { s.Resources.Pids = 2 }, runtime.ReasonStartInterrupted, []string{"limit of 2 processes"}},
+			"bad workspace id":  {func(s *runtime.Spec) { s.WorkspaceID = "../x" }, runtime.ReasonRuntimeError, []string{"../x"}},
 			"large plain environment": {func(s *runtime.Spec) { s.Env = []string{"A=" + strings.Repeat("x", 200_000)} },
 				runtime.ReasonEnvironmentTooLarge, []string{`"A"`}},
 		}
@@ -381,8 +382,8 @@ func TestLogIsAppended(t *testing.T) {
 		for i := range 3 {
 			in := b.run(spec("print", fmt.Sprintf("out %d", i), fmt.Sprintf("err %d", i)))
 			b.wait(in.ID)
-			ctrdtest.Eventually(t, "both lines are in the log", func() bool {
-				return strings.Contains(b.log(), fmt.Sprintf("out %d\n", i)) && strings.Contains(b.log(), fmt.Sprintf("err %d\n", i))
+			ctrdtest.Eventually(t, "both lines are in the log, in order", func() bool {
+				return strings.HasSuffix(b.log(), fmt.Sprintf("out %d\nerr %d\n", i, i))
 			})
 		}
 		if !strings.Contains(b.log(), "out 0\n") {

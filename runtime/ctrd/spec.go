@@ -80,7 +80,9 @@ func (d *Driver) specOpts(spec runtime.Spec, id string, image ocispec.ImageConfi
 		specVersion,
 		oci.WithProcessArgs(append([]string{handshake.InitPath, workingDir, formats}, argv...)...),
 		oci.WithProcessCwd(cwd),
-		oci.WithEnv([]string{path}),
+		// Init's own, of which the command gets nothing: a few threads less count
+		// where the number of processes is limited.
+		oci.WithEnv([]string{path, "GOMAXPROCS=1"}),
 		oci.WithHostname(spec.WorkspaceID),
 		oci.WithHostNamespace(specs.NetworkNamespace),
 		oci.WithCgroup(d.cgroupPath(spec.WorkspaceID, id)),

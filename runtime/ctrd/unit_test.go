@@ -393,3 +393,26 @@ func TestVolumesStayWhereTheyBelong(t *testing.T) {
 		t.Errorf("something was made outside: %v", entries)
 	}
 }
+
+func TestOOMKills(t *testing.T) {
+	root := t.TempDir()
+	v1, v2 := filepath.Join(root, "memory"), filepath.Join(root, "unified")
+	for path, text := range map[string]string{
+		filepath.Join(v1, "w/one", "memory.oom_control"): "oom_kill_disable 0\nunder_oom 0\noom_kill 2\n",
+		filepath.Join(v2, "w/two", "memory.events"):      "low 0\nhigh 0\nmax 7\noom 3\noom_kill 1\noom_group_kill 0\n",
+		filepath.Join(v2, "w/none", "memory.events"):     "low 0\nhigh 0\nmax 7\noom 0\noom_kill 0\n",
+	} {
+		if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(path, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := &Driver{cgroups: []string{filepath.Join(root, "cpu"), v1, v2}}
+	for path, want := range map[string]int{"/w/one": 2, "/w/two": 1, "/w/none": 0, "/w/missing": 0} {
+		if got := d.oomKills(path); got != want {
+			t.Errorf("%s: %d kills, want %d", path, got, want)
+		}
+	}
+}
