@@ -21,6 +21,7 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/status"
 
+	"github.com/workspaced/workspaced/cmd/workspaced/internal/embedded"
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 )
 
@@ -629,5 +630,31 @@ func TestPurgeWithoutDatabase(t *testing.T) {
 				_ = shim.Process.Kill()
 			}
 		})
+	}
+}
+
+// A containerd that was given is used, and left alone by stop and purge.
+func TestServeOnGivenContainerd(t *testing.T) {
+	in := newInstance(t)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	given, err := embedded.Start(ctx, embedded.Config{Root: in.path("c-root"), State: in.path("c"), LogFile: in.path("c.log")})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer given.Close(context.Background())
+	in.args = append(in.args, "--private-containerd=false", "--containerd", "unix://"+given.Address())
+	s := in.serve()
+	if exists(in.path("run/containerd")) {
+		t.Error("a private containerd was started")
+	}
+	if err := s.stop(); err != nil {
+		t.Error(err)
+	}
+	if out, err := in.run(ctx, "purge", "--yes"); err != nil {
+		t.Errorf("purge: %v\n%s", err, out)
+	}
+	if !embedded.Answers(ctx, given.Address()) {
+		t.Error("the given containerd does not answer any more")
 	}
 }

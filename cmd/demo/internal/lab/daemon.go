@@ -176,12 +176,21 @@ func (d *Daemon) Kill() error {
 	return err
 }
 
+// Signal sends the daemon a signal.
+func (d *Daemon) Signal(sig os.Signal) error { return d.cmd.Process.Signal(sig) }
+
 // Stop ends the daemon by SIGTERM. It is an error if it does not end well.
 func (d *Daemon) Stop() error {
 	if d.cmd == nil {
 		return nil
 	}
-	_ = d.cmd.Process.Signal(syscall.SIGTERM) // an error says that it is gone
+	_ = d.Signal(syscall.SIGTERM) // an error says that it is gone
+	return d.WaitStopped()
+}
+
+// WaitStopped returns once a daemon that was told to end has ended. It is an
+// error if it does not end well.
+func (d *Daemon) WaitStopped() error {
 	timer := time.NewTimer(stopTimeout)
 	defer timer.Stop()
 	select {

@@ -89,12 +89,10 @@ func (r *run) burst(ctx context.Context) error {
 		return fmt.Errorf("%d cycles, want 1 to %d", cycles, maxCycles)
 	case after.ObservedGeneration != after.Generation:
 		return fmt.Errorf("observed generation %d is not the generation %d", after.ObservedGeneration, after.Generation)
-	case down.Overlaps > 0:
-		return fmt.Errorf("an old container answered %d times after the new one", down.Overlaps)
 	case int64(len(down.Starts)) > cycles+1:
 		return fmt.Errorf("%d programs were seen, %d cycles are counted", len(down.Starts), cycles)
 	}
-	return nil
+	return checkDowntime(down)
 }
 
 // change makes the changes, each client its share, one after another. It

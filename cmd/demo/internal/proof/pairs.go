@@ -46,10 +46,7 @@ func (r *run) pairs(ctx context.Context) error {
 	if cycles > int64(2*r.Pairs) {
 		return fmt.Errorf("%d cycles for %d requests", cycles, 2*r.Pairs)
 	}
-	if down.Overlaps > 0 {
-		return fmt.Errorf("an old container answered %d times after the new one", down.Overlaps)
-	}
-	return nil
+	return checkDowntime(down)
 }
 
 func (r *run) pair(ctx context.Context, i int) (*workspacev1.Workspace, error) {

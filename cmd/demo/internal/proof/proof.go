@@ -45,6 +45,22 @@ const (
 	waitTimeout = time.Minute
 )
 
+// maxDowntime bounds the median. A switch takes some 10 ms, most of it the start
+// of the demo's program; preparing the new container while nothing runs would
+// take it far above this.
+const maxDowntime = 80 * time.Millisecond
+
+// checkDowntime says what is wrong with what the prober saw.
+func checkDowntime(down lab.Downtime) error {
+	if down.Overlaps > 0 {
+		return fmt.Errorf("an old container answered %d times after the new one", down.Overlaps)
+	}
+	if down.Median() > maxDowntime {
+		return fmt.Errorf("a switch took %s at the median, more than %s", millis(down.Median()), millis(maxDowntime))
+	}
+	return nil
+}
+
 // run is a proof under way.
 type run struct {
 	Config
