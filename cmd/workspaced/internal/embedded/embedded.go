@@ -75,13 +75,18 @@ func Start(ctx context.Context, cfg Config) (*Containerd, error) {
 
 	wait, cancel := context.WithTimeout(ctx, cfg.ReadyTimeout)
 	defer cancel()
-	answered := make(chan error, 1)
-	go func() { answered <- WaitReady(wait, cfg.Address()) }()
+	var answer error
+	asked := make(chan struct{})
+	go func() {
+		defer close(asked)
+		answer = WaitReady(wait, cfg.Address())
+	}()
 	select {
-	case err = <-answered:
+	case <-asked:
+		err = answer
 	case err = <-failed:
 		cancel()
-		_ = <-answered // that it does not answer is clear
+		<-asked
 	}
 	if err != nil {
 		c.Close(ctx)
