@@ -193,7 +193,7 @@ func badInputs() []badInput {
 		{name: "CreateWorkspace/working dir", call: create(withSpec(func(s *wsSpec) { s.WorkingDir = "relative" })), fields: []string{"workspace.spec.working_dir"}},
 		{name: "CreateWorkspace/user", call: create(withSpec(func(s *wsSpec) { s.User = "a b" })), fields: []string{"workspace.spec.user"}},
 		{name: "CreateWorkspace/resources", call: create(withSpec(func(s *wsSpec) {
-			s.Resources = &workspacev1.Resources{CpuMillis: -1, MemoryBytes: 5, Pids: -1}
+			s.Resources = &workspacev1.Resources{CpuMillis: -1, MemoryBytes: 5, Pids: 7}
 		})), fields: []string{"workspace.spec.resources.cpu_millis", "workspace.spec.resources.memory_bytes", "workspace.spec.resources.pids"}, right: "6 MiB"},
 		{name: "CreateWorkspace/stop signal", call: create(withSpec(func(s *wsSpec) { s.StopSignal = "SIGWHAT" })), fields: []string{"workspace.spec.stop_signal"}, right: "SIGTERM"},
 		{name: "CreateWorkspace/grace", call: create(withSpec(func(s *wsSpec) { s.StopGracePeriod = durationpb.New(11 * time.Minute) })), fields: []string{"workspace.spec.stop_grace_period"}},

@@ -686,7 +686,7 @@ type Resources struct {
 	CpuMillis int64 `protobuf:"varint,1,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
 	// Memory in bytes, 6 MiB or more; what exceeds it is killed.
 	MemoryBytes int64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	// Processes and threads.
+	// Processes and threads, 8 or more: starting a container takes some.
 	Pids          int64 `protobuf:"varint,3,opt,name=pids,proto3" json:"pids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1203,13 +1203,14 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\tmodel_env\x18\f \x03(\tB+\xbaH(\x92\x01%\x10\x10\x18\x01\"\x1fr\x1d\x18\x80\x012\x18^[A-Za-z_][A-Za-z0-9_]*$R\bmodelEnv\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xed\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd0\x02\n" +
 	"\tResources\x12*\n" +
 	"\n" +
 	"cpu_millis\x18\x01 \x01(\x03B\v\xbaH\b\"\x06\x18\x80\xc0>(\x00R\tcpuMillis\x12\x91\x01\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x03Bn\xbaHk\xba\x01h\n" +
-	"\x16resources.memory_bytes\x120must be 0 (no limit) or at least 6291456 (6 MiB)\x1a\x1cthis == 0 || this >= 6291456R\vmemoryBytes\x12 \n" +
-	"\x04pids\x18\x03 \x01(\x03B\f\xbaH\t\"\a\x18\x80\x80\x80\x02(\x00R\x04pids\"\xfc\x01\n" +
+	"\x16resources.memory_bytes\x120must be 0 (no limit) or at least 6291456 (6 MiB)\x1a\x1cthis == 0 || this >= 6291456R\vmemoryBytes\x12\x82\x01\n" +
+	"\x04pids\x18\x03 \x01(\x03Bn\xbaHk\xba\x01h\n" +
+	"\x0eresources.pids\x12)must be 0 (no limit) or from 8 to 4194304\x1a+this == 0 || (this >= 8 && this <= 4194304)R\x04pids\"\xfc\x01\n" +
 	"\x06Volume\x12:\n" +
 	"\n" +
 	"mount_path\x18\x01 \x01(\tB\x1b\xe2A\x01\x02\xbaH\x14r\x12\x10\x02\x18\x80 2\v^/[^\\x00]+$R\tmountPath\x126\n" +
