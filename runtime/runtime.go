@@ -37,6 +37,10 @@ type Spec struct {
 	// decides how the command is looked up while preparing. Launch.Env is what
 	// the command gets.
 	Env []string
+	// LaunchBytes is what Launch.Env takes of what execve accepts, as far as it is
+	// known now: each variable's length and 9 bytes. It lets Prepare refuse what
+	// would not fit together with the image's environment and the command.
+	LaunchBytes int
 	// WorkingDir is an absolute path; empty: the image's own.
 	WorkingDir string
 	// User is `user[:group]` by name or number; empty: the image's own.
@@ -125,6 +129,8 @@ type Instance struct {
 	StartTime time.Time
 	// Exit is set in PhaseExited.
 	Exit *Exit
+	// Stopped: it was told to end, by Runtime.Stop. Its end is not its own doing.
+	Stopped bool
 }
 
 // Exit tells how an instance ended.
