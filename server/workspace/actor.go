@@ -41,6 +41,9 @@ type actorState struct {
 	backoff        *backoff.ExponentialBackOff
 	attempts       int            // failed attempts since the last good one
 	failure        *store.Failure // the newest, recorded or not
+	exits          *backoff.ExponentialBackOff
+	ended          int       // times that the container ended by itself, soon after its start
+	fallbackAt     time.Time // not before this is the last good spec started again
 	stuck          map[string]time.Time
 	fallbackFailed int64
 	prepared       map[string]store.Spec // by standby: the spec it was prepared from
@@ -178,6 +181,7 @@ func (a *actor) pass(ctx context.Context) (again bool, at time.Time, err error) 
 		failure:        a.local.failure,
 		stuck:          a.local.stuck,
 		fallbackFailed: a.local.fallbackFailed,
+		fallbackAt:     a.local.fallbackAt,
 		maxWait:        a.sup.cfg.Backoff.Max * 2, // jitter included
 		now:            now,
 	})
@@ -197,11 +201,14 @@ func (a *actor) reset(ctx context.Context, ws *store.Workspace) {
 	a.local = actorState{
 		uid:      ws.UID,
 		backoff:  a.sup.cfg.Backoff.policy(),
+		exits:    a.sup.cfg.Backoff.policy(),
 		failure:  ws.Status.Failure,
 		stuck:    make(map[string]time.Time),
 		prepared: make(map[string]store.Spec),
 	}
-	if f := ws.Status.Failure; f != nil {
+	if f := ws.Status.Failure; f != nil && f.Reason == string(reasonExited) {
+		a.local.ended = f.Attempt
+	} else if f != nil {
 		a.local.attempts = f.Attempt
 	}
 }
@@ -213,7 +220,9 @@ func (a *actor) trouble(ctx context.Context, err error) time.Time {
 	}
 	a.log.ErrorContext(ctx, "can't work on the workspace", "error", err)
 	ws, readErr := a.sup.cfg.Store.Workspace(a.id)
-	if readErr != nil || !ws.Pending() {
+	f := a.local.failure
+	held := f != nil && f.Generation == ws.Generation && f.NextAttempt.IsZero()
+	if readErr != nil || !ws.Pending() || held {
 		a.local.attempts++
 		return a.sup.now().Add(a.local.backoff.NextBackOff())
 	}

@@ -60,6 +60,9 @@ type view struct {
 	stuck map[string]time.Time
 	// fallbackFailed is the generation for which the fallback failed too.
 	fallbackFailed int64
+	// fallbackAt is when the last good spec may be started again after it ended by
+	// itself.
+	fallbackAt time.Time
 	// maxWait is the longest wait that a failure can ask for: one that lies
 	// further ahead was written by a clock that has since been set back.
 	maxWait time.Duration
@@ -107,27 +110,27 @@ func decide(v view) step {
 	if len(remnants) > 0 {
 		return step{action: actRemove, instance: remnants[0]}
 	}
-	onRecord := v.ws.Status.Running
-	if len(exited) > 0 {
-		in := exited[0]
-		if onRecord != nil && in.ID == onRecord.InstanceID {
-			return step{action: actRecordExit, instance: in}
-		}
-		return step{action: actRemove, instance: in}
-	}
 	if len(running) > 1 {
 		if v.isStuck(running[0].ID) {
 			return step{action: actWait, at: v.retry()}
 		}
 		return step{action: actStop, instance: running[0]}
 	}
+	onRecord := v.ws.Status.Running
 	var current runtime.Instance
 	if len(running) == 1 {
 		current = running[0]
 		if onRecord == nil || onRecord.InstanceID != current.ID {
 			return step{action: actAdopt, instance: current}
 		}
-	} else if onRecord != nil {
+	}
+	for _, in := range exited {
+		if onRecord != nil && in.ID == onRecord.InstanceID {
+			return step{action: actRecordExit, instance: in}
+		}
+		return step{action: actRemove, instance: in}
+	}
+	if current.ID == "" && onRecord != nil {
 		return step{action: actRecordExit}
 	}
 
@@ -186,11 +189,12 @@ func decideCycle(v view, standbys []runtime.Instance, current runtime.Instance) 
 				return step{action: actRemove, instance: standbys[0]}
 			}
 			if current.ID == "" && canFallBack(v) {
-				return step{action: actFallback}
+				if !v.now.Before(v.fallbackAt) || v.fallbackAt.Sub(v.now) > v.maxWait {
+					return step{action: actFallback}
+				}
+				at = earlier(at, v.fallbackAt)
 			}
-			if retry := v.retry(); held || (!retry.IsZero() && retry.Before(at)) {
-				at = retry
-			}
+			at = earlier(at, v.retry())
 			if at.IsZero() {
 				return step{action: actIdle}
 			}
@@ -203,6 +207,14 @@ func decideCycle(v view, standbys []runtime.Instance, current runtime.Instance) 
 		return step{action: actSwitch, instance: standbys[0], old: current}
 	}
 	return step{action: actPrepare}
+}
+
+// earlier returns the earlier of two times; a zero one is none.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || (!b.IsZero() && b.Before(a)) {
+		return b
+	}
+	return a
 }
 
 // canFallBack reports whether there is an older spec that ran and is worth a

@@ -129,7 +129,8 @@ func (a *actor) begin(ctx, passCtx context.Context, ws *store.Workspace) error {
 
 // prepare makes a standby of the spec.
 func (a *actor) prepare(ctx context.Context, ws *store.Workspace, spec *store.Spec, generation int64) (runtime.Instance, error) {
-	if _, _, err := a.read(ws, spec, generation); err != nil {
+	launch, _, err := a.read(ws, spec, generation)
+	if err != nil {
 		return runtime.Instance{}, err
 	}
 	// A pull may take its time: it holds no slot.
@@ -145,7 +146,7 @@ func (a *actor) prepare(ctx context.Context, ws *store.Workspace, spec *store.Sp
 	defer release()
 	prepCtx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.Prepare)
 	defer cancel()
-	in, err := a.sup.cfg.Runtime.Prepare(prepCtx, runtimeSpec(ws, spec, generation))
+	in, err := a.sup.cfg.Runtime.Prepare(prepCtx, runtimeSpec(ws, spec, generation, &launch))
 	if err != nil {
 		return runtime.Instance{}, err
 	}

@@ -25,7 +25,7 @@ const (
 const (
 	maxExecBytes   = 2<<20 - 64<<10
 	maxExecString  = 128<<10 - 1
-	execStringCost = 9 // the terminating NUL and a pointer
+	execStringCost = 9 // the terminating NUL and a pointer; runtime.Spec.LaunchBytes counts so
 )
 
 // plainEnv is the part of the environment that is known before the switch.
@@ -85,8 +85,13 @@ func checkExecSize(lists ...[]string) error {
 	return nil
 }
 
-// runtimeSpec is what a container of the workspace is prepared from.
-func runtimeSpec(w *store.Workspace, spec *store.Spec, generation int64) runtime.Spec {
+// runtimeSpec is what a container of the workspace is prepared from, and what
+// would be its launch now.
+func runtimeSpec(w *store.Workspace, spec *store.Spec, generation int64, launch *runtime.Launch) runtime.Spec {
+	size := 0
+	for _, s := range launch.Env {
+		size += len(s) + execStringCost
+	}
 	mounts := make([]runtime.Mount, 0, len(spec.Volumes))
 	for _, v := range spec.Volumes {
 		mounts = append(mounts, runtime.Mount{Path: v.MountPath, HostPath: v.HostPath, Volume: v.Name, ReadOnly: v.ReadOnly})
@@ -99,6 +104,7 @@ func runtimeSpec(w *store.Workspace, spec *store.Spec, generation int64) runtime
 		Command:      spec.Command,
 		Args:         spec.Args,
 		Env:          plainEnv(spec),
+		LaunchBytes:  size,
 		WorkingDir:   spec.WorkingDir,
 		User:         spec.User,
 		Resources: runtime.Resources{

@@ -50,38 +50,55 @@ func (a *actor) recordStart(ctx context.Context, ws *store.Workspace, in runtime
 		return err
 	}
 	if f := a.local.failure; f != nil && f.Generation <= in.Generation {
-		if f.Reason != string(reasonExited) {
-			a.calm()
-		}
+		a.calm()
 		a.local.failure = nil
 	}
 	clear(a.local.prepared)
 	return nil
 }
 
-// recordExit records that the container on record has ended by itself. It is
-// started again after a wait that grows, unless it ran well for a while.
+// recordExit records that the container on record is gone. One that ended by
+// itself is started again after a wait that grows, unless it ran well for a
+// while. What it says nothing about is the newest generation, where that is
+// another one: neither its failure nor its next attempt change.
 func (a *actor) recordExit(ctx context.Context, ws *store.Workspace, in runtime.Instance) error {
 	a.watchExit(ctx, "")
+	if in.Stopped { // by this actor, and then the daemon died
+		return a.record(ctx, ws, func(_ store.Workspace, st *store.Status) { st.Running = nil })
+	}
 	now := a.sup.now()
 	exit := runtime.Exit{Time: now}
 	if in.Exit != nil {
 		exit = *in.Exit
 	}
 	if now.Sub(ws.Status.Running.StartTime) >= a.sup.cfg.Backoff.Reset {
-		a.calm()
+		a.local.exits.Reset()
+		a.local.ended = 0
 	}
+	a.local.ended++
+	next := now.Add(a.local.exits.NextBackOff())
 	a.log.WarnContext(ctx, "container ended by itself", "instance", ws.Status.Running.InstanceID,
-		"code", exit.Code, "known", exit.Known, "signal", exit.Signal, "oom", exit.OOMKilled)
-	failure := a.newFailure(ws, &runtime.Error{Reason: reasonExited, Message: exitMessage(exit)}, false)
-	err := a.record(ctx, ws, func(w store.Workspace, st *store.Status) {
+		"code", exit.Code, "known", exit.Known, "signal", exit.Signal, "oom", exit.OOMKilled, "times", a.local.ended)
+	failure := a.local.failure
+	if ws.Pending() {
+		a.local.fallbackAt = next
+	} else {
+		failure = &store.Failure{
+			Generation:  ws.Generation,
+			Reason:      string(reasonExited),
+			Message:     exitMessage(exit),
+			Attempt:     a.local.ended,
+			Time:        now,
+			NextAttempt: next,
+		}
+	}
+	a.local.failure = failure
+	return a.record(ctx, ws, func(_ store.Workspace, st *store.Status) {
 		st.Running = nil
 		st.StartingGeneration = 0
 		st.LastExit = &store.Exit{Code: exit.Code, Known: exit.Known, Signal: exit.Signal, OOMKilled: exit.OOMKilled, Time: exit.Time}
 		st.Failure = failure
 	})
-	a.local.failure = failure
-	return err
 }
 
 // settle clears what the status says of a cycle that is no longer there.

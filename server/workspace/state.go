@@ -34,7 +34,7 @@ func StateOf(w *store.Workspace) (state State, reconciling bool) {
 		return StateDegraded, true
 	case st.Running != nil:
 		return StateRunning, pending
-	case st.Failure != nil && !st.Failure.NextAttempt.IsZero() && st.StartingGeneration == 0:
+	case st.Failure != nil && st.StartingGeneration == 0:
 		return StateBackoff, true
 	default:
 		return StateProvisioning, true
