@@ -11,13 +11,15 @@ cd "$(dirname "$0")/.."
 export WORKSPACED_BIN_DIR=${WORKSPACED_BIN_DIR:-$PWD/bin}
 export PATH=$PWD/bin/tools:$PATH:/usr/sbin:/sbin
 
-# footprint lists what a test that escapes its sandbox would add to the host.
-# Others work on a developer's machine at the same time: only CI compares.
+# footprint lists what of ours a test that escapes its sandbox would leave on the
+# host: it looks only where workspaced, containerd and the sandbox write. Others
+# work on a developer's machine at the same time: only CI compares.
 footprint() {
 	{
-		cut -d' ' -f5 /proc/self/mountinfo
-		find /sys/fs/cgroup -type d
-		find / /etc /home /opt /root /run /srv /tmp /var/lib /var/log /var/tmp -maxdepth 1 -xdev
+		cut -d' ' -f5 /proc/self/mountinfo | grep -E '^/(run|tmp|var/lib)/'
+		find /sys/fs/cgroup -type d -path '*/workspaced*'
+		find /run /tmp /var/lib /var/log -maxdepth 1 -name '*workspaced*'
+		find /tmp -maxdepth 1 -name 'ws??????'
 		find /run/containerd /run/netns /run/runc /var/lib/containerd /var/lib/cni -maxdepth 2 -xdev
 	} 2>/dev/null | sort -u || true # not each of them is everywhere
 }

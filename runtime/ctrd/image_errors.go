@@ -14,6 +14,7 @@ import (
 
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
+	"google.golang.org/grpc/codes"
 
 	"github.com/workspaced/workspaced/runtime"
 )
@@ -21,7 +22,9 @@ import (
 // imageFailure says why an image could not be made present.
 func imageFailure(ctx context.Context, ref string, err error) error {
 	step := fmt.Sprintf("image %q", ref)
-	if ctx.Err() != nil {
+	// gRPC's clock may strike before the context's: what it says of a deadline or
+	// of containerd is no word of the registry's.
+	if c := code(err); ctx.Err() != nil || c == codes.DeadlineExceeded || c == codes.Canceled || c == codes.Unavailable {
 		return failure(ctx, "the pull of "+step, err)
 	}
 	if known := (*runtime.Error)(nil); errors.As(err, &known) {
