@@ -197,7 +197,7 @@ func badInputs() []badInput {
 		})), fields: []string{"workspace.spec.resources.cpu_millis", "workspace.spec.resources.memory_bytes", "workspace.spec.resources.pids"}, right: "6 MiB"},
 		{name: "CreateWorkspace/stop signal", call: create(withSpec(func(s *wsSpec) { s.StopSignal = "SIGWHAT" })), fields: []string{"workspace.spec.stop_signal"}, right: "SIGTERM"},
 		{name: "CreateWorkspace/grace", call: create(withSpec(func(s *wsSpec) { s.StopGracePeriod = durationpb.New(11 * time.Minute) })), fields: []string{"workspace.spec.stop_grace_period"}},
-		{name: "CreateWorkspace/model env", call: create(withSpec(func(s *wsSpec) { s.ModelEnv = []string{"WORKSPACE_MODEL", "1"} })), fields: []string{"workspace.spec.model_env[0]", "workspace.spec.model_env[1]"}},
+		{name: "CreateWorkspace/model env", call: create(withSpec(func(s *wsSpec) { s.ModelEnv = []string{"WORKSPACE_MODEL", "1", "PATH"} })), fields: []string{"workspace.spec.model_env[0]", "workspace.spec.model_env[1]", "workspace.spec.model_env[2]"}},
 		{name: "CreateWorkspace/model env twice", call: create(withSpec(func(s *wsSpec) { s.ModelEnv = []string{"A", "A"} })), fields: []string{"workspace.spec.model_env"}},
 		{name: "CreateWorkspace/mounts", call: create(withSpec(func(s *wsSpec) {
 			s.Volumes = []*workspacev1.Volume{
@@ -213,8 +213,8 @@ func badInputs() []badInput {
 		}, right: "differ"},
 		{name: "CreateWorkspace/volume name", call: create(withSpec(func(s *wsSpec) { s.Volumes = []*workspacev1.Volume{volume("/data", "../x")} })), fields: []string{"workspace.spec.volumes[0].volume_name"}},
 		{name: "CreateWorkspace/secrets", call: create(&createReq{Workspace: &ws{Spec: spec()}, Secrets: []*secret{
-			text("A", "x"), text("A", "y"), text("WORKSPACE_X", "x"), text("MODEL_PROVIDER", "x"), text("B-B", "x"), text("C", big), text("D", "a\x00"), {Key: "E"},
-		}}), fields: []string{"secrets[1].key", "secrets[2].key", "secrets[3].key", "secrets[4].key", "secrets[5].text", "secrets[6].text", "secrets[7].payload"}},
+			text("A", "x"), text("A", "y"), text("WORKSPACE_X", "x"), text("MODEL_PROVIDER", "x"), text("B-B", "x"), text("C", big), text("D", "a\x00"), {Key: "E"}, text("PATH", "/bin"),
+		}}), fields: []string{"secrets[1].key", "secrets[2].key", "secrets[3].key", "secrets[4].key", "secrets[5].text", "secrets[6].text", "secrets[7].payload", "secrets[8].key"}},
 		{name: "CreateWorkspace/quota", call: create(&createReq{Workspace: &ws{Spec: spec()}, Secrets: manySecrets(17)}), code: codes.ResourceExhausted, reason: "SECRETS_TOO_LARGE"},
 
 		{name: "ListWorkspaces/page size", call: list(&workspacev1.ListWorkspacesRequest{PageSize: -1}), fields: []string{"page_size"}},
@@ -252,6 +252,7 @@ func badInputs() []badInput {
 		}, fields: []string{"model"}, right: "1024"},
 
 		{name: "SetSecret/nothing", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A"}), fields: []string{"payload"}},
+		{name: "SetSecret/path", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/PATH", Payload: &workspacev1.SetSecretRequest_Text{Text: "/bin"}}), fields: []string{"name"}, right: "spec.env"},
 		{name: "SetSecret/reserved", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/WORKSPACE_A", Payload: &workspacev1.SetSecretRequest_Text{Text: "x"}}), fields: []string{"name"}, right: "WORKSPACE_"},
 		{name: "SetSecret/too large", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A", Payload: &workspacev1.SetSecretRequest_Text{Text: big}}), fields: []string{"text"}, right: "65536 bytes, not 65537"},
 		{name: "SetSecret/too large data", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A", Payload: &workspacev1.SetSecretRequest_Data{Data: []byte(big)}}), fields: []string{"data"}, right: "65536 bytes, not 65537"},

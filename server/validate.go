@@ -49,7 +49,7 @@ func validateRequest(req proto.Message) error {
 		}
 	case *workspacev1.SetSecretRequest:
 		if _, key, err := parseSecretName("", req.GetName()); err == nil {
-			checkKey(&vs, "name", key)
+			checkLateKey(&vs, "name", key)
 		}
 		checkValue(&vs, "", req)
 	case *workspacev1.BatchUpdateSecretsRequest:
@@ -84,7 +84,7 @@ func checkSpec(vs *violations, at string, spec *workspacev1.WorkspaceSpec) {
 	}
 	checkEnv(vs, at+".env", spec.GetEnv())
 	for i, key := range spec.GetModelEnv() {
-		checkKey(vs, fmt.Sprintf("%s.model_env[%d]", at, i), key)
+		checkLateKey(vs, fmt.Sprintf("%s.model_env[%d]", at, i), key)
 	}
 	checkVolumes(vs, at+".volumes", spec.GetVolumes())
 }
@@ -134,6 +134,17 @@ func checkKey(vs *violations, field, key string) {
 	}
 }
 
+// checkLateKey is checkKey for what is delivered when the old container has
+// ended: a PATH that comes so late could make a command unfindable that was
+// found before.
+func checkLateKey(vs *violations, field, key string) {
+	if key == "PATH" {
+		vs.add(field, "must not be PATH, by which the command is found: set it in spec.env")
+		return
+	}
+	checkKey(vs, field, key)
+}
+
 // checkSecretValues checks a batch: each key at most once, in whichever list.
 func checkSecretValues(vs *violations, secrets []*workspacev1.SecretValue, deleteKeys []string) {
 	first := make(map[string]string)
@@ -146,7 +157,7 @@ func checkSecretValues(vs *violations, secrets []*workspacev1.SecretValue, delet
 	}
 	for i, secret := range secrets {
 		at := fmt.Sprintf("secrets[%d]", i)
-		checkKey(vs, at+".key", secret.GetKey())
+		checkLateKey(vs, at+".key", secret.GetKey())
 		checkValue(vs, at+".", secret)
 		once(at+".key", secret.GetKey())
 	}

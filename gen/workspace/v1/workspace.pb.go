@@ -37,8 +37,7 @@ const (
 	WorkspaceState_WORKSPACE_STATE_RUNNING WorkspaceState = 2
 	// An older generation runs, the newer one can't: see `last_error`.
 	WorkspaceState_WORKSPACE_STATE_DEGRADED WorkspaceState = 3
-	// Nothing runs; the next attempt has a time, see `last_error` and
-	// `last_exit`.
+	// Nothing runs, and the next attempt waits; see `last_error` and `last_exit`.
 	WorkspaceState_WORKSPACE_STATE_BACKOFF WorkspaceState = 4
 	// Parked by StopWorkspace, and nothing runs.
 	WorkspaceState_WORKSPACE_STATE_STOPPED WorkspaceState = 5
@@ -559,7 +558,8 @@ type WorkspaceSpec struct {
 	// How long the container has between that signal and SIGKILL, 0 to 10
 	// minutes; 10 seconds when unset. Changing it restarts nothing.
 	StopGracePeriod *durationpb.Duration `protobuf:"bytes,11,opt,name=stop_grace_period,json=stopGracePeriod,proto3" json:"stop_grace_period,omitempty"`
-	// The variables that carry the model; `MODEL_PROVIDER` when empty.
+	// The variables that carry the model; `MODEL_PROVIDER` when empty. Neither
+	// `WORKSPACE_*` nor `PATH`.
 	ModelEnv      []string `protobuf:"bytes,12,rep,name=model_env,json=modelEnv,proto3" json:"model_env,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -931,7 +931,7 @@ func (x *LastExit) GetCodeKnown() bool {
 	return false
 }
 
-// Why a cycle failed.
+// Why a cycle failed, or why a container has to be started again.
 type LastError struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Machine-readable reason, like `IMAGE_PULL_FAILED`, `COMMAND_NOT_FOUND` or
@@ -939,7 +939,7 @@ type LastError struct {
 	Reason string `protobuf:"bytes,1,opt,name=reason,proto3" json:"reason,omitempty"`
 	// For people: names the cause, never a secret value.
 	Message string `protobuf:"bytes,2,opt,name=message,proto3" json:"message,omitempty"`
-	// Failed cycles in a row.
+	// Failed cycles in a row; for `CONTAINER_EXITED`, ends in a row.
 	Attempt int32 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// When the next one begins. Unset when only a change can help: the command
 	// could not be executed although everything was in place.
@@ -1028,7 +1028,8 @@ func (x *LastError) GetFailTime() *timestamppb.Timestamp {
 type Secret struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `workspaces/{workspace}/secrets/{key}` or `secrets/{key}`. The key matches
-	// `[A-Za-z_][A-Za-z0-9_]{0,127}`.
+	// `[A-Za-z_][A-Za-z0-9_]{0,127}`, and is neither `WORKSPACE_*`, which the daemon
+	// sets, nor `PATH`, which belongs in the spec's env.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
 	// The key: the variable that the container sees.
 	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`

@@ -164,7 +164,8 @@ func (x *CreateWorkspaceRequest) GetValidateOnly() bool {
 // A key and its value, on the way in only.
 type SecretValue struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The key, `[A-Za-z_][A-Za-z0-9_]{0,127}`; not `WORKSPACE_*`.
+	// The key, `[A-Za-z_][A-Za-z0-9_]{0,127}`; not `WORKSPACE_*`, which the daemon
+	// sets, nor `PATH`, which belongs in the spec's env.
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
 	// The value, at most 64 KiB; no NUL, since an environment can't carry one.
 	//
