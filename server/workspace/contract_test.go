@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -581,6 +582,54 @@ func TestDrainWaitsForTheCycleInFlight(t *testing.T) {
 			synctest.Wait()
 			w.wantSettled(t, "a")
 		})
+	})
+}
+
+// Whatever wants something of a workspace at the same time, one hand does it.
+func TestContract09_OneEntryPoint(t *testing.T) {
+	ctx := context.Background()
+	inWorld(t, func(t *testing.T, w *world) {
+		var mu sync.Mutex
+		hands := make(map[string]int)
+		count := func(by int) runtimetest.Hook {
+			return func(_ context.Context, c runtimetest.Call) error {
+				switch c.Method {
+				case runtimetest.Prepare, runtimetest.Start, runtimetest.Stop, runtimetest.Remove, runtimetest.RemoveWorkspace:
+					mu.Lock()
+					defer mu.Unlock()
+					if hands[c.WorkspaceID] += by; hands[c.WorkspaceID] > 1 {
+						t.Errorf("%s while another call has the workspace", c.Method)
+					}
+				}
+				return nil
+			}
+		}
+		w.fake.OnCall(count(1))
+		w.fake.AfterCall(count(-1))
+		w.running(t, "a")
+		var callers sync.WaitGroup
+		for i := range 20 {
+			callers.Go(func() {
+				_, _ = w.set("a", "K", fmt.Sprint(i))
+				_, _ = w.store.RestartWorkspace(ctx, "a", store.Options{})
+				if in, ok := w.fake.Running("a"); ok && i%3 == 0 {
+					w.fake.Exit(in.ID, runtime.Exit{Known: true})
+				}
+				if i%5 == 0 {
+					_, _ = w.store.StopWorkspace(ctx, "a", store.Options{})
+					_, _ = w.store.StartWorkspace(ctx, "a", store.Options{})
+				}
+				_, _ = w.edit("a", func(e *store.Editable) { e.Spec.Image = fmt.Sprint("image", i) })
+			})
+		}
+		callers.Wait()
+		pass(10 * time.Minute)
+		w.wantSettled(t, "a")
+		must(w.store.DeleteWorkspace(ctx, "a", false, store.Options{}))(t)
+		synctest.Wait()
+		if in := w.fake.Instances(); len(in) > 0 {
+			t.Errorf("left over: %v", in)
+		}
 	})
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/workspaced/workspaced/runtime/runtimetest"
 	"github.com/workspaced/workspaced/server/workspace"
 	"github.com/workspaced/workspaced/store"
+	"github.com/workspaced/workspaced/store/seal"
 )
 
 // op is one thing that happens in a scenario. It is drawn before the scenario
@@ -44,7 +45,8 @@ var (
 		return op{
 			kind: rapid.SampledFrom([]string{
 				"set", "set", "set", "unset", "global", "model", "image", "env", "restart", "stop", "start", "delete", "create",
-				"fail", "failafter", "panic", "hold", "holdafter", "release", "exit", "crash", "shutdown", "wait", "wait", "settle",
+				"gone", "fail", "failafter", "panic", "hold", "holdafter", "release", "exit", "crash", "shutdown", "wait", "wait",
+				"neighbour", "settle", "burst",
 			}).Draw(t, "kind"),
 			id:     rapid.SampledFrom([]string{"a", "b"}).Draw(t, "id"),
 			key:    rapid.SampledFrom([]string{"K1", "K2", "K3"}).Draw(t, "key"),
@@ -57,10 +59,18 @@ var (
 )
 
 // TestProperty runs random interleavings of changes, kicks, failures, stops,
-// deletions, panics and crashes. Promises 1-4, 7, 9-12 and 14 hold in each: at
-// any time what runs is of a generation that was asked for (the Fake watches for
-// two containers at once and two hands on one), and once faults have ended and
-// time has passed every workspace has exactly what its record says.
+// deletions, panics and crashes, with promises 1-4, 7, 9-12 and 14 in each:
+//
+//   - the Fake watches for two containers at once and two hands on one (9), and
+//     for starts of what was parked or removed (11, 12);
+//   - each answer has the next generation if something differed, and none if not
+//     (10);
+//   - a neighbour without faults has its change at once, whatever the others hang
+//     in (3);
+//   - once the faults have ended every workspace has exactly what its record
+//     says, with the newest values (1, 4, 7, 11, 12), after no more starts than it
+//     needs, and a burst then takes at most two cycles (2);
+//   - callers who go away change none of that (14).
 func TestProperty(t *testing.T) {
 	dir := t.TempDir()
 	n := 0
@@ -168,6 +178,21 @@ func (s *scene) step(o op) error {
 		_, err = s.store.StopWorkspace(ctx, o.id, store.Options{})
 	case "delete":
 		_, err = s.store.DeleteWorkspace(ctx, o.id, o.times == 1, store.Options{})
+	case "gone": // the caller goes away at some moment of the call
+		ctx, cancel := context.WithCancel(ctx)
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_, _ = s.store.UpdateSecrets(ctx, store.Scope{WorkspaceID: o.id}, store.SecretsUpdate{
+				Set: []store.SecretValue{{Key: o.key, Value: seal.New([]byte(o.value))}},
+			}, store.Options{})
+		}()
+		cancel()
+		<-done
+	case "neighbour":
+		return s.neighbour(o.value)
+	case "burst":
+		return s.burst(o.id)
 	case "fail":
 		s.heal = append(s.heal, s.fake.Fail(o.method, o.id, errors.New("injected"), o.times))
 	case "failafter":
@@ -176,7 +201,7 @@ func (s *scene) step(o op) error {
 		n := 0
 		s.heal = append(s.heal, s.fake.OnCall(func(_ context.Context, c runtimetest.Call) error {
 			ofAll := c.Method == runtimetest.List && c.WorkspaceUID == "" // at boot: no actor's
-			if c.Method == o.method && !ofAll && n < o.times {
+			if c.Method == o.method && !ofAll && c.WorkspaceID == o.id && n < o.times {
 				n++
 				panic("injected")
 			}
@@ -230,7 +255,12 @@ func (s *scene) settle() error {
 		heal()
 	}
 	s.heal = nil
+	starts := len(s.fake.Launches(""))
 	pass(20 * time.Minute)
+	// Each workspace starts what it misses, and perhaps falls back; not more.
+	if n := len(s.fake.Launches("")) - starts; n > 3*3 {
+		return fmt.Errorf("%d starts after the faults had ended", n)
+	}
 	ws, _, err := s.store.ListWorkspaces("", 0, nil)
 	if err != nil {
 		return err
@@ -262,4 +292,55 @@ func (s *scene) settle() error {
 		return fmt.Errorf("violations: %v", v)
 	}
 	return nil
+}
+
+// neighbour changes a workspace that no fault concerns.
+func (s *scene) neighbour(value string) error {
+	const id = "neighbour"
+	if _, err := s.create(id); err != nil && !errors.Is(err, store.ErrExists) {
+		return err
+	}
+	if _, err := s.set(id, "K", value); err != nil {
+		return err
+	}
+	pass(11 * time.Second) // two hung workspaces have slots lent for 5 s each
+	if err := s.settled(id); err != nil {
+		return fmt.Errorf("held up by another: %w", err)
+	}
+	return nil
+}
+
+// burst asks for many restarts at once of a workspace that has come to rest.
+func (s *scene) burst(id string) error {
+	if err := s.settle(); err != nil {
+		return err
+	}
+	w, err := s.store.Workspace(id)
+	if err != nil || w.Parked || w.Spec.Image == "bad" {
+		return nil
+	}
+	before := s.sup.Cycles()
+	for range 10 {
+		if _, err := s.store.RestartWorkspace(context.Background(), id, store.Options{}); err != nil {
+			return err
+		}
+	}
+	synctest.Wait()
+	if n := s.sup.Cycles() - before; n < 1 || n > 10 {
+		return fmt.Errorf("%d cycles for 10 requests", n)
+	}
+	gate := s.fake.Hold(runtimetest.Start, id)
+	before = s.sup.Cycles()
+	for range 10 {
+		if _, err := s.store.RestartWorkspace(context.Background(), id, store.Options{}); err != nil {
+			return err
+		}
+		synctest.Wait() // the first one's cycle is held now
+	}
+	gate.Release()
+	synctest.Wait()
+	if n := s.sup.Cycles() - before; n != 2 {
+		return fmt.Errorf("%d cycles for a request and 9 more during its cycle, want 2", n)
+	}
+	return s.settled(id)
 }
