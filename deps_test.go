@@ -5,7 +5,10 @@ import (
 	"encoding/json"
 	"errors"
 	"io"
+	"os"
 	"os/exec"
+	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -241,4 +244,33 @@ func list(t *testing.T) map[string]goPackage {
 		t.Fatalf("%v does not list gen/workspace/v1", cmd)
 	}
 	return packages
+}
+
+// TestEveryPromiseHasATest holds the table of guarantees in docs/architecture.md:
+// each promise of the contract, and each package that is said to test it.
+func TestEveryPromiseHasATest(t *testing.T) {
+	doc, err := os.ReadFile("docs/architecture.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	rows := regexp.MustCompile(`(?m)^\| (\d\d) \| .* \| (.*) \|$`).FindAllStringSubmatch(string(doc), -1)
+	if len(rows) != 23 {
+		t.Errorf("the table has %d promises, want 23", len(rows))
+	}
+	for _, row := range rows {
+		for _, dir := range strings.Split(row[2], ", ") {
+			dir = strings.Trim(dir, "`")
+			files, err := filepath.Glob(filepath.Join(dir, "*_test.go"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			found := slices.ContainsFunc(files, func(file string) bool {
+				source, err := os.ReadFile(file)
+				return err == nil && strings.Contains(string(source), "func TestContract"+row[1]+"_")
+			})
+			if !found {
+				t.Errorf("promise %s: %s has no TestContract%s_", row[1], dir, row[1])
+			}
+		}
+	}
 }
