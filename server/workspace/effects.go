@@ -212,7 +212,7 @@ func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standb
 		return a.failed(ctx, passCtx, ws, err, true)
 	}
 	a.log.InfoContext(ctx, "container started", "instance", in.ID, "generation", launch.Generation,
-		"replaced", old.ID, "switch", a.sup.now().Sub(begun))
+		"replaced", old.ID, "switch", a.sup.now().Sub(begun), "pending_for", pendingFor(ws, a.sup.now()))
 	return a.recordStart(ctx, ws, in, spec)
 }
 
@@ -262,6 +262,14 @@ func (a *actor) finishDeletion(ctx, passCtx context.Context, ws *store.Workspace
 	}
 	a.log.InfoContext(ctx, "workspace deleted", "uid", ws.UID)
 	return true, time.Time{}, nil
+}
+
+// pendingFor is how long the oldest change that waited has waited.
+func pendingFor(ws *store.Workspace, now time.Time) time.Duration {
+	if ws.PendingSince.IsZero() {
+		return 0
+	}
+	return now.Sub(ws.PendingSince)
 }
 
 // specOf returns the spec that an instance was prepared from, or nil when that
