@@ -14,8 +14,9 @@
 //
 //	StateDir/instances/         a tmpfs, 0700
 //	  .init-<hash>              workspace-init, bind-mounted into every container
-//	  <instance id>/record.json what the instance was started with
-//	  <instance id>/io/{go,result}  the FIFOs, bind-mounted as /run/workspaced
+//	  <workspace uid>/<instance id>/
+//	    record.json             what the instance was started with
+//	    io/{go,result}          the FIFOs, bind-mounted as /run/workspaced
 //	StateDir/runc/              the OCI runtime's own state
 //	DataDir/volumes/<workspace id>/<name>/
 //	DataDir/logs/<workspace id>.log
@@ -111,6 +112,7 @@ type Driver struct {
 
 	mu       sync.Mutex
 	standbys map[string]*standby // by instance id; this process holds their FIFOs
+	owners   map[string]string   // the workspace's uid by instance id, as far as it was asked for
 	closed   bool
 }
 

@@ -465,7 +465,7 @@ func TestInstanceWithoutRecord(t *testing.T) {
 		in := b.run(spec())
 		standby := b.prepare(spec())
 		for _, id := range []string{in.ID, standby.ID} {
-			if err := os.Remove(filepath.Join(b.e.StateDir, "instances", id, "record.json")); err != nil {
+			if err := os.Remove(filepath.Join(b.e.StateDir, "instances", "uid-w", id, "record.json")); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -478,6 +478,61 @@ func TestInstanceWithoutRecord(t *testing.T) {
 		}
 		if err := b.d.Stop(b.ctx(), in.ID, syscall.SIGTERM, time.Second); err != nil || !ctrdtest.Ended(in.PID) {
 			t.Errorf("Stop: %v", err)
+		}
+		b.nothingLeft()
+	})
+}
+
+// A damaged record is its workspace's trouble, and no other's.
+func TestDamagedRecord(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		other := spec()
+		other.WorkspaceID, other.WorkspaceUID = "other", "uid-other"
+		healthy := b.run(other)
+		damage := map[string]func(path string) error{
+			"not JSON":  func(path string) error { return os.WriteFile(path, []byte("{"), 0o600) },
+			"empty":     func(path string) error { return os.WriteFile(path, nil, 0o600) },
+			"another's": func(path string) error { return os.WriteFile(path, []byte("{}"), 0o600) },
+			"a directory": func(path string) error {
+				return errors.Join(os.Remove(path), os.Mkdir(path, 0o700))
+			},
+		}
+		for name, damage := range damage {
+			in := b.run(spec("handled"))
+			if err := damage(filepath.Join(b.e.StateDir, "instances", "uid-w", in.ID, "record.json")); err != nil {
+				t.Fatal(err)
+			}
+			if list, err := b.d.List(b.ctx(), "uid-other"); err != nil || len(list) != 1 || list[0].ID != healthy.ID || list[0].Phase != runtime.PhaseRunning {
+				t.Errorf("%s: List of another workspace = %+v, %v", name, list, err)
+			}
+			all := b.list()
+			if got := all[healthy.ID]; got.Phase != runtime.PhaseRunning || got.Generation != 1 {
+				t.Errorf("%s: the other workspace's: %+v", name, got)
+			}
+			// Unknown is not dead.
+			if got := all[in.ID]; got.Phase != runtime.PhaseRunning || got.PID != in.PID || got.Generation != 0 || got.WorkspaceUID != "uid-w" {
+				t.Errorf("%s: the damaged one: %+v", name, got)
+			}
+			b.wantGone(in)
+			b.wait(in.ID)
+			if err := b.d.Remove(b.ctx(), in.ID); err != nil {
+				t.Errorf("%s: Remove: %v", name, err)
+			}
+		}
+		// A directory of which containerd knows nothing: whoever made it died then.
+		const id = "w-0123456789ab"
+		if err := os.MkdirAll(filepath.Join(b.e.StateDir, "instances", "uid-w", id, "io"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if list, err := b.d.List(b.ctx(), "uid-w"); err != nil || len(list) != 1 || list[0].ID != id || list[0].Phase != runtime.PhaseRemnant {
+			t.Errorf("List with a directory alone = %+v, %v", list, err)
+		}
+		if err := b.d.Remove(b.ctx(), healthy.ID); err != nil {
+			t.Error(err)
+		}
+		if err := b.d.RemoveWorkspace(b.ctx(), "other", "uid-other", false); err != nil {
+			t.Error(err)
 		}
 		b.nothingLeft()
 	})

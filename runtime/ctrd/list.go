@@ -23,15 +23,19 @@ const listConcurrency = 16
 // found is an instance that containerd knows, or that has a directory, or both.
 type found struct {
 	id        string
+	uid       string // the workspace's, of one that has a directory
 	container *containers.Container
 	record    *record
 }
 
 func (f *found) created() time.Time {
-	if f.record != nil {
+	switch {
+	case f.record != nil:
 		return f.record.CreateTime
+	case f.container != nil:
+		return f.container.CreatedAt
 	}
-	return f.container.CreatedAt
+	return time.Time{}
 }
 
 // List returns the instances; see server/workspace.Runtime. Any error of
@@ -49,7 +53,7 @@ func (d *Driver) list(ctx context.Context, uid string) ([]runtime.Instance, erro
 		filter += fmt.Sprintf(",labels.%q==%q", labelWorkspaceUID, uid)
 	}
 	// Directories first: one is made before its container, and removed after it.
-	ids, err := d.recordedIDs()
+	recorded, err := d.recorded(uid)
 	if err != nil {
 		return nil, err
 	}
@@ -61,17 +65,14 @@ func (d *Driver) list(ctx context.Context, uid string) ([]runtime.Instance, erro
 	for i := range list {
 		all[list[i].ID] = &found{id: list[i].ID, container: &list[i]}
 	}
-	for _, id := range ids {
-		rec, err := d.readRecord(id)
-		if err != nil {
+	for _, r := range recorded {
+		if r.record, err = d.readRecordOrNone(r.uid, r.id); err != nil {
 			return nil, err
 		}
-		switch f := all[id]; {
-		case f != nil:
-			f.record = rec
-		case rec != nil && (uid == "" || rec.WorkspaceUID == uid):
-			all[id] = &found{id: id, record: rec}
+		if f := all[r.id]; f != nil {
+			r.container = f.container
 		}
+		all[r.id] = r
 	}
 	sorted := make([]*found, 0, len(all))
 	for _, f := range all {
@@ -96,11 +97,36 @@ func (d *Driver) list(ctx context.Context, uid string) ([]runtime.Instance, erro
 	return instances, nil
 }
 
+// recorded returns the instances that have a directory: the workspace's, which
+// costs nothing for the others, or all when uid is empty.
+func (d *Driver) recorded(uid string) ([]*found, error) {
+	uids := []string{uid}
+	if uid == "" {
+		var err error
+		if uids, err = d.recordedUIDs(); err != nil {
+			return nil, err
+		}
+	} else if !workspaceUID.MatchString(uid) {
+		return nil, nil
+	}
+	var all []*found
+	for _, uid := range uids {
+		ids, err := d.recordedIDs(uid)
+		if err != nil {
+			return nil, err
+		}
+		for _, id := range ids {
+			all = append(all, &found{id: id, uid: uid})
+		}
+	}
+	return all, nil
+}
+
 // inspect finds the instance's phase. The process tells whether it lives, its
 // executable whether it is the command, and the record with what it was started.
 func (d *Driver) inspect(ctx context.Context, f *found) (runtime.Instance, error) {
 	if f.record == nil {
-		return d.inspectUnrecorded(ctx, f.container)
+		return d.inspectUnrecorded(ctx, f)
 	}
 	rec := f.record
 	if rec.PID == 0 {
@@ -180,9 +206,13 @@ func (d *Driver) livePhase(ctx context.Context, rec *record, p *process) (runtim
 	}
 }
 
-// inspectUnrecorded looks at a container that has no directory: the tmpfs is
-// gone, as after a reboot.
-func (d *Driver) inspectUnrecorded(ctx context.Context, c *containers.Container) (runtime.Instance, error) {
+// inspectUnrecorded looks at an instance that has no record: the tmpfs is gone,
+// as after a reboot, or the record is damaged, or was not written yet.
+func (d *Driver) inspectUnrecorded(ctx context.Context, f *found) (runtime.Instance, error) {
+	c := f.container
+	if c == nil {
+		return runtime.Instance{ID: f.id, WorkspaceUID: f.uid, Phase: runtime.PhaseRemnant}, nil
+	}
 	generation, _ := strconv.ParseInt(c.Labels[labelGeneration], 10, 64)
 	instance := runtime.Instance{
 		ID:                 c.ID,

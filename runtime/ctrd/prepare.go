@@ -38,6 +38,9 @@ func (d *Driver) Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instan
 	if !workspaceID.MatchString(spec.WorkspaceID) {
 		return runtime.Instance{}, &runtime.Error{Reason: runtime.ReasonRuntimeError, Message: fmt.Sprintf("%q is no workspace id", spec.WorkspaceID), Permanent: true}
 	}
+	if !workspaceUID.MatchString(spec.WorkspaceUID) {
+		return runtime.Instance{}, &runtime.Error{Reason: runtime.ReasonRuntimeError, Message: fmt.Sprintf("%q is no workspace uid", spec.WorkspaceUID), Permanent: true}
+	}
 	if d.ctx.Err() != nil {
 		return runtime.Instance{}, errClosed
 	}
@@ -83,7 +86,7 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (*
 	rec.ImageDigest = image.Target().Digest.String()
 
 	// From here on there is something to remove, and it can be found.
-	if err := os.MkdirAll(d.ioDir(rec.ID), 0o755); err != nil {
+	if err := d.makeInstanceDir(rec.WorkspaceUID, rec.ID); err != nil {
 		return nil, err
 	}
 	if err := d.writeRecord(rec); err != nil {
@@ -125,7 +128,7 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (*
 		return nil, err
 	}
 
-	s, err := newStandby(d.ioDir(rec.ID), user)
+	s, err := newStandby(d.ioDir(rec.WorkspaceUID, rec.ID), user)
 	if err != nil {
 		return nil, err
 	}

@@ -9,6 +9,8 @@ import (
 	"regexp"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/workspaced/workspaced/runtime"
 )
 
@@ -48,24 +50,111 @@ const recordFile = "record.json"
 // instanceID matches the ids that newID makes.
 var instanceID = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*-[0-9a-f]{12}$`)
 
-func (d *Driver) instanceDir(id string) string { return filepath.Join(d.instances, id) }
+// workspaceUID is what a workspace's uid looks like: it becomes a file name.
+var workspaceUID = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9_-]{0,99}$`)
+
+func (d *Driver) instanceDir(uid, id string) string { return filepath.Join(d.instances, uid, id) }
 
 // ioDir is what the container sees as handshake.Dir.
-func (d *Driver) ioDir(id string) string { return filepath.Join(d.instances, id, "io") }
+func (d *Driver) ioDir(uid, id string) string { return filepath.Join(d.instanceDir(uid, id), "io") }
 
-// readRecord returns the instance's record, nil if there is none.
-func (d *Driver) readRecord(id string) (*record, error) {
-	b, err := os.ReadFile(filepath.Join(d.instanceDir(id), recordFile))
-	if errors.Is(err, os.ErrNotExist) {
+// makeInstanceDir makes the instance's directory, which is empty but for ioDir.
+func (d *Driver) makeInstanceDir(uid, id string) error {
+	d.mu.Lock() // its workspace's directory must not go meanwhile
+	defer d.mu.Unlock()
+	if err := os.MkdirAll(d.ioDir(uid, id), 0o755); err != nil {
+		return err
+	}
+	d.remember(uid, id)
+	return nil
+}
+
+// removeInstanceDir removes it, and the workspace's with the last one.
+func (d *Driver) removeInstanceDir(uid, id string) error {
+	if err := os.RemoveAll(d.instanceDir(uid, id)); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.owners, id)
+	err := unix.Rmdir(filepath.Join(d.instances, uid))
+	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOENT) {
+		return nil
+	}
+	return err
+}
+
+// remember keeps whose an instance is. d.mu is held.
+func (d *Driver) remember(uid, id string) {
+	if d.owners == nil {
+		d.owners = make(map[string]string)
+	}
+	d.owners[id] = uid
+}
+
+// owner returns the uid of the workspace below which the instance has its
+// directory, "" when it has none.
+func (d *Driver) owner(id string) (uid string, err error) {
+	d.mu.Lock()
+	uid = d.owners[id]
+	d.mu.Unlock()
+	if uid != "" {
+		return uid, nil
+	}
+	uids, err := d.recordedUIDs()
+	if err != nil {
+		return "", err
+	}
+	for _, uid := range uids {
+		_, err := os.Lstat(d.instanceDir(uid, id))
+		if errors.Is(err, os.ErrNotExist) {
+			continue
+		} else if err != nil {
+			return "", err
+		}
+		d.mu.Lock()
+		d.remember(uid, id)
+		d.mu.Unlock()
+		return uid, nil
+	}
+	return "", nil
+}
+
+// errDamaged: a record is there that says nothing. Nobody but us writes one, so
+// it was tampered with, or is another version's.
+var errDamaged = errors.New("damaged record")
+
+// readRecord returns the instance's record, nil if there is none. Where asking
+// again does not help the error is errDamaged.
+func (d *Driver) readRecord(uid, id string) (*record, error) {
+	b, err := os.ReadFile(filepath.Join(d.instanceDir(uid, id), recordFile))
+	switch {
+	case errors.Is(err, os.ErrNotExist):
 		return nil, nil
-	} else if err != nil {
-		return nil, err
+	case errors.Is(err, unix.EMFILE), errors.Is(err, unix.ENFILE), errors.Is(err, unix.ENOMEM):
+		return nil, err // of this process or machine, not of the record
+	case err != nil:
+		return nil, fmt.Errorf("%w of instance %s: %w", errDamaged, id, err)
 	}
 	var r record
 	if err := json.Unmarshal(b, &r); err != nil {
-		return nil, fmt.Errorf("record of instance %s: %w", id, err)
+		return nil, fmt.Errorf("%w of instance %s: %w", errDamaged, id, err)
+	}
+	if r.ID != id || r.WorkspaceUID != uid {
+		return nil, fmt.Errorf("%w of instance %s: it is of instance %q, workspace %q", errDamaged, id, r.ID, r.WorkspaceUID)
 	}
 	return &r, nil
+}
+
+// readRecordOrNone is readRecord where a damaged record is none: containerd and
+// /proc know the rest.
+func (d *Driver) readRecordOrNone(uid, id string) (*record, error) {
+	rec, err := d.readRecord(uid, id)
+	if errors.Is(err, errDamaged) {
+		d.log.Warn("instance record not read", "instance", id, "error", err)
+		return nil, nil
+	}
+	return rec, err
 }
 
 // writeRecord replaces the record at once. It needs no fsync: a crash of the
@@ -75,24 +164,35 @@ func (d *Driver) writeRecord(r *record) error {
 	if err != nil {
 		return err
 	}
-	path := filepath.Join(d.instanceDir(r.ID), recordFile)
+	path := filepath.Join(d.instanceDir(r.WorkspaceUID, r.ID), recordFile)
 	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
 		return err
 	}
 	return os.Rename(path+".new", path)
 }
 
-// recordedIDs returns the ids of all instance directories.
-func (d *Driver) recordedIDs() ([]string, error) {
-	entries, err := os.ReadDir(d.instances)
+// recordedUIDs returns the uids of the workspaces that have a directory.
+func (d *Driver) recordedUIDs() ([]string, error) { return subdirectories(d.instances, workspaceUID) }
+
+// recordedIDs returns the ids of the workspace's instances that have a directory.
+func (d *Driver) recordedIDs(uid string) ([]string, error) {
+	ids, err := subdirectories(filepath.Join(d.instances, uid), instanceID)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, nil
+	}
+	return ids, err
+}
+
+func subdirectories(dir string, name *regexp.Regexp) ([]string, error) {
+	entries, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
 	}
-	ids := make([]string, 0, len(entries))
+	names := make([]string, 0, len(entries))
 	for _, e := range entries {
-		if e.IsDir() && instanceID.MatchString(e.Name()) {
-			ids = append(ids, e.Name())
+		if e.IsDir() && name.MatchString(e.Name()) {
+			names = append(names, e.Name())
 		}
 	}
-	return ids, nil
+	return names, nil
 }

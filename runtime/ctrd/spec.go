@@ -117,7 +117,7 @@ func (d *Driver) specOpts(spec runtime.Spec, id string, image ocispec.ImageConfi
 		oci.WithMounts(mounts),
 		// The FIFOs and init come last: nothing is mounted over them.
 		oci.WithMounts([]specs.Mount{
-			{Destination: handshake.Dir, Type: "bind", Source: d.ioDir(id), Options: []string{"bind", "ro", "nosuid", "nodev", "noexec"}},
+			{Destination: handshake.Dir, Type: "bind", Source: d.ioDir(spec.WorkspaceUID, id), Options: []string{"bind", "ro", "nosuid", "nodev", "noexec"}},
 			{Destination: handshake.InitPath, Type: "bind", Source: d.initPath, Options: []string{"bind", "ro", "nosuid", "nodev"}},
 		}),
 		// After everything that it looks at.

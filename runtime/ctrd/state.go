@@ -23,7 +23,18 @@ func (d *Driver) prepareState() error {
 	if err := mountTmpfs(d.instances); err != nil {
 		return fmt.Errorf("tmpfs at %s: %w", d.instances, err)
 	}
-	return d.installInit()
+	if err := d.installInit(); err != nil {
+		return err
+	}
+	// Those of workspaces whose last instance an earlier process was removing.
+	uids, err := d.recordedUIDs()
+	if err != nil {
+		return err
+	}
+	for _, uid := range uids {
+		_ = unix.Rmdir(filepath.Join(d.instances, uid)) // it is in use
+	}
+	return nil
 }
 
 // mountTmpfs mounts one unless there is one: instances of an earlier daemon

@@ -110,9 +110,15 @@ func (d *Driver) findRecord(ctx context.Context, id string) (*record, error) {
 	if !instanceID.MatchString(id) {
 		return nil, runtime.ErrNotFound
 	}
-	rec, err := d.readRecord(id)
-	if rec != nil || err != nil {
-		return rec, err
+	uid, err := d.owner(id)
+	if err != nil {
+		return nil, err
+	}
+	if uid != "" {
+		rec, err := d.readRecordOrNone(uid, id)
+		if rec != nil || err != nil {
+			return rec, err
+		}
 	}
 	return nil, d.exists(ctx, id)
 }
@@ -122,14 +128,20 @@ func (d *Driver) exists(ctx context.Context, id string) error {
 	if !instanceID.MatchString(id) {
 		return runtime.ErrNotFound
 	}
-	if _, err := os.Lstat(d.instanceDir(id)); err == nil {
-		return nil
-	} else if !errors.Is(err, os.ErrNotExist) {
+	uid, err := d.owner(id)
+	if err != nil {
 		return err
+	}
+	if uid != "" {
+		if _, err := os.Lstat(d.instanceDir(uid, id)); err == nil {
+			return nil
+		} else if !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
 	}
 	ctx, cancel := d.bound(ctx, listTimeout)
 	defer cancel()
-	_, err := d.client.ContainerService().Get(ctx, id)
+	_, err = d.client.ContainerService().Get(ctx, id)
 	if errdefs.IsNotFound(err) {
 		return runtime.ErrNotFound
 	}
@@ -216,6 +228,9 @@ func (d *Driver) exit(ctx context.Context, rec *record, p *process) runtime.Exit
 	if exit.Known {
 		exit.OOMKilled = exit.Code == 128+int(unix.SIGKILL) && d.oomKills(d.cgroupPath(rec.WorkspaceID, rec.ID)) > 0
 		rec.Exit = &exit
+		if rec.WorkspaceUID == "" {
+			return exit // it has no record
+		}
 		if err := d.writeRecord(rec); err != nil && !errors.Is(err, os.ErrNotExist) {
 			d.log.Warn("exit not recorded", "instance", rec.ID, "error", err)
 		}
@@ -235,10 +250,16 @@ func (d *Driver) Remove(ctx context.Context, id string) error {
 }
 
 func (d *Driver) remove(ctx context.Context, id string) error {
-	rec, err := d.readRecord(id)
+	uid, err := d.owner(id)
 	if err != nil {
+		return err
+	}
+	var rec *record
+	if uid != "" {
 		// A damaged record hides nothing that containerd does not know.
-		d.log.Warn("instance record not read", "instance", id, "error", err)
+		if rec, err = d.readRecordOrNone(uid, id); err != nil {
+			return err
+		}
 	}
 	if rec != nil && rec.PID != 0 {
 		p, err := openProcess(rec.PID, rec.PIDStart)
@@ -299,7 +320,10 @@ func (d *Driver) remove(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	return os.RemoveAll(d.instanceDir(id))
+	if uid == "" {
+		return nil
+	}
+	return d.removeInstanceDir(uid, id)
 }
 
 // killTask kills what containerd knows of the instance and waits for its end.

@@ -327,20 +327,20 @@ func TestStopProcess(t *testing.T) {
 
 func TestRecordIsReplacedAtOnce(t *testing.T) {
 	d := &Driver{instances: t.TempDir()}
-	want := &record{ID: "a-0123456789ab", WorkspaceID: "a", PID: 5, PIDStart: 6, Init: fileID{1, 2},
+	want := &record{ID: "a-0123456789ab", WorkspaceID: "a", WorkspaceUID: "uid-a", PID: 5, PIDStart: 6, Init: fileID{1, 2},
 		Launch: &launchRecord{Generation: 7, SecretVersions: map[string]int64{"KEY": 1}, StartTime: time.Now().UTC()},
 		Exit:   &runtime.Exit{Code: 3, Known: true, Time: time.Now().UTC()}}
-	if rec, err := d.readRecord(want.ID); rec != nil || err != nil {
+	if rec, err := d.readRecord(want.WorkspaceUID, want.ID); rec != nil || err != nil {
 		t.Errorf("no record: %v, %v", rec, err)
 	}
-	if err := os.Mkdir(d.instanceDir(want.ID), 0o700); err != nil {
+	if err := d.makeInstanceDir(want.WorkspaceUID, want.ID); err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
 		if err := d.writeRecord(want); err != nil {
 			t.Fatal(err)
 		}
-		got, err := d.readRecord(want.ID)
+		got, err := d.readRecord(want.WorkspaceUID, want.ID)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -348,13 +348,13 @@ func TestRecordIsReplacedAtOnce(t *testing.T) {
 			t.Error(diff)
 		}
 	}
-	if entries, _ := os.ReadDir(d.instanceDir(want.ID)); len(entries) != 1 {
+	if entries, _ := os.ReadDir(d.instanceDir(want.WorkspaceUID, want.ID)); len(entries) != 2 { // it and the FIFOs' directory
 		t.Errorf("%d files", len(entries))
 	}
-	if err := os.WriteFile(filepath.Join(d.instanceDir(want.ID), recordFile), []byte("{"), 0o600); err != nil {
+	if err := os.WriteFile(filepath.Join(d.instanceDir(want.WorkspaceUID, want.ID), recordFile), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if rec, err := d.readRecord(want.ID); err == nil {
+	if rec, err := d.readRecord(want.WorkspaceUID, want.ID); err == nil {
 		t.Errorf("a damaged record was read as %v", rec)
 	}
 }

@@ -66,15 +66,11 @@ func (d *Daemon) Take(ctx context.Context) (inv Inventory, err error) {
 		return inv, err
 	}
 	inv.FIFOs = len(fifos)
-	entries, err := os.ReadDir(filepath.Join(d.StateDir(), "instances"))
+	dirs, err := filepath.Glob(filepath.Join(d.StateDir(), "instances", "*", "*")) // workspace uid, instance id
 	if err != nil {
 		return inv, err
 	}
-	for _, e := range entries {
-		if e.IsDir() {
-			inv.InstanceDirs++
-		}
-	}
+	inv.InstanceDirs = len(dirs)
 	inv.Cgroups, err = cgroupsNamed(ids)
 	return inv, err
 }
