@@ -458,6 +458,65 @@ func TestOneStartOnly(t *testing.T) {
 	})
 }
 
+// A volume must not stay root's because the first container with it failed.
+func TestVolumeOfAFailedPrepareBelongsToTheUser(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		dir := filepath.Join(b.e.DataDir, "volumes", "w")
+		wantOwner := func(name string, uid uint32) {
+			t.Helper()
+			st, err := os.Stat(filepath.Join(dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if got := st.Sys().(*syscall.Stat_t).Uid; got != uid {
+				t.Errorf("volume %s belongs to %d, want %d", name, got, uid)
+			}
+		}
+		for _, name := range []string{"crashed", "used"} { // made, and then the daemon died
+			if err := os.MkdirAll(filepath.Join(dir, name), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := os.WriteFile(filepath.Join(dir, "used", "file"), []byte("root's"), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		good := spec()
+		good.User = ctrdtest.UserName
+		good.Mounts = []runtime.Mount{
+			{Path: "/data", Volume: "data"}, {Path: "/crashed", Volume: "crashed"}, {Path: "/used", Volume: "used"},
+		}
+		for name, edit := range map[string]func(*runtime.Spec){
+			"user":           func(s *runtime.Spec) { s.User = "nosuchuser" },
+			"a later mount":  func(s *runtime.Spec) { s.Mounts = append(s.Mounts, runtime.Mount{Path: "/host", HostPath: "/no/such"}) },
+			"root's command": func(s *runtime.Spec) { s.Command, s.User = []string{"nosuchcommand"}, "0" },
+		} {
+			bad := good
+			bad.Mounts = slices.Clone(good.Mounts)
+			edit(&bad)
+			if _, err := b.d.Prepare(b.ctx(), bad); err == nil {
+				t.Errorf("%s: Prepare succeeded", name)
+			}
+			if _, err := os.Stat(filepath.Join(dir, "data")); !errors.Is(err, fs.ErrNotExist) {
+				t.Errorf("%s: the new volume is left: %v", name, err)
+			}
+			wantOwner("crashed", 0) // still there: it was not this one's
+		}
+		b.run(good)
+		wantOwner("data", ctrdtest.UserID)
+		wantOwner("crashed", ctrdtest.UserID)
+		wantOwner("used", 0) // what holds something is somebody's
+		// One that an instance has stays, whatever fails beside it.
+		bad := good
+		bad.Command = []string{"nosuchcommand"}
+		if _, err := b.d.Prepare(b.ctx(), bad); err == nil {
+			t.Error("Prepare succeeded")
+		}
+		wantOwner("data", ctrdtest.UserID)
+		b.nothingLeft()
+	})
+}
+
 // The record is lost when somebody unmounts the tmpfs, or a reboot does.
 func TestInstanceWithoutRecord(t *testing.T) {
 	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {

@@ -71,7 +71,7 @@ func (d *Driver) Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instan
 	return runtime.Instance{}, err
 }
 
-func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (*standby, error) {
+func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_ *standby, err error) {
 	image, config, err := d.image(ctx, spec.Image)
 	if err != nil {
 		return nil, err
@@ -96,7 +96,12 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (*
 	if err != nil {
 		return nil, err
 	}
-	mounts, newVolumes, err := d.mounts(spec)
+	volumes, err := d.mounts(spec)
+	defer func() {
+		if err != nil {
+			volumes.unmake()
+		}
+	}()
 	if err != nil {
 		return nil, err
 	}
@@ -119,12 +124,12 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (*
 		client.WithSnapshotter(d.cfg.Snapshotter),
 		client.WithNewSnapshot(rec.ID, image),
 		client.WithRuntime(runtimeName, &options.Options{Root: d.runcRoot, BinaryName: d.cfg.RuntimeBinary}),
-		client.WithNewSpec(d.specOpts(spec, rec.ID, config, argv, mounts, &user)...),
+		client.WithNewSpec(d.specOpts(spec, rec.ID, config, argv, volumes.mounts, &user)...),
 	)
 	if err != nil {
 		return nil, err
 	}
-	if err := own(newVolumes, user); err != nil {
+	if err := own(volumes.unowned, user); err != nil {
 		return nil, err
 	}
 

@@ -383,7 +383,7 @@ func TestVolumesStayWhereTheyBelong(t *testing.T) {
 		{Path: "/data", HostPath: "relative"},
 		{Path: "/data", HostPath: filepath.Join(outside, "missing")},
 	} {
-		_, _, err := d.mounts(runtime.Spec{WorkspaceID: "w", Mounts: []runtime.Mount{m}})
+		_, err := d.mounts(runtime.Spec{WorkspaceID: "w", Mounts: []runtime.Mount{m}})
 		var e *runtime.Error
 		if !errors.As(err, &e) || e.Reason != runtime.ReasonVolume || e.Message == "" {
 			t.Errorf("%+v: %v, want %s", m, err, runtime.ReasonVolume)

@@ -1,15 +1,19 @@
 package ctrd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
+	"syscall"
 
 	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/runtime/ctrd/handshake"
@@ -25,69 +29,113 @@ func volumeFailure(err error, format string, args ...any) error {
 	return &runtime.Error{Reason: runtime.ReasonVolume, Message: fmt.Sprintf(format, args...), Err: err}
 }
 
-// mounts returns the mounts of the spec, and makes its volumes' directories.
-// The directories that it made are returned too: they get their owner when the
-// container's user is known.
-func (d *Driver) mounts(spec runtime.Spec) (mounts []specs.Mount, made []string, err error) {
+// mounted is what a spec mounts.
+type mounted struct {
+	mounts []specs.Mount
+	// unowned are volumes that get their owner when the container's user is known.
+	unowned []string
+	// made are those of them that were made just now.
+	made []string
+}
+
+// unmake removes the volumes that were made for a container that did not come
+// to be, so that the next one makes them anew.
+func (m *mounted) unmake() {
+	for _, dir := range m.made {
+		_ = unix.Rmdir(dir) // one that holds something stays
+	}
+}
+
+// mounts returns the mounts of the spec, outer ones before those within them,
+// and makes its volumes' directories. What it made is told beside an error too.
+func (d *Driver) mounts(spec runtime.Spec) (all mounted, err error) {
 	for _, m := range spec.Mounts {
 		target := filepath.Clean(m.Path)
 		switch {
 		case !filepath.IsAbs(m.Path) || target == "/":
-			return nil, nil, volumeFailure(nil, "mount path %q: want an absolute path below /", m.Path)
+			return all, volumeFailure(nil, "mount path %q: want an absolute path below /", m.Path)
 		case target == handshake.Dir || target == handshake.InitPath || strings.HasPrefix(target, handshake.Dir+"/"):
-			return nil, nil, volumeFailure(nil, "mount path %q belongs to workspaced", m.Path)
+			return all, volumeFailure(nil, "mount path %q belongs to workspaced", m.Path)
 		case (m.HostPath == "") == (m.Volume == ""):
-			return nil, nil, volumeFailure(nil, "mount %q: want either a host path or a volume", m.Path)
+			return all, volumeFailure(nil, "mount %q: want either a host path or a volume", m.Path)
 		}
 		source := filepath.Clean(m.HostPath)
 		if m.Volume != "" {
-			var isNew bool
-			if source, isNew, err = d.makeVolume(spec.WorkspaceID, m.Volume); err != nil {
-				return nil, nil, volumeFailure(err, "volume %q can't be made: %v", m.Volume, errors.Unwrap(err))
+			var state volumeState
+			if source, state, err = d.makeVolume(spec.WorkspaceID, m.Volume); err != nil {
+				return all, volumeFailure(err, "volume %q can't be made: %v", m.Volume, errors.Unwrap(err))
 			}
-			if isNew {
-				made = append(made, source)
+			if state != volumeInUse {
+				all.unowned = append(all.unowned, source)
+			}
+			if state == volumeMade {
+				all.made = append(all.made, source)
 			}
 		} else if !filepath.IsAbs(m.HostPath) {
-			return nil, nil, volumeFailure(nil, "host path %q is not absolute", m.HostPath)
+			return all, volumeFailure(nil, "host path %q is not absolute", m.HostPath)
 		} else if _, err := os.Stat(source); err != nil {
-			return nil, nil, volumeFailure(err, "host path %q: %v", m.HostPath, errors.Unwrap(err))
+			return all, volumeFailure(err, "host path %q: %v", m.HostPath, errors.Unwrap(err))
 		}
 		options := []string{"rbind", "rprivate", "rw"}
 		if m.ReadOnly {
 			options[2] = "ro"
 		}
-		mounts = append(mounts, specs.Mount{Destination: target, Type: "bind", Source: source, Options: options})
+		all.mounts = append(all.mounts, specs.Mount{Destination: target, Type: "bind", Source: source, Options: options})
 	}
-	return mounts, made, nil
+	slices.SortStableFunc(all.mounts, func(a, b specs.Mount) int {
+		return cmp.Compare(strings.Count(a.Destination, "/"), strings.Count(b.Destination, "/"))
+	})
+	return all, nil
 }
 
+// volumeState tells whose a volume's directory is.
+type volumeState int
+
+const (
+	volumeInUse volumeState = iota // somebody's
+	// volumeUnowned: there, but empty and root's, as it is when a daemon died before
+	// it gave it to its user.
+	volumeUnowned
+	volumeMade // just now
+)
+
 // makeVolume returns the directory of a named volume.
-func (d *Driver) makeVolume(workspace, name string) (dir string, isNew bool, err error) {
+func (d *Driver) makeVolume(workspace, name string) (dir string, state volumeState, err error) {
 	if !volumeName.MatchString(name) {
-		return "", false, &os.PathError{Op: "volume", Path: name, Err: errors.New("want lower case letters, digits, dots and dashes")}
+		return "", 0, &os.PathError{Op: "volume", Path: name, Err: errors.New("want lower case letters, digits, dots and dashes")}
 	}
 	parent := filepath.Join(d.volumes, workspace)
 	if err := os.MkdirAll(parent, 0o700); err != nil {
-		return "", false, err
+		return "", 0, err
 	}
 	dir = filepath.Join(parent, name)
 	err = os.Mkdir(dir, 0o755)
 	if err == nil {
-		return dir, true, nil
+		return dir, volumeMade, nil
 	} else if !errors.Is(err, os.ErrExist) {
-		return "", false, err
+		return "", 0, err
 	}
 	// No container can put a link here, only who is root on the host; but root's
 	// mistakes shall not become mounts.
 	st, err := os.Lstat(dir)
 	if err != nil {
-		return "", false, err
+		return "", 0, err
 	}
 	if !st.IsDir() {
-		return "", false, &os.PathError{Op: "volume", Path: dir, Err: errors.New("it is not a directory")}
+		return "", 0, &os.PathError{Op: "volume", Path: dir, Err: errors.New("it is not a directory")}
 	}
-	return dir, false, nil
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	if !ok || sys.Uid != 0 || sys.Gid != 0 {
+		return dir, volumeInUse, nil
+	}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return "", 0, err
+	}
+	if len(entries) > 0 {
+		return dir, volumeInUse, nil
+	}
+	return dir, volumeUnowned, nil
 }
 
 // own gives new volumes to the user that the container runs as.

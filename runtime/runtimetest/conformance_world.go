@@ -216,6 +216,29 @@ var workspaceProperties = []property{
 		}
 		s.wantNoFile(s.run(with("b", 1, false)), "/data/file")
 	}},
+	{"a mount within another is seen whatever their order", func(s *suite) {
+		s.need("WriteFile", s.w.WriteFile != nil && s.w.ReadFile != nil)
+		mounts := []runtime.Mount{
+			{Path: "/data/cache/deep", Volume: "deep"}, {Path: "/data/cache", Volume: "cache"}, {Path: "/data", Volume: "data"},
+		}
+		spec := s.spec("a", 1)
+		spec.Mounts = mounts
+		in := s.run(spec)
+		for _, m := range mounts {
+			s.write(in, m.Path+"/file", "of "+m.Volume)
+		}
+		// Each is in its own volume, as who mounts them elsewhere sees.
+		next := s.spec("a", 2)
+		next.Mounts = []runtime.Mount{
+			{Path: "/one", Volume: "deep"}, {Path: "/two", Volume: "cache"}, {Path: "/three", Volume: "data"},
+		}
+		other := s.prepare(next)
+		s.stop(in.ID)
+		other = s.start(other.ID, runtime.Launch{Generation: 2})
+		for _, m := range next.Mounts {
+			s.wantFile(other, m.Path+"/file", "of "+m.Volume)
+		}
+	}},
 	{"a host path is the host's directory", func(s *suite) {
 		s.need("WriteFile", s.w.WriteFile != nil && s.w.ReadFile != nil)
 		s.need("HostPath", s.h.HostPath != nil)
