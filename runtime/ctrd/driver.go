@@ -110,6 +110,8 @@ type Driver struct {
 	cancel context.CancelFunc
 	pulls  flights
 
+	recordMu sync.Mutex // held while a record is changed
+
 	mu       sync.Mutex
 	standbys map[string]*standby // by instance id; this process holds their FIFOs
 	owners   map[string]string   // the workspace's uid by instance id, as far as it was asked for

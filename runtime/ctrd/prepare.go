@@ -83,6 +83,9 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_
 	if err := checkEnv(mergeEnv(config.Env, spec.Env), argv); err != nil {
 		return nil, err
 	}
+	if err := checkLaunch(spec, config.Env, argv); err != nil {
+		return nil, err
+	}
 	rec.ImageDigest = image.Target().Digest.String()
 
 	// From here on there is something to remove, and it can be found.
@@ -189,6 +192,7 @@ func (r *record) instance(phase runtime.Phase) runtime.Instance {
 		Phase:              phase,
 		PreparedGeneration: r.PreparedGeneration,
 		ImageDigest:        r.ImageDigest,
+		Stopped:            r.Stopping,
 	}
 	if r.Launch != nil {
 		i.Generation, i.SecretVersions, i.StartTime = r.Launch.Generation, r.Launch.SecretVersions, r.Launch.StartTime

@@ -32,6 +32,8 @@ type record struct {
 	PIDStart uint64 `json:"pid_start,omitempty"`
 	// Launch is written before the go-ahead, and removed again when it failed.
 	Launch *launchRecord `json:"launch,omitempty"`
+	// Stopping: we have told it to end; written before it is told.
+	Stopping bool `json:"stopping,omitempty"`
 	// Removing: a removal has begun. One that finds it set follows one that was
 	// interrupted.
 	Removing bool `json:"removing,omitempty"`
@@ -144,6 +146,20 @@ func (d *Driver) readRecord(uid, id string) (*record, error) {
 		return nil, fmt.Errorf("%w of instance %s: it is of instance %q, workspace %q", errDamaged, id, r.ID, r.WorkspaceUID)
 	}
 	return &r, nil
+}
+
+// updateRecord changes the instance's record, if there is one. Whoever has read
+// it before may hold an older one: it is changed as it is now. The record as it
+// was written is returned.
+func (d *Driver) updateRecord(uid, id string, change func(*record)) (*record, error) {
+	d.recordMu.Lock()
+	defer d.recordMu.Unlock()
+	rec, err := d.readRecord(uid, id)
+	if rec == nil || err != nil {
+		return nil, err
+	}
+	change(rec)
+	return rec, d.writeRecord(rec)
 }
 
 // readRecordOrNone is readRecord where a damaged record is none: containerd and

@@ -226,7 +226,6 @@ const (
 
 // checkEnv refuses what execve would: the old instance is gone by then.
 func checkEnv(env, argv []string) error {
-	total := 0
 	for _, entry := range env {
 		key, _, ok := strings.Cut(entry, "=")
 		switch {
@@ -238,14 +237,34 @@ func checkEnv(env, argv []string) error {
 			return &runtime.Error{Reason: runtime.ReasonEnvironmentTooLarge, Permanent: true,
 				Message: fmt.Sprintf("environment variable %q takes %d bytes; the kernel takes less than %d", key, len(entry)+1, maxString)}
 		}
-		total += len(entry) + 1 + 8
 	}
-	for _, arg := range argv {
-		total += len(arg) + 1 + 8
+	return checkTotal(stringBytes(env) + stringBytes(argv))
+}
+
+// checkLaunch refuses, while the older instance runs, what checkEnv would refuse
+// once the launch is known. Of a variable that the launch lays over the image's
+// only one counts, as far as it is known which those are.
+func checkLaunch(spec runtime.Spec, imageEnv, argv []string) error {
+	own := slices.DeleteFunc(mergeEnv(imageEnv, nil), func(entry string) bool {
+		key, _, _ := strings.Cut(entry, "=")
+		return slices.ContainsFunc(spec.Env, func(e string) bool { return strings.HasPrefix(e, key+"=") })
+	})
+	return checkTotal(stringBytes(own) + spec.LaunchBytes + stringBytes(argv))
+}
+
+// stringBytes is what strings take of execve's limit.
+func stringBytes(list []string) int {
+	total := 0
+	for _, s := range list {
+		total += len(s) + 1 + 8
 	}
-	if total > maxTotal {
-		return &runtime.Error{Reason: runtime.ReasonEnvironmentTooLarge, Permanent: true,
-			Message: fmt.Sprintf("arguments and environment take %d bytes; the kernel takes %d", total, maxTotal)}
+	return total
+}
+
+func checkTotal(total int) error {
+	if total <= maxTotal {
+		return nil
 	}
-	return nil
+	return &runtime.Error{Reason: runtime.ReasonEnvironmentTooLarge, Permanent: true,
+		Message: fmt.Sprintf("arguments and environment take %d bytes; the kernel takes %d", total, maxTotal)}
 }

@@ -234,7 +234,7 @@ func (d *Driver) Start(ctx context.Context, id string, launch runtime.Launch) (r
 		d.log.Error("instance not killed after a failed start", "instance", id, "error", kerr)
 	} else {
 		s.record.Launch = nil
-		if rerr := d.writeRecord(s.record); rerr != nil {
+		if _, rerr := d.updateRecord(s.record.WorkspaceUID, id, func(r *record) { r.Launch = nil }); rerr != nil {
 			d.log.Warn("instance record not written", "instance", id, "error", rerr)
 		}
 	}
@@ -250,10 +250,11 @@ func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) 
 		return err
 	}
 	s.record.Launch = &launchRecord{Generation: launch.Generation, SecretVersions: launch.SecretVersions, StartTime: time.Now()}
-	if err := d.writeRecord(s.record); err != nil {
+	err := d.recordLaunch(s.record)
+	if err != nil {
 		return err
 	}
-	err := interruptible(ctx, s.goAhead, func() error {
+	err = interruptible(ctx, s.goAhead, func() error {
 		return handshake.WriteGoAhead(s.goAhead, handshake.GoAhead{Env: env})
 	})
 	if err != nil {
@@ -280,6 +281,15 @@ func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) 
 			executing = true
 		}
 	}
+}
+
+// recordLaunch puts on record with what the instance is started.
+func (d *Driver) recordLaunch(rec *record) error {
+	written, err := d.updateRecord(rec.WorkspaceUID, rec.ID, func(r *record) { r.Launch = rec.Launch })
+	if err == nil && written == nil {
+		err = fmt.Errorf("instance %s has no record any more", rec.ID)
+	}
+	return err
 }
 
 func (s *standby) unlink(d *Driver) {

@@ -40,7 +40,19 @@ func (d *Driver) Stop(ctx context.Context, id string, signal syscall.Signal, gra
 		// Init waits for a go-ahead and has nothing to end.
 		grace = 0
 	}
+	d.markStopping(rec, p)
 	return failure(ctx, "stopping the container", stopProcess(ctx, p, signal, grace))
+}
+
+// markStopping puts on record that it is us who end the process, unless it has
+// ended. Where that fails it is ended all the same.
+func (d *Driver) markStopping(rec *record, p *process) {
+	if rec.Stopping || p.ended() {
+		return
+	}
+	if _, err := d.updateRecord(rec.WorkspaceUID, rec.ID, func(r *record) { r.Stopping = true }); err != nil {
+		d.log.Warn("stop not recorded", "instance", rec.ID, "error", err)
+	}
 }
 
 // stopProcess signals, waits for the grace period, kills, and waits.
@@ -231,7 +243,7 @@ func (d *Driver) exit(ctx context.Context, rec *record, p *process) runtime.Exit
 		if rec.WorkspaceUID == "" {
 			return exit // it has no record
 		}
-		if err := d.writeRecord(rec); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if _, err := d.updateRecord(rec.WorkspaceUID, rec.ID, func(r *record) { r.Exit = &exit }); err != nil && !errors.Is(err, os.ErrNotExist) {
 			d.log.Warn("exit not recorded", "instance", rec.ID, "error", err)
 		}
 	}
@@ -267,6 +279,7 @@ func (d *Driver) remove(ctx context.Context, id string) error {
 			return err
 		}
 		if p != nil {
+			d.markStopping(rec, p)
 			err = killProcess(ctx, p)
 			p.close()
 			if err != nil {
@@ -277,8 +290,7 @@ func (d *Driver) remove(ctx context.Context, id string) error {
 	d.dropStandby(id)
 	interrupted := rec == nil || rec.PID == 0 || rec.Removing
 	if !interrupted {
-		rec.Removing = true
-		if err := d.writeRecord(rec); err != nil {
+		if _, err := d.updateRecord(uid, id, func(r *record) { r.Removing = true }); err != nil {
 			return err
 		}
 	}

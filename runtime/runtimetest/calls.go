@@ -11,11 +11,28 @@ import (
 	"github.com/workspaced/workspaced/runtime"
 )
 
-// What execve takes of an environment, on Linux with the usual stack limit.
+// What execve takes, on Linux with the usual stack limit.
 const (
 	maxEnvString = 128 << 10 // with the NUL at its end
-	maxEnvTotal  = 2 << 20
+	maxTotal     = 2 << 20   // environment and arguments, see stringBytes
 )
+
+// stringBytes is what strings take of maxTotal: each its NUL and a pointer more.
+func stringBytes(list []string) int {
+	total := 0
+	for _, s := range list {
+		total += len(s) + 1 + 8
+	}
+	return total
+}
+
+func checkTotal(total int) error {
+	if total <= maxTotal {
+		return nil
+	}
+	return &runtime.Error{Reason: runtime.ReasonEnvironmentTooLarge,
+		Message: fmt.Sprintf("arguments and environment take %d bytes, more than %d", total, maxTotal), Permanent: true}
+}
 
 // Start implements Runtime.
 func (d *Daemon) Start(ctx context.Context, id string, launch runtime.Launch) (started runtime.Instance, err error) {
@@ -69,14 +86,15 @@ func (f *Fake) start(id string, launch runtime.Launch) (runtime.Instance, error)
 		}
 	}
 	env := environment(in.image.Env, launch.Env)
-	total := 0
 	for _, kv := range env {
-		total += len(kv) + 1
-		if len(kv) >= maxEnvString || total > maxEnvTotal {
+		if len(kv) >= maxEnvString {
 			key, _, _ := strings.Cut(kv, "=")
 			return runtime.Instance{}, &runtime.Error{Reason: runtime.ReasonEnvironmentTooLarge,
 				Message: fmt.Sprintf("the environment is too large at variable %q", key), Permanent: true}
 		}
+	}
+	if err := checkTotal(stringBytes(env) + stringBytes(in.argv)); err != nil {
+		return runtime.Instance{}, err
 	}
 	in.Generation = launch.Generation
 	in.SecretVersions = launch.SecretVersions
@@ -153,9 +171,11 @@ func (d *Daemon) Stop(ctx context.Context, id string, signal syscall.Signal, gra
 func (f *Fake) signal(in *instance, signal syscall.Signal) {
 	switch in.Phase {
 	case runtime.PhaseStandby:
+		in.Stopped = true
 		in.died = true
 		in.toRemnant()
 	case runtime.PhaseRunning:
+		in.Stopped = true
 		switch {
 		case signal == syscall.SIGKILL:
 			in.toExited(killed())

@@ -31,6 +31,14 @@ func (s *suite) wantExit(id string, code, signal int) {
 	}
 }
 
+// wantStopped checks whether List says that an instance was told to end.
+func (s *suite) wantStopped(id string, want bool) {
+	s.Helper()
+	if in, ok := s.get(id); !ok || in.Stopped != want {
+		s.Errorf("instance %+v: Stopped = %t, want %t", in, in.Stopped, want)
+	}
+}
+
 var stopProperties = []property{
 	{"the command ends on its signal", func(s *suite) {
 		in := s.run(s.spec("a", 1))
@@ -80,8 +88,64 @@ var stopProperties = []property{
 		spec.Command = s.h.ExitWith(5)
 		in := s.run(spec)
 		s.wantExit(in.ID, 5, 0)
+		s.wantStopped(in.ID, false)
 		s.stop(in.ID)
 		s.wantExit(in.ID, 5, 0) // as before
+		s.wantStopped(in.ID, false)
+	}},
+	{"who was told to end is known by it, also to the next daemon", func(s *suite) {
+		stopped := s.run(s.spec("a", 1))
+		s.wantStopped(stopped.ID, false)
+		// Who waits meanwhile keeps what it finds on the same record.
+		var waiting sync.WaitGroup
+		ctx, cancel := context.WithTimeout(s.ctx, deadline)
+		defer cancel()
+		watched := &watchedContext{Context: ctx, used: make(chan struct{})}
+		waiting.Go(func() {
+			if _, err := s.r.Wait(watched, stopped.ID); err != nil {
+				s.Errorf("Wait: %v", err)
+			}
+		})
+		select {
+		case <-watched.used:
+		case <-ctx.Done():
+			s.Fatal("Wait does not look at its context")
+		}
+		s.stop(stopped.ID)
+		waiting.Wait()
+		s.wantStopped(stopped.ID, true)
+
+		spec := s.spec("b", 1)
+		spec.Command = s.h.ExitWith(0)
+		ended := s.run(spec)
+		s.wait(ended.ID)
+		spec = s.spec("c", 1)
+		spec.Command = s.h.Ignore
+		told := s.run(spec)
+		ctx, cancelStop := context.WithTimeout(s.ctx, 100*time.Millisecond)
+		defer cancelStop()
+		if err := s.r.Stop(ctx, told.ID, syscall.SIGTERM, deadline/2); !errors.Is(err, context.DeadlineExceeded) {
+			s.Errorf("Stop = %v, want the context's error", err)
+		}
+		running := s.run(s.spec("d", 1))
+		standby := s.prepare(s.spec("d", 2))
+		if err := s.r.Stop(s.ctx, standby.ID, syscall.SIGTERM, deadline/2); err != nil {
+			s.Errorf("Stop of a standby: %v", err)
+		}
+		check := func() {
+			s.Helper()
+			for id, want := range map[string]bool{
+				stopped.ID: true, ended.ID: false, told.ID: true, running.ID: false, standby.ID: true,
+			} {
+				s.wantStopped(id, want)
+			}
+		}
+		check()
+		s.wantPhase(told.ID, runtime.PhaseRunning)
+		s.restart(nil)
+		check()
+		s.stop(running.ID)
+		s.wantStopped(running.ID, true)
 	}},
 	{"an instance that is not there is ErrNotFound", func(s *suite) {
 		if err := s.r.Stop(s.ctx, "nosuchinstance", syscall.SIGTERM, 0); !errors.Is(err, runtime.ErrNotFound) {

@@ -76,6 +76,27 @@ var prepareProperties = []property{
 	{"what can't run is found out while preparing, by name, and the older instance runs on", func(s *suite) {
 		s.canNotPrepare()
 	}},
+	{"a launch is refused while preparing exactly when it would be while starting", func(s *suite) {
+		var launch runtime.Launch
+		bytes := 0
+		for i := range 16 {
+			kv := "LARGE_" + string(rune('A'+i)) + "=" + strings.Repeat("x", 120<<10)
+			launch.Env = append(launch.Env, kv)
+			bytes += stringBytes([]string{kv})
+		}
+		spec := s.spec("a", 1)
+		spec.LaunchBytes = bytes
+		s.start(s.prepare(spec).ID, launch) // 1.9 MiB
+		spec.WorkspaceID, spec.WorkspaceUID = "b", "uid-b"
+		launch.Env = append(launch.Env, "LAST="+strings.Repeat("x", maxTotal-bytes-9-len("LAST=")))
+		spec.LaunchBytes = maxTotal // and what the image has, and the command
+		s.names[[2]string{"b", "uid-b"}] = true
+		_, err := s.r.Prepare(s.ctx, spec)
+		s.wantReason(err, runtime.ReasonEnvironmentTooLarge, true)
+		spec.LaunchBytes = 0 // as one that did not say so
+		_, err = s.r.Start(s.ctx, s.prepare(spec).ID, launch)
+		s.wantReason(err, runtime.ReasonEnvironmentTooLarge, true)
+	}},
 	{"a prepare that is cancelled at any time leaves nothing that can run", func(s *suite) {
 		s.names[[2]string{"a", "uid-a"}] = true
 		for _, after := range []time.Duration{-1, 0, time.Millisecond, 20 * time.Millisecond, 60 * time.Millisecond} {
@@ -136,6 +157,8 @@ func (s *suite) canNotPrepare() {
 		{"host path", func(spec *runtime.Spec) {
 			spec.Mounts = []runtime.Mount{{Path: "/host", HostPath: s.h.MissingHostPath}}
 		}, runtime.ReasonVolume, false},
+		{"launch that is too large", func(spec *runtime.Spec) { spec.LaunchBytes = maxTotal },
+			runtime.ReasonEnvironmentTooLarge, true},
 	}
 	if s.h.MissingImage == "" {
 		tests[0].edit = nil
@@ -146,7 +169,7 @@ func (s *suite) canNotPrepare() {
 		s.ensure(s.h.NoCommandImage)
 	}
 	if s.h.MissingHostPath == "" {
-		tests[len(tests)-1].edit = nil
+		tests[len(tests)-2].edit = nil
 	}
 	old := s.run(s.spec("old", 1))
 	for _, test := range tests {

@@ -95,6 +95,13 @@ func (f *Fake) prepare(spec runtime.Spec) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
+	own := slices.DeleteFunc(slices.Clone(image.Env), func(kv string) bool {
+		key, _, _ := strings.Cut(kv, "=")
+		return slices.ContainsFunc(spec.Env, func(e string) bool { return strings.HasPrefix(e, key+"=") })
+	})
+	if err := checkTotal(stringBytes(own) + spec.LaunchBytes + stringBytes(argv)); err != nil {
+		return nil, err
+	}
 	for _, m := range spec.Mounts {
 		if m.Volume == "" {
 			continue
