@@ -252,6 +252,9 @@ func badInputs() []badInput {
 		}, fields: []string{"model"}, right: "1024"},
 
 		{name: "SetSecret/nothing", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A"}), fields: []string{"payload"}},
+		{name: "SetSecret/no value", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A"}), fields: []string{"payload"}, right: "text, or data"},
+		{name: "CreateWorkspace/no image", call: create(&createReq{Workspace: &ws{Spec: &wsSpec{}}}), fields: []string{"workspace.spec.image"}, right: "is required"},
+		{name: "CreateWorkspace/no source", call: create(withSpec(func(s *wsSpec) { s.Volumes = []*workspacev1.Volume{{MountPath: "/data"}} })), fields: []string{"workspace.spec.volumes[0].source"}, right: "host_path and volume_name"},
 		{name: "SetSecret/path", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/PATH", Payload: &workspacev1.SetSecretRequest_Text{Text: "/bin"}}), fields: []string{"name"}, right: "spec.env"},
 		{name: "SetSecret/reserved", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/WORKSPACE_A", Payload: &workspacev1.SetSecretRequest_Text{Text: "x"}}), fields: []string{"name"}, right: "WORKSPACE_"},
 		{name: "SetSecret/too large", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A", Payload: &workspacev1.SetSecretRequest_Text{Text: big}}), fields: []string{"text"}, right: "65536 bytes, not 65537"},

@@ -38,7 +38,7 @@ func workspaceToProto(w *store.Workspace) *workspacev1.Workspace {
 		ChangeReason:       workspacev1.ChangeReason(workspacev1.ChangeReason_value["CHANGE_REASON_"+string(w.ChangeReason)]),
 		RestartCount:       st.RestartCount,
 		LastExit:           exitToProto(st.LastExit),
-		LastError:          failureToProto(st.Failure),
+		LastError:          failureToProto(st.Failure, w.Parked || w.Deleting != nil),
 	}
 	if r := st.Running; r != nil {
 		p.ImageDigest = r.ImageDigest
@@ -72,18 +72,22 @@ func exitToProto(e *store.Exit) *workspacev1.LastExit {
 	return p
 }
 
-func failureToProto(f *store.Failure) *workspacev1.LastError {
+// failureToProto leaves out the next attempt of a workspace at rest: none comes.
+func failureToProto(f *store.Failure, atRest bool) *workspacev1.LastError {
 	if f == nil {
 		return nil
 	}
-	return &workspacev1.LastError{
-		Reason:          f.Reason,
-		Message:         f.Message,
-		Attempt:         int32(f.Attempt),
-		NextAttemptTime: timeToProto(f.NextAttempt),
-		Generation:      f.Generation,
-		FailTime:        timeToProto(f.Time),
+	p := &workspacev1.LastError{
+		Reason:     f.Reason,
+		Message:    f.Message,
+		Attempt:    int32(f.Attempt),
+		Generation: f.Generation,
+		FailTime:   timeToProto(f.Time),
 	}
+	if !atRest {
+		p.NextAttemptTime = timeToProto(f.NextAttempt)
+	}
+	return p
 }
 
 func specToProto(s *store.Spec) *workspacev1.WorkspaceSpec {

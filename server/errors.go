@@ -33,6 +33,7 @@ const (
 	ReasonWorkspaceStopped  = "WORKSPACE_STOPPED"
 	ReasonWorkspaceDeleting = "WORKSPACE_DELETING"
 	ReasonWorkspaceFailed   = "WORKSPACE_FAILED"
+	ReasonStillWaiting      = "STILL_WAITING"
 	ReasonModelKey          = "KEY_CARRIES_MODEL"
 	ReasonSecretsTooLarge   = "SECRETS_TOO_LARGE"
 	ReasonDiskFull          = "DISK_FULL"
@@ -192,7 +193,7 @@ func publicError(err error, req any) error {
 		return &apiError{
 			code:    codes.ResourceExhausted,
 			reason:  ReasonSecretsTooLarge,
-			message: quota.Error(),
+			message: scopeName(quota.Scope) + ": " + quota.Error(),
 			details: []protoadapt.MessageV1{&errdetails.QuotaFailure{
 				Violations: []*errdetails.QuotaFailure_Violation{{
 					Subject:     scopeName(quota.Scope),

@@ -44,7 +44,22 @@ func addRules(vs *violations, prefix string, m proto.Message) error {
 	return nil
 }
 
+// oneofWords say it for the oneofs, which have no name in JSON.
+var oneofWords = map[string]string{
+	"payload": "must have a value: text, or data in base64",
+	"source":  "must have one of host_path and volume_name",
+}
+
 func wordsOf(v *protovalidate.Violation) string {
+	switch elements := v.Proto.GetField().GetElements(); {
+	case v.Proto.GetRuleId() == "required" && len(elements) > 0:
+		if words, ok := oneofWords[elements[len(elements)-1].GetFieldName()]; ok {
+			return words
+		}
+		return "is required"
+	case v.Proto.GetRuleId() == "string.min_len" && v.RuleValue.Uint() == 1:
+		return "is required"
+	}
 	if v.Proto.GetRuleId() == "string.pattern" {
 		if words, ok := patternWords[v.RuleValue.String()]; ok {
 			return words

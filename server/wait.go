@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
 	"google.golang.org/grpc/codes"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/server/workspace"
 	"github.com/workspaced/workspaced/store"
 )
 
@@ -22,7 +24,8 @@ func (s *Server) WaitWorkspace(ctx context.Context, req *workspacev1.WaitWorkspa
 	if err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, MaxWait)
+	call := ctx
+	ctx, cancel := context.WithDeadline(ctx, answerBy(ctx))
 	defer cancel()
 	hint, stop := s.hub.Watch(id) // before the first read, or a change between is missed
 	defer stop()
@@ -51,7 +54,10 @@ func (s *Server) WaitWorkspace(ctx context.Context, req *workspacev1.WaitWorkspa
 		case <-s.draining:
 			return nil, errDraining
 		case <-ctx.Done():
-			return nil, ctx.Err()
+			if err := call.Err(); errors.Is(err, context.Canceled) {
+				return nil, err
+			}
+			return nil, stillWaiting(&w, generation)
 		}
 		w, err = s.store.Workspace(id)
 		switch {
@@ -61,6 +67,31 @@ func (s *Server) WaitWorkspace(ctx context.Context, req *workspacev1.WaitWorkspa
 			return nil, err
 		}
 	}
+}
+
+// answerMargin is how long before its caller's deadline a wait answers: after it
+// nobody listens.
+const answerMargin = 250 * time.Millisecond
+
+func answerBy(ctx context.Context) time.Time {
+	now := time.Now()
+	latest := now.Add(MaxWait)
+	if deadline, ok := ctx.Deadline(); ok && deadline.Before(latest) {
+		return deadline.Add(-min(answerMargin, deadline.Sub(now)/10))
+	}
+	return latest
+}
+
+// stillWaiting tells a caller whose time is up what the workspace waits for.
+func stillWaiting(w *store.Workspace, generation int64) error {
+	state, _ := workspace.StateOf(w)
+	message := fmt.Sprintf("%s has not reached generation %d yet: it is %s", workspaceName(w.ID), generation, state)
+	metadata := map[string]string{"resource": workspaceName(w.ID), "state": string(state)}
+	if f := w.Status.Failure; f != nil {
+		message += fmt.Sprintf(", attempt %d failed: %s: %s", f.Attempt, f.Reason, f.Message)
+		metadata["reason"] = f.Reason
+	}
+	return &apiError{code: codes.DeadlineExceeded, reason: ReasonStillWaiting, message: message, metadata: metadata}
 }
 
 // waitOver reports whether the generation has come about, or why it won't

@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -119,11 +120,27 @@ func TestContract15_WaitEndsWithATypedError(t *testing.T) {
 			h.set("workspaces/w/secrets/A", "1")
 			ctx, cancel := context.WithTimeout(h.ctx(), time.Minute)
 			defer cancel()
-			wantCode(t, (<-h.wait(ctx, 0)).err, codes.DeadlineExceeded, "")
+			wantCode(t, (<-h.wait(ctx, 0)).err, codes.DeadlineExceeded, "STILL_WAITING")
 			start := time.Now()
 			wantCode(t, (<-h.wait(h.ctx(), 0)).err, codes.DeadlineExceeded, "")
 			if d := time.Since(start); d != time.Hour {
 				t.Errorf("without a deadline it took %v", d)
+			}
+		})
+	})
+	t.Run("deadline, and why", func(t *testing.T) {
+		run(t, func(t *testing.T, h *harness) {
+			h.create("w")
+			h.FailCycle("w", "IMAGE_PULL_FAILED", "the registry is on fire")
+			h.set("workspaces/w/secrets/A", "1")
+			ctx, cancel := context.WithTimeout(h.ctx(), time.Minute)
+			defer cancel()
+			err := (<-h.wait(ctx, 0)).err
+			wantCode(t, err, codes.DeadlineExceeded, "STILL_WAITING")
+			for _, want := range []string{"DEGRADED", "IMAGE_PULL_FAILED", "the registry is on fire"} {
+				if !strings.Contains(err.Error(), want) {
+					t.Errorf("error %q does not say %q", err, want)
+				}
 			}
 		})
 	})

@@ -260,7 +260,11 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 			if want == nil {
 				changed = m.model.globals.update(u)
 				for _, w := range m.model.workspaces {
-					sees := slices.ContainsFunc(changed, func(key string) bool { _, own := w.secrets.values[key]; return !own })
+					sees := slices.ContainsFunc(changed, func(key string) bool {
+						_, own := w.secrets.values[key]
+						carried := w.model != "" && slices.Contains((&Spec{ModelEnv: w.modelEnv}).ModelVars(), key)
+						return !own && !carried
+					})
 					if sees && !w.deleting && !u.NextStart {
 						w.bump(ReasonGlobalSecret)
 						affected++

@@ -445,6 +445,16 @@ func TestSecrets_Etag(t *testing.T) {
 func TestGlobalSecrets_ReachWhoSeesThem(t *testing.T) {
 	h := newHarness(t)
 	h.create("hides", value("G", "own"))
+	model := func(id, model string) {
+		must(h.UpdateWorkspace(ctx, id, func(e *Editable) error {
+			e.Spec.ModelEnv, e.Model = []string{"G"}, model
+			return nil
+		}, Options{}))(t)
+	}
+	h.create("model")
+	model("model", "m") // hides it too
+	h.create("nomodel")
+	model("nomodel", "")
 	h.create("sees")
 	h.create("parked")
 	must(h.StopWorkspace(ctx, "parked", Options{}))(t)
@@ -456,10 +466,10 @@ func TestGlobalSecrets_ReachWhoSeesThem(t *testing.T) {
 	for _, c := range h.record.take() {
 		ids = append(ids, c.ID)
 	}
-	if diff := cmp.Diff([]string{"parked", "sees"}, ids); diff != "" || r.Affected != 2 || !r.Changed {
+	if diff := cmp.Diff([]string{"nomodel", "parked", "sees"}, ids); diff != "" || r.Affected != 3 || !r.Changed {
 		t.Errorf("%s %+v", diff, r)
 	}
-	for id, want := range map[string]int64{"hides": 1, "sees": 2, "parked": 2, "deleting": 1} {
+	for id, want := range map[string]int64{"hides": 1, "model": 2, "nomodel": 3, "sees": 2, "parked": 2, "deleting": 1} {
 		if w := must(h.Workspace(id))(t); w.Generation != want {
 			t.Errorf("%s has generation %d, want %d", id, w.Generation, want)
 		}

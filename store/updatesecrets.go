@@ -241,7 +241,7 @@ func (t *txn) deleteOwner(o owner) error {
 // UpdateSecrets sets and deletes secrets of a workspace, or global ones, in one
 // transaction: all or none, and at most one new generation a workspace. A global
 // one reaches, by a new generation, every workspace that has no secret of its
-// own under the key and is not being deleted.
+// own under the key, nor a model, and is not being deleted.
 //
 // Errors: *NotFoundError, ErrDeleting, ErrEtag (Options.Etag is the one
 // secret's), *KeyError with ErrModelKey, *QuotaError, ErrRequestReused,
@@ -336,6 +336,10 @@ func (t *txn) affectedBy(keys []string) ([]string, error) {
 		var w struct {
 			UID      string    `json:"uid"`
 			Deleting *Deleting `json:"deleting"`
+			Model    string    `json:"model"`
+			Spec     struct {
+				ModelEnv []string `json:"modelEnv"`
+			} `json:"spec"`
 		}
 		if err := decode(bucketWorkspaces, k, v, &w); err != nil {
 			return nil, err
@@ -344,12 +348,16 @@ func (t *txn) affectedBy(keys []string) ([]string, error) {
 			continue
 		}
 		own := owner{Scope{WorkspaceID: string(k)}, w.UID}
+		var hidden []string // by the model, which wins
+		if w.Model != "" {
+			hidden = (&Spec{ModelEnv: w.Spec.ModelEnv}).ModelVars()
+		}
 		for _, key := range keys {
 			_, shadowed, err := own.get(t.Tx, key)
 			if err != nil {
 				return nil, err
 			}
-			if !shadowed {
+			if !shadowed && !slices.Contains(hidden, key) {
 				ids = append(ids, string(k))
 				break
 			}

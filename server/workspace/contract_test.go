@@ -708,8 +708,13 @@ func TestContract11_ParkedStaysParked(t *testing.T) {
 			synctest.Wait()
 			w.wantSettled(t, "a")
 			ws := must(w.store.Workspace("a"))(t)
-			if s := w.state(t, "a"); s != workspace.StateStopped || ws.Status.Failure != nil {
-				t.Errorf("state is %v, failure %+v; want STOPPED and none", s, ws.Status.Failure)
+			if s := w.state(t, "a"); s != workspace.StateStopped || ws.Status.Failure == nil {
+				t.Errorf("state is %v, failure %+v; want STOPPED, and why it failed", s, ws.Status.Failure)
+			}
+			cycles := w.sup.Cycles()
+			pass(time.Hour)
+			if w.sup.Cycles() != cycles {
+				t.Error("it was tried again")
 			}
 		})
 	})

@@ -228,8 +228,8 @@ func canFallBack(v view) bool {
 // container, that is no longer there.
 func unsettled(v view) bool {
 	st := &v.ws.Status
-	if v.ws.Parked {
-		return st.Running != nil || st.StartingGeneration != 0 || st.Failure != nil
+	if v.ws.Parked { // why it failed before stays to be read
+		return st.Running != nil || st.StartingGeneration != 0
 	}
 	return st.StartingGeneration != 0 || st.Failure != nil
 }

@@ -50,6 +50,7 @@ func launchOf(spec *store.Spec, sn *store.Snapshot, generation int64) (runtime.L
 	if sn.Workspace.Model != "" {
 		for _, k := range spec.ModelVars() {
 			env = append(env, k+"="+sn.Workspace.Model)
+			delete(versions, k) // a global secret that the model hides
 		}
 	}
 	env = append(env,

@@ -103,14 +103,17 @@ func (a *actor) recordExit(ctx context.Context, ws *store.Workspace, in runtime.
 
 // settle clears what the status says of a cycle that is no longer there.
 func (a *actor) settle(ctx context.Context, ws *store.Workspace) error {
+	if ws.Parked {
+		return a.record(ctx, ws, func(_ store.Workspace, st *store.Status) {
+			st.Running = nil
+			st.StartingGeneration = 0
+		})
+	}
 	a.calm()
 	a.local.failure = nil
-	return a.record(ctx, ws, func(w store.Workspace, st *store.Status) {
+	return a.record(ctx, ws, func(_ store.Workspace, st *store.Status) {
 		st.StartingGeneration = 0
 		st.Failure = nil
-		if w.Parked {
-			st.Running = nil
-		}
 	})
 }
 
@@ -123,8 +126,11 @@ func (a *actor) failed(ctx, passCtx context.Context, ws *store.Workspace, err er
 		}
 		return a.record(ctx, ws, func(_ store.Workspace, st *store.Status) { st.Running = nil })
 	}
-	a.log.ErrorContext(ctx, "cycle failed", "generation", ws.Generation, "attempt", a.local.attempts+1, "error", err,
-		"cause", errors.Unwrap(err), "old_container_ended", oldGone)
+	attrs := []any{"generation", ws.Generation, "attempt", a.local.attempts + 1, "error", err, "old_container_ended", oldGone}
+	if cause := errors.Unwrap(err); cause != nil {
+		attrs = append(attrs, "cause", cause)
+	}
+	a.log.ErrorContext(ctx, "cycle failed", attrs...)
 	a.fail(ctx, ws, err, oldGone)
 	return nil
 }

@@ -134,8 +134,9 @@ type WorkspaceControlClient interface {
 	// Gets one secret's metadata.
 	GetSecret(ctx context.Context, in *GetSecretRequest, opts ...grpc.CallOption) (*GetSecretResponse, error)
 	// Blocks until a generation has come about, or can't any more, or the
-	// caller's deadline has passed (DEADLINE_EXCEEDED; at most an hour, also
-	// without a deadline).
+	// caller's deadline is about to pass (DEADLINE_EXCEEDED with ErrorInfo reason
+	// STILL_WAITING: the message says in which state it is and why; at most an
+	// hour, also without a deadline).
 	//
 	// NOT_FOUND with ErrorInfo reason WORKSPACE_DELETED: it was deleted meanwhile.
 	// FAILED_PRECONDITION with ErrorInfo reason WORKSPACE_STOPPED: it is parked;
@@ -427,8 +428,9 @@ type WorkspaceControlServer interface {
 	// Gets one secret's metadata.
 	GetSecret(context.Context, *GetSecretRequest) (*GetSecretResponse, error)
 	// Blocks until a generation has come about, or can't any more, or the
-	// caller's deadline has passed (DEADLINE_EXCEEDED; at most an hour, also
-	// without a deadline).
+	// caller's deadline is about to pass (DEADLINE_EXCEEDED with ErrorInfo reason
+	// STILL_WAITING: the message says in which state it is and why; at most an
+	// hour, also without a deadline).
 	//
 	// NOT_FOUND with ErrorInfo reason WORKSPACE_DELETED: it was deleted meanwhile.
 	// FAILED_PRECONDITION with ErrorInfo reason WORKSPACE_STOPPED: it is parked;
