@@ -484,8 +484,14 @@ func TestContract08_CrashSafe(t *testing.T) {
 					if err := w.boot(); err != nil {
 						t.Fatal(err)
 					}
+					synctest.Wait()
+					if at == runtimetest.Stop && after {
+						w.wantSettled(t, "a") // at once: nothing has failed
+					}
 					pass(time.Minute)
-					w.wantSettled(t, "a")
+					if ws := w.wantSettled(t, "a"); ws.Status.LastExit != nil {
+						t.Errorf("last exit %+v, but the container did not end by itself", ws.Status.LastExit)
+					}
 					w.wantSettled(t, "bystander")
 					if now, _ := w.fake.Running("bystander"); now.ID != bystander.ID {
 						t.Error("a workspace whose generation ran was restarted at boot")
