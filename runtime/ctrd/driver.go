@@ -19,7 +19,7 @@
 //	    io/{go,result}          the FIFOs, bind-mounted as /run/workspaced
 //	StateDir/runc/              the OCI runtime's own state
 //	DataDir/volumes/<workspace id>/<name>/
-//	DataDir/logs/<workspace id>.log
+//	DataDir/logs/<workspace id>.log, .log.1
 //
 // containerd has to see these directories at the same paths: both share a mount
 // namespace.
@@ -87,6 +87,11 @@ type Config struct {
 	// RuntimeBinary is the OCI runtime, a path or a name in containerd's PATH;
 	// empty: runc.
 	RuntimeBinary string
+	// MaxLogBytes bounds a workspace's log: a log that is found to be longer becomes
+	// the older one, of which the newest MaxLogBytes are kept beside it. 0: 64 MiB.
+	MaxLogBytes int64
+	// LogInterval is the time between two looks at the logs; 0: 10 seconds.
+	LogInterval time.Duration
 	// Registries says how registries are reached.
 	Registries Registries
 	// Logger gets what callers don't; nil: slog.Default.
@@ -106,9 +111,12 @@ type Driver struct {
 	initID    fileID
 	cgroups   []string // mount points
 
-	ctx    context.Context // ends with Close
-	cancel context.CancelFunc
-	pulls  flights
+	ctx      context.Context // ends with Close
+	cancel   context.CancelFunc
+	pulls    flights
+	watchers sync.WaitGroup // goroutines that end with ctx
+
+	logMu sync.Mutex // held while a log is bounded or removed
 
 	recordMu sync.Mutex // held while a record is changed
 
@@ -127,6 +135,12 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if cfg.Snapshotter == "" {
 		cfg.Snapshotter = "overlayfs"
 	}
+	if cfg.MaxLogBytes == 0 {
+		cfg.MaxLogBytes = 64 << 20
+	}
+	if cfg.LogInterval == 0 {
+		cfg.LogInterval = 10 * time.Second
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
@@ -137,6 +151,9 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		if !filepath.IsAbs(path) {
 			return nil, fmt.Errorf("containerd driver: %s %q is not an absolute path", name, path)
 		}
+	}
+	if cfg.MaxLogBytes < 0 || cfg.LogInterval < 0 {
+		return nil, fmt.Errorf("containerd driver: logs of %d bytes, looked at every %v", cfg.MaxLogBytes, cfg.LogInterval)
 	}
 	if err := cfg.Registries.validate(); err != nil {
 		return nil, err
@@ -188,6 +205,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		d.client.Close()
 		return nil, err
 	}
+	d.watchers.Go(d.watchLogs)
 	return d, nil
 }
 
@@ -222,6 +240,7 @@ func (d *Driver) Close() error {
 	}
 	d.cancel()
 	d.pulls.wait()
+	d.watchers.Wait()
 	return d.client.Close()
 }
 

@@ -397,6 +397,45 @@ func TestLogIsAppended(t *testing.T) {
 	})
 }
 
+func TestLogIsBounded(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		b.d.Close()
+		const limit, lines = 64 << 10, 20_000 // 2 MB
+		b.d = b.e.NewDriver(t, func(cfg *ctrd.Config) { cfg.MaxLogBytes, cfg.LogInterval = limit, 5*time.Millisecond })
+		path := filepath.Join(b.e.DataDir, "logs", "w.log")
+		in := b.run(spec("lines", strconv.Itoa(lines))) // it is ready when it has written all
+		size := func(path string) int64 {
+			info, err := os.Stat(path)
+			if err != nil {
+				return 0
+			}
+			return info.Size()
+		}
+		// Emptying the log may lose what a shim writes in that moment, one buffer.
+		ctrdtest.Eventually(t, "the newest lines are there, and the log is short", func() bool {
+			old, err := os.ReadFile(path + ".1")
+			all := strings.Fields(string(old) + b.log())
+			if err != nil || len(all) == 0 || size(path) > limit {
+				return false
+			}
+			last, err := strconv.Atoi(all[len(all)-1])
+			return err == nil && last > lines-1000
+		})
+		if n := size(path + ".1"); n > 2*limit { // with what came while it was copied
+			t.Errorf("the older log has %d bytes, want %d at most", n, 2*limit)
+		}
+		// Whoever writes on does so into the same file.
+		b.wantGone(in)
+		b.wait(b.run(spec("print", "out", "err")).ID)
+		ctrdtest.Eventually(t, "new lines follow", func() bool { return strings.HasSuffix(b.log(), "out\nerr\n") })
+		if strings.Contains(b.log(), "\x00") {
+			t.Error("the log has a hole")
+		}
+		b.nothingLeft()
+	})
+}
+
 func TestNewVolumeBelongsToTheUser(t *testing.T) {
 	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
 		b := newBench(t, c)
@@ -513,6 +552,28 @@ func TestVolumeOfAFailedPrepareBelongsToTheUser(t *testing.T) {
 			t.Error("Prepare succeeded")
 		}
 		wantOwner("data", ctrdtest.UserID)
+		b.nothingLeft()
+	})
+}
+
+func TestStopGoesOnWithoutARecord(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		in := b.run(spec("handled"))
+		// Nothing can be written where a directory is.
+		if err := os.Mkdir(filepath.Join(b.e.StateDir, "instances", "uid-w", in.ID, "record.json.new"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		b.wantGone(in)
+		if exit := b.wait(in.ID); exit.Code != 143 {
+			t.Errorf("exit %+v, want 143: it had no grace", exit)
+		}
+		if got := b.list()[in.ID]; got.Phase != runtime.PhaseExited {
+			t.Errorf("%+v, want it exited", got)
+		}
+		if err := os.Remove(filepath.Join(b.e.StateDir, "instances", "uid-w", in.ID, "record.json.new")); err != nil {
+			t.Fatal(err)
+		}
 		b.nothingLeft()
 	})
 }

@@ -95,6 +95,32 @@ func TestCheckEnv(t *testing.T) {
 	}
 }
 
+func TestCheckLaunch(t *testing.T) {
+	image := []string{"PATH=/image", "LANG=C"}
+	argv := []string{"/command", "argument"}
+	rest := len("PATH=/image") + len("LANG=C") + len("/command") + len("argument") + 4*9
+	tests := map[string]struct {
+		env    []string
+		launch int
+		fits   bool
+	}{
+		"nothing known":          {nil, 0, true},
+		"all that fits":          {nil, maxTotal - rest, true},
+		"a byte more":            {nil, maxTotal - rest + 1, false},
+		"one laid over":          {[]string{"LANG=de"}, maxTotal - rest + len("LANG=C") + 9, true},
+		"one laid over and more": {[]string{"LANG=de"}, maxTotal - rest + len("LANG=C") + 9 + 1, false},
+	}
+	for name, test := range tests {
+		t.Run(name, func(t *testing.T) {
+			err := checkLaunch(runtime.Spec{Env: test.env, LaunchBytes: test.launch}, image, argv)
+			var e *runtime.Error
+			if refused := errors.As(err, &e) && e.Reason == runtime.ReasonEnvironmentTooLarge && e.Permanent; refused == test.fits {
+				t.Errorf("error = %v, want it to fit: %t", err, test.fits)
+			}
+		})
+	}
+}
+
 func TestNewID(t *testing.T) {
 	for _, workspace := range []string{"a", "a-b", "a--b---c", strings.Repeat("x", 63)} {
 		id := newID(workspace)

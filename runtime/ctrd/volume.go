@@ -148,18 +148,7 @@ func own(dirs []string, user specs.User) error {
 	return nil
 }
 
-// logPath makes the workspace's log file, so that it exists with the right mode
-// before a shim opens it.
-func (d *Driver) logPath(workspace string) (string, error) {
-	path := filepath.Join(d.logs, workspace+".log")
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
-	if err != nil {
-		return "", err
-	}
-	return path, f.Close()
-}
-
-// RemoveWorkspace removes the workspace's log, its cgroups and, unless they are
+// RemoveWorkspace removes the workspace's logs, its cgroups and, unless they are
 // kept, its volumes. Its instances have been removed before. That it belongs to
 // uid is the caller's word: what is removed is named by the id.
 func (d *Driver) RemoveWorkspace(_ context.Context, id, _ string, keepVolumes bool) error {
@@ -169,7 +158,7 @@ func (d *Driver) RemoveWorkspace(_ context.Context, id, _ string, keepVolumes bo
 	failed := func(err error) error {
 		return &runtime.Error{Reason: runtime.ReasonRuntimeError, Message: "the files of workspace " + id + " can't be removed: " + short(err), Err: err}
 	}
-	if err := os.Remove(filepath.Join(d.logs, id+".log")); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := d.removeLogs(id); err != nil {
 		return failed(err)
 	}
 	if !keepVolumes {

@@ -38,6 +38,14 @@ func main() {
 		fmt.Println(os.Args[2])
 		fmt.Fprintln(os.Stderr, os.Args[3])
 		return
+	case "lines": // N: prints as many numbered lines of 100 bytes, serves
+		n, err := strconv.Atoi(os.Args[2])
+		if err != nil {
+			panic(err)
+		}
+		for i := range n {
+			fmt.Printf("%099d\n", i)
+		}
 	case "handled": // exits with 143 on SIGTERM, as a shell does
 		terminated := make(chan os.Signal, 1)
 		signal.Notify(terminated, syscall.SIGTERM)

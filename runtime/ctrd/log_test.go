@@ -1,0 +1,58 @@
+package ctrd
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+func TestBoundLogs(t *testing.T) {
+	d := &Driver{logs: t.TempDir(), cfg: Config{MaxLogBytes: 100}}
+	path := filepath.Join(d.logs, "w.log")
+	writer, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o640) // as a shim has it open
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer writer.Close()
+	outside := filepath.Join(t.TempDir(), "outside")
+	if err := os.WriteFile(outside, []byte(strings.Repeat("o", 200)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink(outside, filepath.Join(d.logs, "link.log")); err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct{ write, now, old string }{
+		{strings.Repeat("a", 100), strings.Repeat("a", 100), ""}, // as much as may be
+		{"b", "", strings.Repeat("a", 99) + "b"},
+		{"c", "c", strings.Repeat("a", 99) + "b"}, // and no hole before it
+		{strings.Repeat("d", 1000) + "e", "", strings.Repeat("d", 99) + "e"},
+	} {
+		if _, err := writer.WriteString(step.write); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.boundLogs(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		now, err := os.ReadFile(path)
+		if err != nil || string(now) != step.now {
+			t.Errorf("after %.10q the log is %q, %v, want %q", step.write, now, err, step.now)
+		}
+		old, err := os.ReadFile(path + ".1")
+		if string(old) != step.old || (err != nil && step.old != "") {
+			t.Errorf("after %.10q the older log is %q, %v, want %q", step.write, old, err, step.old)
+		}
+	}
+	if info, err := os.Stat(outside); err != nil || info.Size() != 200 {
+		t.Errorf("what a link leads to was bounded: %v, %v", info, err)
+	}
+	if err := d.removeLogs("w"); err != nil {
+		t.Error(err)
+	}
+	if err := boundLog(path, 1); err != nil {
+		t.Errorf("no log any more: %v", err)
+	}
+	if left, err := os.ReadDir(d.logs); err != nil || len(left) != 1 {
+		t.Errorf("left beside the link: %v, %v", left, err)
+	}
+}
