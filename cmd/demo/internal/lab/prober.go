@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"slices"
+	"sync"
 	"time"
 )
 
@@ -90,7 +91,12 @@ func get(ctx context.Context, client *http.Client, path string) ([]byte, error) 
 // measures from a client's point of view how long nobody answers.
 type Prober struct {
 	cancel context.CancelFunc
-	done   chan Downtime
+	done   chan struct{}
+
+	mu   sync.Mutex
+	down Downtime
+	// changed is closed, and replaced, with every new identity.
+	changed chan struct{}
 }
 
 // Downtime is what a Prober saw.
@@ -123,62 +129,94 @@ func (d Downtime) Max() time.Duration {
 	return slices.Max(d.Gaps)
 }
 
-// Probe starts a prober. End it with Stop.
+// Probe starts a prober. End it with Stop. What happens before Await returned
+// for the identity that answers now may be missed.
 func Probe(socket string) *Prober {
 	ctx, cancel := context.WithCancel(context.Background())
-	p := &Prober{cancel: cancel, done: make(chan Downtime, 1)}
-	go func() { p.done <- probe(ctx, socket) }()
+	p := &Prober{cancel: cancel, done: make(chan struct{}), changed: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		p.run(ctx, socket)
+	}()
 	return p
 }
 
-// Stop ends the prober and returns what it saw.
-func (p *Prober) Stop() Downtime {
-	p.cancel()
-	d := <-p.done
-	p.done <- d // so that Stop can be called again
-	return d
+// Await waits until the prober itself had an answer of a start: another client
+// may have had one before. Without it, a Stop right after a switch comes before
+// the probe that would see it.
+func (p *Prober) Await(ctx context.Context, id string) error {
+	for {
+		p.mu.Lock()
+		saw, changed := slices.Contains(p.down.Starts, id), p.changed
+		p.mu.Unlock()
+		if saw {
+			return nil
+		}
+		select {
+		case <-changed:
+		case <-p.done:
+			return fmt.Errorf("the prober ended and had no answer of %s", id)
+		case <-ctx.Done():
+			return fmt.Errorf("the prober has no answer of %s: %w", id, ctx.Err())
+		}
+	}
 }
 
-func probe(ctx context.Context, socket string) (d Downtime) {
+// Stop ends the prober and returns what it saw. It can be called again.
+func (p *Prober) Stop() Downtime {
+	p.cancel()
+	<-p.done
+	return p.down
+}
+
+func (p *Prober) run(ctx context.Context, socket string) {
 	client := unixClient(socket)
 	defer client.CloseIdleConnections()
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
-	seen := map[string]bool{}
-	var current string
 	var last time.Time
 	for {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return d
+			return
 		}
 		try, cancel := context.WithTimeout(ctx, time.Second)
 		answer, err := get(try, client, "/id")
 		cancel()
 		now := time.Now()
-		id := string(answer)
-		switch {
-		case ctx.Err() != nil:
-			return d
-		case err != nil:
-			d.Failures++
-			continue
-		case id == current:
-		case seen[id]:
-			d.Overlaps++
-			continue
-		default:
-			if current != "" {
-				d.Gaps = append(d.Gaps, now.Sub(last))
-			}
-			seen[id] = true
-			d.Starts = append(d.Starts, id)
-			current = id
+		if ctx.Err() != nil {
+			return
 		}
-		d.Answers++
-		last = now
+		if p.record(string(answer), err, now.Sub(last)) {
+			last = now
+		}
 	}
+}
+
+// record counts one answer, which came so long after the last one. It reports
+// whether it is one of the newest start.
+func (p *Prober) record(id string, err error, since time.Duration) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	d := &p.down
+	switch i := slices.Index(d.Starts, id); {
+	case err != nil:
+		d.Failures++
+		return false
+	case i < 0:
+		if len(d.Starts) > 0 {
+			d.Gaps = append(d.Gaps, since)
+		}
+		d.Starts = append(d.Starts, id)
+		close(p.changed)
+		p.changed = make(chan struct{})
+	case i < len(d.Starts)-1:
+		d.Overlaps++
+		return false
+	}
+	d.Answers++
+	return true
 }
 
 // PrintEnv prints what GET /env answers.

@@ -21,10 +21,16 @@ func (r *run) pairs(ctx context.Context) error {
 	r.printf("\nAn API key and, 1 to 8 ms later, a model are saved; %d times.\n", r.Pairs)
 	prober := lab.Probe(r.socket)
 	defer prober.Stop()
+	if err := r.await(ctx, prober); err != nil {
+		return err
+	}
 	began := time.Now()
 	var after *workspacev1.Workspace
 	for i := range r.Pairs {
 		after, err = r.pair(ctx, i)
+		if err == nil {
+			err = r.await(ctx, prober)
+		}
 		if err != nil {
 			return fmt.Errorf("time %d: %w", i+1, err)
 		}
@@ -46,7 +52,7 @@ func (r *run) pairs(ctx context.Context) error {
 	if cycles > int64(2*r.Pairs) {
 		return fmt.Errorf("%d cycles for %d requests", cycles, 2*r.Pairs)
 	}
-	return checkDowntime(down)
+	return checkDowntime(down, cycles)
 }
 
 func (r *run) pair(ctx context.Context, i int) (*workspacev1.Workspace, error) {

@@ -50,8 +50,12 @@ const (
 // take it far above this.
 const maxDowntime = 80 * time.Millisecond
 
-// checkDowntime says what is wrong with what the prober saw.
-func checkDowntime(down lab.Downtime) error {
+// checkDowntime says what is wrong with what the prober saw during the cycles
+// that the workspace counts. What it did not see, it has not measured.
+func checkDowntime(down lab.Downtime, cycles int64) error {
+	if seen := int64(len(down.Gaps)); seen != cycles {
+		return fmt.Errorf("%d switches were seen from outside, the workspace counts %d restarts", seen, cycles)
+	}
 	if down.Overlaps > 0 {
 		return fmt.Errorf("an old container answered %d times after the new one", down.Overlaps)
 	}
@@ -68,6 +72,8 @@ type run struct {
 	socket string
 	// want is the environment that callers asked for: spec, secrets and model.
 	want map[string]string
+	// id is the identity of the program that checkInside saw last.
+	id string
 }
 
 // Run runs the proof. An error says what does not hold.
@@ -160,6 +166,7 @@ func (r *run) checkInside(ctx context.Context, w *workspacev1.Workspace) error {
 	if err != nil {
 		return fmt.Errorf("no program of generation %s answers (the last was of %q): %w", generation, seen.Env["WORKSPACE_GENERATION"], err)
 	}
+	r.id = seen.ID
 	want := maps.Clone(r.want)
 	maps.Copy(want, map[string]string{
 		"PATH":                 lab.ImagePath,
@@ -169,6 +176,13 @@ func (r *run) checkInside(ctx context.Context, w *workspacev1.Workspace) error {
 		"WORKSPACE_GENERATION": generation,
 	})
 	return Compare(want, seen.Env)
+}
+
+// await waits until the prober too has seen the program that checkInside saw.
+func (r *run) await(ctx context.Context, prober *lab.Prober) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	return prober.Await(ctx, r.id)
 }
 
 // Compare says which variables differ.
