@@ -81,11 +81,15 @@ func (d *Driver) boundLogs(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
+// boundTries is how often boundLog follows a log that grows while it is copied.
+const boundTries = 16
+
 // boundLog moves what is in a log that is longer than limit to the older one,
-// the newest limit bytes of it. The shims that write it have the file open for
-// appending, so it is copied and emptied, and they go on at its start. What they
-// write between the last look at its end and the truncation is lost: a few
-// microseconds of output.
+// the newest limit bytes of it and, twice that at most, what comes meanwhile.
+// The shims that write it have the file open for appending, so it is copied and
+// emptied, and they go on at its start. What they write between the last look at
+// its end and the truncation is lost: microseconds of output, unless they write
+// faster than it can be copied.
 func boundLog(path string, limit int64) error {
 	log, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, os.ErrNotExist) {
@@ -94,23 +98,50 @@ func boundLog(path string, limit int64) error {
 		return err
 	}
 	defer log.Close()
-	info, err := log.Stat()
-	if err != nil || info.Size() <= limit {
+	end, err := size(log)
+	if err != nil || end <= limit {
 		return err
 	}
 	old, err := os.OpenFile(path+oldSuffix, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|unix.O_NOFOLLOW, 0o640)
 	if err != nil {
 		return err
 	}
-	end := info.Size()
-	_, err = io.Copy(old, io.NewSectionReader(log, end-limit, limit))
-	// What came while it was copied; a writer that is faster than we are is not
-	// followed for ever.
-	if info, serr := log.Stat(); err == nil && serr == nil {
-		_, err = io.Copy(old, io.NewSectionReader(log, end, min(info.Size()-end, limit)))
-	}
+	err = copyEnd(old, log, end, limit)
 	if err := errors.Join(err, old.Close()); err != nil {
 		return err
 	}
 	return log.Truncate(0)
+}
+
+// copyEnd copies the newest bytes of a log, whose end was at end, and what comes
+// meanwhile.
+func copyEnd(old, log *os.File, end, limit int64) error {
+	from := end - limit
+	written := int64(0)
+	for range boundTries {
+		if end-from > limit || written+end-from > 2*limit {
+			// It grows so fast that what was copied is not the newest any more.
+			if err := old.Truncate(0); err != nil {
+				return err
+			}
+			from, written = end-limit, 0
+		}
+		n, err := io.Copy(io.NewOffsetWriter(old, written), io.NewSectionReader(log, from, end-from))
+		if err != nil {
+			return err
+		}
+		from, written = from+n, written+n
+		if end, err = size(log); err != nil || end <= from {
+			return err
+		}
+	}
+	return nil
+}
+
+func size(f *os.File) (int64, error) {
+	info, err := f.Stat()
+	if err != nil {
+		return 0, err
+	}
+	return info.Size(), nil
 }

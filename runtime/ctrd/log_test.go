@@ -1,6 +1,7 @@
 package ctrd
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -54,5 +55,40 @@ func TestBoundLogs(t *testing.T) {
 	}
 	if left, err := os.ReadDir(d.logs); err != nil || len(left) != 1 {
 		t.Errorf("left beside the link: %v, %v", left, err)
+	}
+}
+
+// What comes while the log is copied is newer than what was copied.
+func TestCopyEndOfAGrowingLog(t *testing.T) {
+	const limit = 100
+	for _, growth := range []int64{0, 1, 100, 101, 1000} {
+		t.Run(fmt.Sprint(growth), func(t *testing.T) {
+			dir := t.TempDir()
+			log, err := os.Create(filepath.Join(dir, "w.log"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer log.Close()
+			old, err := os.Create(filepath.Join(dir, "w.log.1"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer old.Close()
+			var text strings.Builder
+			for i := range 500 {
+				fmt.Fprintf(&text, "%09d\n", i)
+			}
+			if _, err := log.WriteString(text.String()); err != nil {
+				t.Fatal(err)
+			}
+			// It was shorter when it was looked at first.
+			if err := copyEnd(old, log, int64(text.Len())-growth, limit); err != nil {
+				t.Fatal(err)
+			}
+			got, err := os.ReadFile(old.Name())
+			if err != nil || !strings.HasSuffix(text.String(), string(got)) || len(got) < limit || len(got) > 2*limit {
+				t.Errorf("kept %d bytes %q, %v, want the last %d to %d", len(got), got, err, limit, 2*limit)
+			}
+		})
 	}
 }
