@@ -3,6 +3,7 @@ package embedded
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -235,6 +236,39 @@ func poll(t *testing.T, ctx context.Context, what string, ok func() bool) {
 		case <-tick.C:
 		case <-ctx.Done():
 			t.Fatalf("no %s: %v", what, errors.Join(ctx.Err(), context.Cause(ctx)))
+		}
+	}
+}
+
+// Whoever waits in vain is told what is wrong with the socket, not that time
+// was up.
+func TestWaitReadySaysWhy(t *testing.T) {
+	dir := t.TempDir()
+	refusing := filepath.Join(dir, "refusing.sock")
+	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: refusing, Net: "unix"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	l.SetUnlinkOnClose(false)
+	l.Close()
+	silent := filepath.Join(dir, "silent.sock") // nobody accepts
+	if l, err = net.ListenUnix("unix", &net.UnixAddr{Name: silent, Net: "unix"}); err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	for address, want := range map[string]string{
+		filepath.Join(dir, "nobody.sock"): "no such file or directory",
+		refusing:                          "connection refused",
+		silent:                            "something listens there",
+	} {
+		// Also one that ends in the middle of the first try.
+		for _, timeout := range []time.Duration{time.Nanosecond, 50 * time.Millisecond} {
+			ctx, cancel := context.WithTimeout(context.Background(), timeout)
+			err := WaitReady(ctx, address)
+			cancel()
+			if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), address) {
+				t.Errorf("after %v: %v, want %q", timeout, err, want)
+			}
 		}
 	}
 }

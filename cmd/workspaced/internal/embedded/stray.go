@@ -2,9 +2,11 @@ package embedded
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -111,17 +113,32 @@ func WaitReady(ctx context.Context, address string) error {
 	defer conn.Close()
 	tick := time.NewTicker(10 * time.Millisecond)
 	defer tick.Stop()
+	var last error // of a try that the end of ctx did not cut short
 	for {
 		err := check(ctx, conn)
 		if err == nil {
 			return nil
 		}
+		if ctx.Err() == nil {
+			last = err
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			return fmt.Errorf("no answer on %s: %w", address, err)
+			return noAnswer(address, cmp.Or(last, err))
 		}
 	}
+}
+
+// noAnswer says why nobody answers: what the kernel says of the socket if it
+// refuses, else what the last try came to.
+func noAnswer(address string, last error) error {
+	conn, err := net.DialTimeout("unix", address, time.Second)
+	if err != nil {
+		return fmt.Errorf("no answer on %s: %w", address, err)
+	}
+	conn.Close()
+	return fmt.Errorf("no answer on %s, though something listens there: %w", address, last)
 }
 
 // Answers reports whether a containerd answers on the socket right now.
