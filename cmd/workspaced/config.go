@@ -105,6 +105,16 @@ func addFlags(flags *pflag.FlagSet) {
 	})
 }
 
+// hideFlags keeps the flags of all but the given keys out of the help text. They
+// still work: who repeats a daemon's flags must not be refused.
+func hideFlags(flags *pflag.FlagSet, but []string) {
+	fields(func(key, _ string, _ any) {
+		if !slices.Contains(but, key) {
+			flags.Lookup(flagName(key)).Hidden = true
+		}
+	})
+}
+
 // loadConfig reads defaults, file, environment and flags, in this order, and
 // checks the outcome. Warnings are for the log once it is there.
 func loadConfig(flags *pflag.FlagSet, environ []string) (cfg config, warnings []string, err error) {
@@ -114,12 +124,13 @@ func loadConfig(flags *pflag.FlagSet, environ []string) (cfg config, warnings []
 	if err := k.Load(confmap.Provider(known, "."), nil); err != nil {
 		return config{}, nil, fmt.Errorf("configuration: %w", err)
 	}
+	origins := map[string]string{} // where a key's value comes from, unless it is the default
 	path, err := configFile(flags, environ)
 	if err != nil {
 		return config{}, nil, err
 	}
 	if path != "" {
-		if err := loadFile(k, known, path); err != nil {
+		if err := loadFile(k, known, origins, path); err != nil {
 			return config{}, nil, err
 		}
 	}
@@ -137,6 +148,7 @@ func loadConfig(flags *pflag.FlagSet, environ []string) (cfg config, warnings []
 			case !ok:
 				return "", nil
 			}
+			origins[key] = "environment variable " + name
 			if _, list := def.([]string); list {
 				return key, splitList(value)
 			}
@@ -151,6 +163,7 @@ func loadConfig(flags *pflag.FlagSet, environ []string) (cfg config, warnings []
 		if _, ok := known[key]; !ok || !f.Changed {
 			return "", nil
 		}
+		origins[key] = "flag --" + f.Name
 		return key, posflag.FlagVal(flags, f)
 	})
 	if err := k.Load(fromFlags, nil); err != nil {
@@ -158,12 +171,36 @@ func loadConfig(flags *pflag.FlagSet, environ []string) (cfg config, warnings []
 	}
 
 	if err := decode(k, &cfg); err != nil {
-		return config{}, nil, err
+		return config{}, nil, withOrigin(err, origins)
 	}
 	if cfg.Socket == "" {
 		cfg.Socket = filepath.Join(cfg.StateDir, "workspaced.sock")
 	}
-	return cfg, warnings, cfg.check()
+	return cfg, warnings, withOrigin(cfg.check(), origins)
+}
+
+// settingError is what is wrong with one setting.
+type settingError struct {
+	key string
+	err error
+}
+
+func (e *settingError) Error() string { return e.key + ": " + e.err.Error() }
+func (e *settingError) Unwrap() error { return e.err }
+
+// bad makes a settingError.
+func bad(key, format string, args ...any) error {
+	return &settingError{key, fmt.Errorf(format, args...)}
+}
+
+// withOrigin adds to a settingError in which file, variable or flag the value
+// stands: it may be one that the reader did not think of.
+func withOrigin(err error, origins map[string]string) error {
+	var setting *settingError
+	if errors.As(err, &setting) && origins[setting.key] != "" {
+		return fmt.Errorf("%w (from %s)", err, origins[setting.key])
+	}
+	return err
 }
 
 // configFile says which file is to be read; empty: none.
@@ -188,7 +225,7 @@ func configFile(flags *pflag.FlagSet, environ []string) (string, error) {
 
 // loadFile reads the file and refuses what it does not know: a setting with a
 // typing error must not be silently without effect.
-func loadFile(k *koanf.Koanf, known map[string]any, path string) error {
+func loadFile(k *koanf.Koanf, known map[string]any, origins map[string]string, path string) error {
 	f := koanf.New(".")
 	if err := f.Load(file.Provider(path), yaml.Parser()); err != nil {
 		return fmt.Errorf("configuration file %s: %s", path, oneLine(err))
@@ -198,6 +235,7 @@ func loadFile(k *koanf.Koanf, known map[string]any, path string) error {
 			f.Delete(key)
 		}
 		if _, ok := known[key]; ok {
+			origins[key] = "configuration file " + path
 			continue
 		}
 		return fmt.Errorf("configuration file %s: unknown key %q; the keys are %s", path, key, strings.Join(sortedKeys(known), ", "))
@@ -231,7 +269,7 @@ func decode(k *koanf.Koanf, cfg *config) error {
 			err = errors.New("a duration without its unit")
 		}
 		if err != nil || value == nil {
-			return fmt.Errorf("%s: %v is no %s", key, value, kindName(v.Field(i).Interface()))
+			return bad(key, "%v is no %s", value, kindName(v.Field(i).Interface()))
 		}
 	}
 	return nil
@@ -272,13 +310,13 @@ func (c *config) check() error {
 	}{{"data_dir", &c.DataDir}, {"state_dir", &c.StateDir}, {"socket", &c.Socket}, {"init_path", &c.InitPath}, {"containerd", &c.Containerd}, {"registry_certs_dir", &c.RegistryCertsDir}} {
 		if *p.path == "" {
 			if p.key == "data_dir" || p.key == "state_dir" {
-				return fmt.Errorf("%s is empty", p.key)
+				return bad(p.key, "must not be empty")
 			}
 			continue
 		}
 		abs, err := filepath.Abs(strings.TrimPrefix(*p.path, "unix://"))
 		if err != nil {
-			return fmt.Errorf("%s: %w", p.key, err)
+			return &settingError{p.key, err}
 		}
 		*p.path = abs
 	}
@@ -286,29 +324,29 @@ func (c *config) check() error {
 		for i, path := range paths {
 			abs, err := filepath.Abs(path)
 			if err != nil {
-				return fmt.Errorf("%s: %w", key, err)
+				return &settingError{key, err}
 			}
 			paths[i] = abs
 		}
 	}
 	if len(c.Socket) > 107 {
-		return fmt.Errorf("socket: path %s has %d bytes, the kernel takes 107", c.Socket, len(c.Socket))
+		return bad("socket", "path %s has %d bytes, the kernel takes 107", c.Socket, len(c.Socket))
 	}
 	if c.Containerd != "" && c.PrivateContainerd {
-		return errors.New("containerd and private_containerd: only one of them can be set")
+		return bad("containerd", "only one of containerd and private_containerd can be set")
 	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(c.LogLevel)); err != nil {
-		return fmt.Errorf("log_level: %q is none of debug, info, warn, error", c.LogLevel)
+		return bad("log_level", "%q is none of debug, info, warn, error", c.LogLevel)
 	}
 	if c.LogFormat != "text" && c.LogFormat != "json" {
-		return fmt.Errorf("log_format: %q is none of text, json", c.LogFormat)
+		return bad("log_format", "%q is none of text, json", c.LogFormat)
 	}
 	if c.MaxConcurrentCycles < 1 {
-		return fmt.Errorf("max_concurrent_cycles: %d is less than 1", c.MaxConcurrentCycles)
+		return bad("max_concurrent_cycles", "%d is less than 1", c.MaxConcurrentCycles)
 	}
 	if c.DrainTimeout <= 0 {
-		return fmt.Errorf("drain_timeout: %v is not more than 0", c.DrainTimeout)
+		return bad("drain_timeout", "%v is not more than 0", c.DrainTimeout)
 	}
 	return c.checkListen()
 }
@@ -319,13 +357,13 @@ func (c *config) checkListen() error {
 	}
 	host, _, err := net.SplitHostPort(c.Listen)
 	if err != nil {
-		return fmt.Errorf("listen: %q is no host:port", c.Listen)
+		return bad("listen", "%q is no host:port", c.Listen)
 	}
 	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return fmt.Errorf("listen: %s is no loopback address, and the API has no authentication on TCP: use 127.0.0.1, or the unix socket over SSH", c.Listen)
+		return bad("listen", "%s is no loopback address, and the API has no authentication on TCP: use 127.0.0.1, or the unix socket over SSH", c.Listen)
 	}
 	if !c.Insecure {
-		return fmt.Errorf("listen: the API on %s would be plain text, open to every local user: say --insecure if that is meant", c.Listen)
+		return bad("listen", "the API on %s would be plain text, open to every local user: say --insecure if that is meant", c.Listen)
 	}
 	return nil
 }

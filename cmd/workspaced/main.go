@@ -41,19 +41,21 @@ func run(ctx context.Context, args []string, std stdio) error {
 	root := &cobra.Command{
 		Use:           "workspaced",
 		Short:         "Keeps containers in step with their secrets and settings",
+		Version:       fmt.Sprintf("%s %s %s/%s", version, goruntime.Version(), goruntime.GOOS, goruntime.GOARCH),
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	}
 	root.SetArgs(args)
 	root.SetOut(std.out)
 	root.SetErr(std.err)
+	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddCommand(serveCommand(std), purgeCommand(std), &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			_, err := fmt.Fprintf(std.out, "workspaced %s %s %s/%s\n", version, goruntime.Version(), goruntime.GOOS, goruntime.GOARCH)
+			_, err := fmt.Fprintf(std.out, "%s %s\n", root.Name(), root.Version)
 			return err
 		},
 	})
@@ -116,8 +118,15 @@ others may use them.`,
 		},
 	}
 	addFlags(cmd.Flags())
+	hideFlags(cmd.Flags(), purgeKeys)
 	cmd.Flags().BoolVar(&yes, "yes", false, "really remove it")
 	return cmd
+}
+
+// purgeKeys are the settings that purge makes use of.
+var purgeKeys = []string{
+	"data_dir", "state_dir", "socket", "socket_group", "init_path", "containerd", "private_containerd",
+	"containerd_namespace", "containerd_binary", "runtime_binary", "log_level", "log_format",
 }
 
 // configure reads the configuration and makes the log that it asks for.
