@@ -33,6 +33,10 @@ func usedContainerd(cfg config) (string, error) {
 	return strings.TrimSpace(string(text)), nil
 }
 
+// containerdTimeout is how long a containerd that is not ours has to answer: at
+// boot it may come up after us.
+const containerdTimeout = 10 * time.Second
+
 // findContainerd returns the address of the containerd to use: the one that is
 // configured, else the one that was used before, else the machine's own, else a
 // private one, which it starts and which the caller has to close.
@@ -65,7 +69,8 @@ func findContainerd(ctx context.Context, cfg config, log *slog.Logger) (string, 
 		}
 		address = private.Address()
 	} else {
-		wait, cancel := context.WithTimeout(ctx, 10*time.Second)
+		log.Info("waiting for containerd", "address", address, "timeout", containerdTimeout)
+		wait, cancel := context.WithTimeout(ctx, containerdTimeout)
 		defer cancel()
 		if err := embedded.WaitReady(wait, address); err != nil {
 			return "", nil, fmt.Errorf("containerd: %w", err)
@@ -115,16 +120,9 @@ func privateContainerd(cfg config, log *slog.Logger) embedded.Config {
 
 // openDriver connects to containerd.
 func openDriver(ctx context.Context, cfg config, address, instanceUID string, log *slog.Logger) (*ctrd.Driver, error) {
-	init := cfg.InitPath
-	if init == "" {
-		exe, err := os.Executable()
-		if err != nil {
-			return nil, fmt.Errorf("init_path: %w", err)
-		}
-		init = filepath.Join(filepath.Dir(exe), "workspace-init")
-	}
-	if _, err := os.Stat(init); err != nil {
-		return nil, fmt.Errorf("init_path: %w", err)
+	init, err := cfg.initProgram()
+	if err != nil {
+		return nil, err
 	}
 	return ctrd.New(ctx, ctrd.Config{
 		Address:       address,

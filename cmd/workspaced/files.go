@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"net"
 	"os"
 	"os/user"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -42,18 +44,91 @@ func lockState(cfg config) (*stateLock, error) {
 	}
 	switch err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); {
 	case errors.Is(err, unix.EWOULDBLOCK):
-		f.Close()
+		defer f.Close()
+		if pid := lockHolder(f); pid > 0 {
+			return nil, fmt.Errorf("another workspaced (pid %d) runs with state_dir %s", pid, cfg.StateDir)
+		}
 		return nil, fmt.Errorf("another workspaced runs with state_dir %s", cfg.StateDir)
 	case err != nil:
 		f.Close()
 		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
+	if err := errors.Join(f.Truncate(0), writePID(f)); err != nil {
+		f.Close()
+		return nil, fmt.Errorf("write %s: %w", path, err)
+	}
 	return &stateLock{f}, nil
+}
+
+func writePID(f *os.File) error {
+	_, err := fmt.Fprintln(f, os.Getpid())
+	return err
+}
+
+// lockHolder returns the pid that the holder of the lock wrote into it; 0 if it
+// has not done so yet.
+func lockHolder(f *os.File) int {
+	text, err := io.ReadAll(io.LimitReader(f, 32))
+	if err != nil {
+		return 0
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		return 0
+	}
+	return pid
 }
 
 func lockFile(cfg config) string { return filepath.Join(cfg.StateDir, "workspaced.lock") }
 
 func (l *stateLock) release() { l.file.Close() }
+
+// checkFiles looks whether the files are there that the configuration names,
+// before anything is started or made.
+func checkFiles(cfg config) error {
+	if _, err := cfg.initProgram(); err != nil {
+		return err
+	}
+	for _, path := range cfg.ImportImages {
+		if err := checkFile(path); err != nil {
+			return fmt.Errorf("import_images: %w", err)
+		}
+	}
+	for _, path := range cfg.RegistryCAFiles {
+		if err := checkFile(path); err != nil {
+			return fmt.Errorf("registry_ca_files: %w", err)
+		}
+	}
+	return nil
+}
+
+// checkFile says what keeps path from being read.
+func checkFile(path string) error {
+	info, err := os.Stat(path)
+	if err != nil {
+		return err
+	}
+	if info.IsDir() {
+		return fmt.Errorf("%s is a directory", path)
+	}
+	return nil
+}
+
+// initProgram is the path of workspace-init.
+func (c *config) initProgram() (string, error) {
+	path := c.InitPath
+	if path == "" {
+		exe, err := os.Executable()
+		if err != nil {
+			return "", fmt.Errorf("init_path: %w", err)
+		}
+		path = filepath.Join(filepath.Dir(exe), "workspace-init")
+	}
+	if err := checkFile(path); err != nil {
+		return "", fmt.Errorf("init_path: %w", err)
+	}
+	return path, nil
+}
 
 // groupID resolves a group; -1, which changes nothing, for none.
 func groupID(group string) (int, error) {

@@ -92,6 +92,9 @@ func purgeContainers(ctx context.Context, cfg config, log *slog.Logger, out io.W
 	if err != nil {
 		return err
 	}
+	if _, err := cfg.initProgram(); err != nil {
+		return err // before a containerd is started
+	}
 	address, private, err := findContainerd(ctx, cfg, log)
 	if err != nil {
 		return err

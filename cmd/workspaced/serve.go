@@ -27,6 +27,9 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 	if os.Geteuid() != 0 {
 		return errRoot
 	}
+	if err := checkFiles(cfg); err != nil {
+		return err
+	}
 	soft, hard, release := stopSignals(ctx, log)
 	defer release()
 
@@ -135,8 +138,12 @@ func (d *running) run(soft, hard context.Context) error {
 	d.log.Info("ready", "socket", d.cfg.Socket, "listen", d.cfg.Listen, "pid", os.Getpid(), "version", version)
 	d.notify(daemon.SdNotifyReady)
 	err := tasks.Wait()
-	d.log.Info("stopped, containers go on running", "error", err)
-	return err
+	if err != nil {
+		d.log.Error("stopped, containers go on running", "error", err)
+		return err
+	}
+	d.log.Info("stopped, containers go on running")
+	return nil
 }
 
 // drain lets calls and cycles in flight finish, up to the drain timeout or the

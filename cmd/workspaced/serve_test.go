@@ -300,6 +300,9 @@ func TestServeDrains(t *testing.T) {
 	if err := s.stop(); err != nil {
 		t.Errorf("serve returned %v\n%s", err, s.log)
 	}
+	if log := s.log.String(); !strings.Contains(log, "stopped") || strings.Contains(log, "<nil>") {
+		t.Errorf("log:\n%s", log)
+	}
 	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("the drain took %v: it waited for its timeout", took)
 	}
@@ -322,14 +325,23 @@ func TestServeRefuses(t *testing.T) {
 			t.Errorf("error %q, want one line with %q\n%s", err, want, out)
 		}
 	}
+	// Nothing is started or made before it is noticed.
+	refusedAtOnce := func(t *testing.T, want string, args ...string) {
+		t.Helper()
+		fresh := []string{"--data-dir=" + in.path("fresh-data"), "--state-dir=" + in.path("fresh")}
+		refused(t, want, append(args, fresh...)...)
+		if exists(in.path("fresh-data")) || exists(in.path("fresh")) {
+			t.Error("a directory was made")
+		}
+	}
 	t.Run("second daemon, same state", func(t *testing.T) {
-		refused(t, "another workspaced", "--data-dir="+in.path("other-data"))
+		refused(t, fmt.Sprintf("another workspaced (pid %d) runs", os.Getpid()), "--data-dir="+in.path("other-data"))
 	})
 	t.Run("second daemon, same database", func(t *testing.T) {
 		refused(t, "in use", "--state-dir="+in.path("r2"))
 	})
 	t.Run("purge of a running daemon", func(t *testing.T) {
-		if out, err := in.run(context.Background(), "purge", "--yes"); err == nil || !strings.Contains(err.Error(), "another workspaced") {
+		if out, err := in.run(context.Background(), "purge", "--yes"); err == nil || !strings.Contains(err.Error(), fmt.Sprintf("another workspaced (pid %d) runs", os.Getpid())) {
 			t.Errorf("purge: %v\n%s", err, out)
 		}
 	})
@@ -368,16 +380,22 @@ func TestServeRefuses(t *testing.T) {
 		}
 	})
 	t.Run("no containerd there", func(t *testing.T) {
-		refused(t, "containerd", "--private-containerd=false", "--containerd="+in.path("nobody.sock"))
+		refused(t, "no such file", "--private-containerd=false", "--containerd="+in.path("nobody.sock"))
 	})
 	t.Run("no containerd program", func(t *testing.T) {
 		refused(t, "--containerd-binary", "--containerd-binary=no-such-program")
 	})
 	t.Run("no init", func(t *testing.T) {
-		refused(t, "init_path", "--init-path="+in.path("no-init"))
+		refusedAtOnce(t, "init_path", "--init-path="+in.path("no-init"))
 	})
 	t.Run("no image", func(t *testing.T) {
-		refused(t, "import_images", "--import-images="+in.path("none.tar"))
+		refusedAtOnce(t, "import_images", "--import-images="+in.path("none.tar"))
+	})
+	t.Run("image is a directory", func(t *testing.T) {
+		refusedAtOnce(t, "is a directory", "--import-images="+in.base)
+	})
+	t.Run("no certificate", func(t *testing.T) {
+		refusedAtOnce(t, "registry_ca_files", "--registry-ca-files="+in.path("none.pem"))
 	})
 	t.Run("no group", func(t *testing.T) {
 		refused(t, "socket_group", "--socket-group=no-such-group")
@@ -503,6 +521,16 @@ func TestRunCommands(t *testing.T) {
 	}
 	if out, err := do("version"); err != nil || !strings.HasPrefix(out, "workspaced ") {
 		t.Errorf("version: %q, %v", out, err)
+	}
+	long, _ := do("version")
+	if out, err := do("--version"); err != nil || out != long {
+		t.Errorf("--version: %q, %v; version says %q", out, err, long)
+	}
+	if out, err := do("purge", "--help"); err != nil || !strings.Contains(out, "--data-dir") || strings.Contains(out, "--drain-timeout") {
+		t.Errorf("help of purge: %q, %v", out, err)
+	}
+	if _, err := do("purge", "--drain-timeout=5s", "--data-dir=/precious"); err == nil || !strings.Contains(err.Error(), "--yes") {
+		t.Errorf("purge with a flag of serve's: %v", err)
 	}
 	if out, err := do("serve", "--print-config", "--state-dir=/s"); err != nil || !strings.Contains(out, "data_dir: /from/env\n") || !strings.Contains(out, "socket: /s/workspaced.sock\n") {
 		t.Errorf("print-config: %q, %v", out, err)
