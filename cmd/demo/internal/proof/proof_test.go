@@ -25,7 +25,8 @@ func TestCheckDowntime(t *testing.T) {
 		"none was seen":      {cycles: 1, want: "0 switches were seen from outside, the workspace counts 1"},
 		"one was missed":     {down: gaps(1, time.Millisecond), cycles: 2, want: "1 switches"},
 		"one is not counted": {down: gaps(2, time.Millisecond), cycles: 1, want: "2 switches"},
-		"slow":               {down: gaps(1, time.Second), cycles: 1, want: "at the median"},
+		"slow":               {down: gaps(minMedian, time.Second), cycles: minMedian, want: "at the median"},
+		"slow once":          {down: gaps(1, time.Second), cycles: 1},
 		"two at once":        {down: late, cycles: 1, want: "after the new one"},
 	} {
 		t.Run(name, func(t *testing.T) {
