@@ -55,9 +55,15 @@ const (
 )
 
 // checkDowntime says what is wrong with what the prober saw during the cycles
-// that the workspace counts. What it did not see, it has not measured.
+// that the workspace counts. A program that is replaced before it has answered
+// once makes one gap of two switches; on a busy machine that happens now and
+// then. What else the prober did not see, it has not measured.
 func checkDowntime(down lab.Downtime, cycles int64) error {
-	if seen := int64(len(down.Gaps)); seen != cycles {
+	merged := cycles / 20
+	if cycles > 1 {
+		merged = max(merged, 1)
+	}
+	if seen := int64(len(down.Gaps)); seen > cycles || seen < cycles-merged {
 		return fmt.Errorf("%d switches were seen from outside, the workspace counts %d restarts", seen, cycles)
 	}
 	if down.Overlaps > 0 {
