@@ -9,12 +9,15 @@ import (
 	"math/rand/v2"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/runtime/ctrd"
@@ -317,6 +320,45 @@ func TestCloseLetsRunningInstancesBe(t *testing.T) {
 		list := b.list()
 		if list[in.ID].Phase != runtime.PhaseRunning || list[standby.ID].Phase != runtime.PhaseRemnant {
 			t.Errorf("next driver: %+v", list)
+		}
+		b.nothingLeft()
+	})
+}
+
+// containerd forgets a task whose client went away in the middle of its
+// creation or deletion, and leaves its bundle, with a FIFO and perhaps a mount.
+func TestForgottenBundleIsRemoved(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		const id = "w-0123456789ab"
+		bundle := filepath.Join(filepath.Dir(c.Address), "io.containerd.runtime.v2.task", b.e.Namespace, id)
+		rootfs := filepath.Join(bundle, "rootfs")
+		for _, dir := range []string{rootfs, filepath.Join(b.e.StateDir, "instances", "uid-w", id)} {
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := unix.Mkfifo(filepath.Join(bundle, "log"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		mounted := t.TempDir()
+		kept := filepath.Join(mounted, "kept")
+		if err := os.WriteFile(kept, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 { // a mount that was made twice
+			if err := unix.Mount(mounted, rootfs, "", unix.MS_BIND, ""); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := b.d.Remove(b.ctx(), id); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := os.Lstat(bundle); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("the bundle is there still: %v", err)
+		}
+		if _, err := os.Lstat(kept); err != nil {
+			t.Errorf("what was mounted there was removed with it: %v", err)
 		}
 		b.nothingLeft()
 	})

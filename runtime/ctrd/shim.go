@@ -82,6 +82,35 @@ func (d *Driver) removeShimSockets(id string) error {
 	return nil
 }
 
+// bundleRoot is where containerd keeps the bundles of its shims, below the state
+// directory, in which its socket is unless somebody has moved that.
+const bundleRoot = "io.containerd.runtime.v2.task"
+
+// removeBundle removes what containerd has left of a task that it has forgotten:
+// it would do so itself only at its next start, and version 1.6 not even then.
+// The caller knows that there is no such task, and no shim any more.
+func (d *Driver) removeBundle(id string) error {
+	state := filepath.Dir(strings.TrimPrefix(d.cfg.Address, "unix://"))
+	bundle := filepath.Join(state, bundleRoot, d.cfg.Namespace, id)
+	if _, err := os.Lstat(bundle); errors.Is(err, os.ErrNotExist) {
+		return nil
+	} else if err != nil {
+		return err
+	}
+	// The instance's snapshot may be mounted there still, more than once.
+	rootfs := filepath.Join(bundle, "rootfs")
+	for {
+		err := unix.Unmount(rootfs, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break // it is no mount point, or no longer
+		} else if err != nil {
+			return &os.PathError{Op: "unmount", Path: rootfs, Err: err}
+		}
+	}
+	d.log.Info("removing a bundle that containerd has forgotten", "instance", id)
+	return os.RemoveAll(bundle)
+}
+
 func hasFlag(args []string, flag, value string) bool {
 	for i := range len(args) - 1 {
 		if args[i] == flag && args[i+1] == value {

@@ -301,6 +301,9 @@ func (d *Driver) remove(ctx context.Context, id string) error {
 		if err := d.endOrphanShims(ctx, id); err != nil {
 			return err
 		}
+		if err := d.removeBundle(id); err != nil {
+			return err
+		}
 	}
 	if err := d.removeShimSockets(id); err != nil {
 		return err

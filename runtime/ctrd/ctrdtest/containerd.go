@@ -77,7 +77,8 @@ func StartContainerd(tb testing.TB, version string) *Containerd {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	c.Dir, c.Address = dir, filepath.Join(dir, "c.sock")
+	// In its state directory, as at users'.
+	c.Dir, c.Address = dir, filepath.Join(dir, "state", "c.sock")
 	tb.Cleanup(func() { c.cleanup(tb) })
 	c.writeConfig(tb)
 	c.Start(tb)
