@@ -124,11 +124,11 @@ func decide(v view) step {
 			return step{action: actAdopt, instance: current}
 		}
 	}
-	for _, in := range exited {
-		if onRecord != nil && in.ID == onRecord.InstanceID {
-			return step{action: actRecordExit, instance: in}
+	if len(exited) > 0 {
+		if onRecord != nil && exited[0].ID == onRecord.InstanceID {
+			return step{action: actRecordExit, instance: exited[0]}
 		}
-		return step{action: actRemove, instance: in}
+		return step{action: actRemove, instance: exited[0]}
 	}
 	if current.ID == "" && onRecord != nil {
 		return step{action: actRecordExit}
