@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs what is missing to run workspaced on Debian: containerd and runc; with
-# the argument "test" also the C compiler that Go's race detector needs, with
-# "model" that and the model checker.
+# the argument "test" also curl, which the README's examples use, and the C
+# compiler that Go's race detector needs; with "model" that and the model checker.
 # Only apt-get runs as root. A containerd service that the package starts is
 # left as it is: workspaced does not need it and does not touch it.
 set -euo pipefail
@@ -19,7 +19,10 @@ need mount mount
 need unshare util-linux
 [[ -e /etc/ssl/certs/ca-certificates.crt ]] || packages+=(ca-certificates)
 case ${1-} in
-test) need gcc gcc libc6-dev ;;
+test)
+	need gcc gcc libc6-dev
+	need curl curl
+	;;
 model)
 	need spin spin
 	need gcc gcc libc6-dev
