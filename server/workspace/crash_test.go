@@ -117,28 +117,31 @@ func TestDrainWaitsForTheCycleInFlight(t *testing.T) {
 		}
 		w.wantSettled(t, "a")
 	})
-	t.Run("no longer than its deadline", func(t *testing.T) {
-		inWorld(t, func(t *testing.T, w *world) {
-			w.running(t, "a")
-			gate := w.fake.Hold(runtimetest.Prepare, "a")
-			must(w.set("a", "K", "1"))(t)
-			held(t, gate)
-			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
-			defer cancel()
-			if err := w.sup.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) {
-				t.Fatalf("Drain = %v, want its deadline", err)
-			}
-			w.stop()
-			w.ended.Wait() // the effect in flight is interrupted
-			if err := w.store.Close(); err != nil {
-				t.Fatal(err)
-			}
-			if err := w.boot(); err != nil {
-				t.Fatal(err)
-			}
-			gate.Release()
-			synctest.Wait()
-			w.wantSettled(t, "a")
+	for _, at := range []runtimetest.Method{runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start} {
+		t.Run("no longer than its deadline, in "+string(at), func(t *testing.T) {
+			inWorld(t, func(t *testing.T, w *world) {
+				w.running(t, "a")
+				gate := w.fake.Hold(at, "")
+				must(w.set("a", "K", "1"))(t)
+				held(t, gate)
+				ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+				defer cancel()
+				if err := w.sup.Drain(ctx); !errors.Is(err, context.DeadlineExceeded) {
+					t.Fatalf("Drain = %v, want its deadline", err)
+				}
+				w.stop()
+				w.ended.Wait() // the effect in flight is interrupted
+				if err := w.store.Close(); err != nil {
+					t.Fatal(err)
+				}
+				w.fake.Crash() // with the process end its standbys
+				if err := w.boot(); err != nil {
+					t.Fatal(err)
+				}
+				gate.Release()
+				pass(time.Minute)
+				w.wantSettled(t, "a")
+			})
 		})
-	})
+	}
 }
