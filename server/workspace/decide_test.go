@@ -28,7 +28,8 @@ func TestDecide(t *testing.T) {
 		instances []runtime.Instance
 		failure   *store.Failure
 		stuck     map[string]time.Time
-		fallback  int64 // fallbackFailed
+		fallback  int64     // fallbackFailed
+		pace      time.Time // fallbackAt
 		want      action
 		instance  string
 		old       string
@@ -99,6 +100,10 @@ func TestDecide(t *testing.T) {
 			instances: []runtime.Instance{in("b", runtime.PhaseRunning, 1)}, want: actAdopt, instance: "b",
 		},
 		{
+			name: "switched, crash before the record", ws: store.Workspace{Generation: 4, Status: store.Status{ObservedGeneration: 3, Running: onRecord("a")}},
+			instances: []runtime.Instance{in("a", runtime.PhaseExited, 3), in("b", runtime.PhaseRunning, 4)}, want: actAdopt, instance: "b",
+		},
+		{
 			name: "two run", ws: store.Workspace{Generation: 4, Status: store.Status{ObservedGeneration: 4, Running: onRecord("b")}},
 			instances: []runtime.Instance{in("a", runtime.PhaseRunning, 3), in("b", runtime.PhaseRunning, 4)}, want: actStop, instance: "a",
 		},
@@ -166,6 +171,18 @@ func TestDecide(t *testing.T) {
 			failure: failure(4, time.Time{}), want: actFallback,
 		},
 		{
+			name: "nothing runs, the last good one has just ended", ws: store.Workspace{Generation: 4, SpecGeneration: 4, Status: store.Status{ObservedGeneration: 3, LastGood: good(3)}},
+			failure: failure(4, soon.Add(time.Second)), pace: soon, want: actWait, at: soon,
+		},
+		{
+			name: "nothing runs, held, the last good one has just ended", ws: store.Workspace{Generation: 4, SpecGeneration: 4, Status: store.Status{ObservedGeneration: 3, LastGood: good(3)}},
+			failure: failure(4, time.Time{}), pace: soon, want: actWait, at: soon,
+		},
+		{
+			name: "nothing runs, the last good one ended a while ago", ws: store.Workspace{Generation: 4, SpecGeneration: 4, Status: store.Status{ObservedGeneration: 3, LastGood: good(3)}},
+			failure: failure(4, soon), pace: now, want: actFallback,
+		},
+		{
 			name: "nothing runs, the last good one failed too", ws: store.Workspace{Generation: 4, SpecGeneration: 4, Status: store.Status{ObservedGeneration: 3, LastGood: good(3)}},
 			failure: failure(4, soon), fallback: 4, want: actWait, at: soon,
 		},
@@ -225,7 +242,7 @@ func TestDecide(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			got := decide(view{
 				ws: &tt.ws, instances: tt.instances, failure: tt.failure, stuck: tt.stuck,
-				fallbackFailed: tt.fallback, maxWait: 2 * time.Minute, now: now,
+				fallbackFailed: tt.fallback, fallbackAt: tt.pace, maxWait: 2 * time.Minute, now: now,
 			})
 			if got.action != tt.want || got.instance.ID != tt.instance || got.old.ID != tt.old || !got.at.Equal(tt.at) {
 				t.Errorf("decide = %v instance %q old %q at %v, want %v %q %q %v",
