@@ -90,7 +90,7 @@ func (a *actor) stop(ctx, passCtx context.Context, ws *store.Workspace, in runti
 		return nil
 	}
 	if r := ws.Status.Running; r != nil && r.InstanceID == in.ID {
-		return a.record(ctx, ws, func(_ store.Workspace, st *store.Status) { st.Running = nil })
+		return a.record(ctx, stepRecordStopped, ws, func(_ store.Workspace, st *store.Status) { st.Running = nil })
 	}
 	return nil
 }
@@ -115,7 +115,7 @@ func (a *actor) terminate(ctx context.Context, ws *store.Workspace, id string) e
 func (a *actor) begin(ctx, passCtx context.Context, ws *store.Workspace) error {
 	if ws.Status.StartingGeneration != ws.Generation {
 		gen := ws.Generation
-		if err := a.record(ctx, ws, func(_ store.Workspace, st *store.Status) { st.StartingGeneration = gen }); err != nil {
+		if err := a.record(ctx, stepRecordStarting, ws, func(_ store.Workspace, st *store.Status) { st.StartingGeneration = gen }); err != nil {
 			return err
 		}
 	}
@@ -129,7 +129,7 @@ func (a *actor) begin(ctx, passCtx context.Context, ws *store.Workspace) error {
 
 // prepare makes a standby of the spec.
 func (a *actor) prepare(ctx context.Context, ws *store.Workspace, spec *store.Spec, generation int64) (runtime.Instance, error) {
-	launch, _, err := a.read(ws, spec, generation)
+	launch, err := a.read(ctx, stepSecretsRead, ws, spec, generation)
 	if err != nil {
 		return runtime.Instance{}, err
 	}
@@ -157,20 +157,25 @@ func (a *actor) prepare(ctx context.Context, ws *store.Workspace, spec *store.Sp
 // read reads the secrets and makes what a container of the spec, prepared at
 // generation, is started with. The launch's generation is the newest one, unless
 // the spec has changed since it was prepared: then the container stays behind.
-func (a *actor) read(ws *store.Workspace, spec *store.Spec, prepared int64) (runtime.Launch, store.Workspace, error) {
-	sn, err := a.sup.cfg.Store.Snapshot(a.id)
-	if err != nil {
-		return runtime.Launch{}, store.Workspace{}, err
-	}
-	if sn.Workspace.UID != ws.UID || sn.Workspace.Deleting != nil || sn.Workspace.Parked {
-		return runtime.Launch{}, store.Workspace{}, errInterrupted
-	}
-	generation := sn.Workspace.Generation
-	if sn.Workspace.SpecGeneration > prepared {
-		generation = prepared
-	}
-	launch, err := launchOf(spec, &sn, generation)
-	return launch, sn.Workspace, err
+func (a *actor) read(ctx context.Context, step string, ws *store.Workspace, spec *store.Spec, prepared int64) (launch runtime.Launch, err error) {
+	ctx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.Store)
+	defer cancel()
+	err = a.sup.cfg.Around(ctx, step, func(context.Context) error {
+		sn, err := a.sup.cfg.Store.Snapshot(a.id)
+		if err != nil {
+			return err
+		}
+		if sn.Workspace.UID != ws.UID || sn.Workspace.Deleting != nil || sn.Workspace.Parked {
+			return errInterrupted
+		}
+		generation := sn.Workspace.Generation
+		if sn.Workspace.SpecGeneration > prepared {
+			generation = prepared
+		}
+		launch, err = launchOf(spec, &sn, generation)
+		return err
+	})
+	return launch, err
 }
 
 // change is the switch: it ends the old container, if there is one, reads the
@@ -182,7 +187,7 @@ func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standb
 		return nil
 	}
 	// Opens every secret once more before the old container is touched.
-	launch, _, err := a.read(ws, spec, standby.PreparedGeneration)
+	launch, err := a.read(passCtx, stepSecretsRead, ws, spec, standby.PreparedGeneration)
 	if err != nil {
 		return a.failed(ctx, passCtx, ws, err, false)
 	}
@@ -193,7 +198,7 @@ func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standb
 			return a.failed(ctx, passCtx, ws, err, false)
 		}
 	}
-	late, _, err := a.read(ws, spec, standby.PreparedGeneration)
+	late, err := a.read(passCtx, stepSecretsLate, ws, spec, standby.PreparedGeneration)
 	switch {
 	case err == nil:
 		launch = late
@@ -223,7 +228,7 @@ func (a *actor) fallBack(ctx, passCtx context.Context, ws *store.Workspace) erro
 	in, err := a.prepare(passCtx, ws, &good.Spec, good.Generation)
 	if err == nil {
 		var launch runtime.Launch
-		if launch, _, err = a.read(ws, &good.Spec, good.Generation); err == nil {
+		if launch, err = a.read(passCtx, stepSecretsLate, ws, &good.Spec, good.Generation); err == nil {
 			startCtx, cancel := context.WithTimeout(passCtx, a.sup.cfg.Deadlines.Start)
 			defer cancel()
 			in, err = a.sup.cfg.Runtime.Start(startCtx, in.ID, launch)
@@ -257,7 +262,10 @@ func (a *actor) finishDeletion(ctx, passCtx context.Context, ws *store.Workspace
 	}
 	sctx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.Store)
 	defer cancel()
-	if err := a.sup.cfg.Store.FinishDeletion(sctx, ws.ID, ws.UID); err != nil && !errors.Is(err, store.ErrNotFound) {
+	err = a.sup.cfg.Around(sctx, stepRecordDeleted, func(ctx context.Context) error {
+		return a.sup.cfg.Store.FinishDeletion(ctx, ws.ID, ws.UID)
+	})
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
 		return false, time.Time{}, err
 	}
 	a.log.InfoContext(ctx, "workspace deleted", "uid", ws.UID)

@@ -71,11 +71,22 @@ type Config struct {
 	SlotLend  time.Duration
 	Backoff   Backoff
 	Deadlines Deadlines
+	// Now is the clock of what is recorded; default time.Now.
+	Now func() time.Time
+	// Around does the steps that Steps names; tests make them fail. Default: it
+	// calls do.
+	Around func(ctx context.Context, step string, do func(context.Context) error) error
 }
 
 func (c *Config) setDefaults() {
 	if c.Logger == nil {
 		c.Logger = slog.Default()
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.Around == nil {
+		c.Around = func(ctx context.Context, _ string, do func(context.Context) error) error { return do(ctx) }
 	}
 	if c.MaxConcurrentCycles <= 0 {
 		c.MaxConcurrentCycles = 4
@@ -132,7 +143,7 @@ func New(cfg Config) *Supervisor {
 	}
 }
 
-func (s *Supervisor) now() time.Time { return time.Now() }
+func (s *Supervisor) now() time.Time { return s.cfg.Now() }
 
 // Cycles returns how many cycles were begun since the supervisor was made.
 func (s *Supervisor) Cycles() int64 { return s.cycles.Load() }
