@@ -139,7 +139,7 @@ func (a *actor) prepare(ctx context.Context, ws *store.Workspace, spec *store.Sp
 	if _, err := a.sup.cfg.Runtime.EnsureImage(pullCtx, spec.Image); err != nil {
 		return runtime.Instance{}, err
 	}
-	release, err := a.sup.limit.acquire(ctx)
+	release, err := a.sup.limit.acquire(ctx, classOf(ws))
 	if err != nil {
 		return runtime.Instance{}, err
 	}
@@ -152,6 +152,14 @@ func (a *actor) prepare(ctx context.Context, ws *store.Workspace, spec *store.Sp
 	}
 	a.local.prepared[in.ID] = *spec
 	return in, nil
+}
+
+// classOf says in which line a cycle of the workspace waits for its slot.
+func classOf(ws *store.Workspace) class {
+	if ws.ChangeReason == store.ReasonGlobalSecret && ws.Status.Running != nil {
+		return bulk
+	}
+	return single
 }
 
 // read reads the secrets and makes what a container of the spec, prepared at

@@ -1,32 +1,46 @@
 package workspace
 
 import (
+	"container/list"
 	"context"
 	"sync"
 	"time"
-
-	"golang.org/x/sync/semaphore"
 )
 
-// limit bounds how many workspaces make a container at once. It is fair: first
-// come, first served. A slot is lent, not given: who holds one for longer than
-// lend goes on without it, so that workspaces that hang starve nobody.
+// class is who waits for a slot.
+type class int
+
+const (
+	// single: one workspace was changed, created, or has nothing that runs.
+	single class = iota
+	// bulk: one of many that a global secret reaches, whose older container runs.
+	bulk
+	classes
+)
+
+// limit bounds how many workspaces make a container at once. Within a class it
+// is first come, first served; while both wait they take turns, so that a change
+// of one workspace does not queue behind a thousand others, nor holds them up.
+// A slot is lent, not given: who holds one for longer than lend goes on without
+// it, so that workspaces that hang starve nobody.
 type limit struct {
-	slots *semaphore.Weighted
-	lend  time.Duration
+	lend time.Duration
+
+	mu      sync.Mutex
+	free    int
+	waiting [classes]list.List // of chan struct{}, closed when its owner has a slot
+	turn    class              // whose turn it is
 }
 
-func newLimit(n int, lend time.Duration) *limit {
-	return &limit{slots: semaphore.NewWeighted(int64(n)), lend: lend}
-}
+func newLimit(n int, lend time.Duration) *limit { return &limit{free: n, lend: lend} }
 
 // acquire waits for a slot or for ctx. release may be called once the slot was
 // taken back already.
-func (l *limit) acquire(ctx context.Context) (release func(), err error) {
-	if err := l.slots.Acquire(ctx, 1); err != nil {
+func (l *limit) acquire(ctx context.Context, c class) (release func(), err error) {
+	if err := l.wait(ctx, c); err != nil {
 		return nil, err
 	}
-	giveBack := sync.OnceFunc(func() { l.slots.Release(1) })
+	giveBack := sync.OnceFunc(l.release)
 	timer := time.AfterFunc(l.lend, giveBack)
 	return func() {
 		timer.Stop()
@@ -34,45 +48,51 @@ func (l *limit) acquire(ctx context.Context) (release func(), err error) {
 	}, nil
 }
 
-// gauge counts who is busy, and tells when nobody is.
-type gauge struct {
-	mu   sync.Mutex
-	n    int
-	idle chan struct{} // closed and dropped when n falls to 0; nil when nobody waits
-}
-
-func (g *gauge) enter() {
-	g.mu.Lock()
-	g.n++
-	g.mu.Unlock()
-}
-
-func (g *gauge) leave() {
-	g.mu.Lock()
-	g.n--
-	if g.n == 0 && g.idle != nil {
-		close(g.idle)
-		g.idle = nil
+func (l *limit) wait(ctx context.Context, c class) error {
+	if err := ctx.Err(); err != nil {
+		return err
 	}
-	g.mu.Unlock()
-}
-
-// wait returns once nobody was busy for a moment, or ctx has ended.
-func (g *gauge) wait(ctx context.Context) error {
-	g.mu.Lock()
-	if g.n == 0 {
-		g.mu.Unlock()
+	l.mu.Lock()
+	if l.free > 0 {
+		l.free--
+		l.mu.Unlock()
 		return nil
 	}
-	if g.idle == nil {
-		g.idle = make(chan struct{})
-	}
-	idle := g.idle
-	g.mu.Unlock()
+	granted := make(chan struct{})
+	place := l.waiting[c].PushBack(granted)
+	l.mu.Unlock()
+
 	select {
-	case <-idle:
+	case <-granted:
 		return nil
 	case <-ctx.Done():
-		return ctx.Err()
 	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	select {
+	case <-granted: // a moment too late: the next one gets it
+		l.hand()
+	default:
+		l.waiting[c].Remove(place)
+	}
+	return ctx.Err()
+}
+
+func (l *limit) release() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.hand()
+}
+
+// hand gives a slot to the next in line. The lock is held.
+func (l *limit) hand() {
+	for range classes {
+		queue := &l.waiting[l.turn]
+		l.turn = (l.turn + 1) % classes
+		if first := queue.Front(); first != nil {
+			close(queue.Remove(first).(chan struct{}))
+			return
+		}
+	}
+	l.free++
 }
