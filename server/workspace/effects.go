@@ -90,7 +90,7 @@ func (a *actor) stop(ctx, passCtx context.Context, ws *store.Workspace, in runti
 		return nil
 	}
 	if r := ws.Status.Running; r != nil && r.InstanceID == in.ID {
-		return a.record(ctx, stepRecordStopped, ws, func(_ store.Workspace, st *store.Status) { st.Running = nil })
+		return a.record(ctx, stepStatusStopped, ws, func(_ store.Workspace, st *store.Status) { st.Running = nil })
 	}
 	return nil
 }
@@ -115,7 +115,7 @@ func (a *actor) terminate(ctx context.Context, ws *store.Workspace, id string) e
 func (a *actor) begin(ctx, passCtx context.Context, ws *store.Workspace) error {
 	if ws.Status.StartingGeneration != ws.Generation {
 		gen := ws.Generation
-		if err := a.record(ctx, stepRecordStarting, ws, func(_ store.Workspace, st *store.Status) { st.StartingGeneration = gen }); err != nil {
+		if err := a.record(ctx, stepStatusStarting, ws, func(_ store.Workspace, st *store.Status) { st.StartingGeneration = gen }); err != nil {
 			return err
 		}
 	}
@@ -270,7 +270,7 @@ func (a *actor) finishDeletion(ctx, passCtx context.Context, ws *store.Workspace
 	}
 	sctx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.Store)
 	defer cancel()
-	err = a.sup.cfg.Around(sctx, stepRecordDeleted, func(ctx context.Context) error {
+	err = a.sup.cfg.Around(sctx, stepStatusDeleted, func(ctx context.Context) error {
 		return a.sup.cfg.Store.FinishDeletion(ctx, ws.ID, ws.UID)
 	})
 	if err != nil && !errors.Is(err, store.ErrNotFound) {

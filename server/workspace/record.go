@@ -27,7 +27,7 @@ func (a *actor) record(ctx context.Context, step string, ws *store.Workspace, ed
 // started with. If that fails the next pass finds the container and adopts it.
 // spec is what it was prepared from, nil when that is not known.
 func (a *actor) recordStart(ctx context.Context, ws *store.Workspace, in runtime.Instance, spec *store.Spec) error {
-	err := a.record(ctx, stepRecordObserved, ws, func(w store.Workspace, st *store.Status) {
+	err := a.record(ctx, stepStatusObserved, ws, func(w store.Workspace, st *store.Status) {
 		st.Running = &store.Running{
 			InstanceID:     in.ID,
 			PID:            in.PID,
@@ -66,7 +66,7 @@ func (a *actor) recordStart(ctx context.Context, ws *store.Workspace, in runtime
 func (a *actor) recordExit(ctx context.Context, ws *store.Workspace, in runtime.Instance) error {
 	a.watchExit(ctx, "")
 	if in.Stopped { // by this actor, and then the daemon died
-		return a.record(ctx, stepRecordStopped, ws, func(_ store.Workspace, st *store.Status) { st.Running = nil })
+		return a.record(ctx, stepStatusStopped, ws, func(_ store.Workspace, st *store.Status) { st.Running = nil })
 	}
 	now := a.sup.now()
 	exit := runtime.Exit{Time: now}
@@ -95,7 +95,7 @@ func (a *actor) recordExit(ctx context.Context, ws *store.Workspace, in runtime.
 		}
 	}
 	a.local.failure = failure
-	return a.record(ctx, stepRecordExit, ws, func(_ store.Workspace, st *store.Status) {
+	return a.record(ctx, stepStatusExit, ws, func(_ store.Workspace, st *store.Status) {
 		st.Running = nil
 		st.StartingGeneration = 0
 		st.LastExit = &store.Exit{Code: exit.Code, Known: exit.Known, Signal: exit.Signal, OOMKilled: exit.OOMKilled, Time: exit.Time}
@@ -106,14 +106,14 @@ func (a *actor) recordExit(ctx context.Context, ws *store.Workspace, in runtime.
 // settle clears what the status says of a cycle that is no longer there.
 func (a *actor) settle(ctx context.Context, ws *store.Workspace) error {
 	if ws.Parked {
-		return a.record(ctx, stepRecordSettled, ws, func(_ store.Workspace, st *store.Status) {
+		return a.record(ctx, stepStatusSettled, ws, func(_ store.Workspace, st *store.Status) {
 			st.Running = nil
 			st.StartingGeneration = 0
 		})
 	}
 	a.calm()
 	a.local.failure = nil
-	return a.record(ctx, stepRecordSettled, ws, func(_ store.Workspace, st *store.Status) {
+	return a.record(ctx, stepStatusSettled, ws, func(_ store.Workspace, st *store.Status) {
 		st.StartingGeneration = 0
 		st.Failure = nil
 	})
@@ -126,7 +126,7 @@ func (a *actor) failed(ctx, passCtx context.Context, ws *store.Workspace, err er
 		if !oldGone || ws.Status.Running == nil {
 			return nil
 		}
-		return a.record(ctx, stepRecordStopped, ws, func(_ store.Workspace, st *store.Status) { st.Running = nil })
+		return a.record(ctx, stepStatusStopped, ws, func(_ store.Workspace, st *store.Status) { st.Running = nil })
 	}
 	attrs := []any{"generation", ws.Generation, "attempt", a.local.attempts + 1, "error", err, "old_container_ended", oldGone}
 	if cause := errors.Unwrap(err); cause != nil {
@@ -148,7 +148,7 @@ func (a *actor) fail(ctx context.Context, ws *store.Workspace, err error, oldGon
 		ws.Status.LastGood != nil && ws.Status.LastGood.Generation < ws.SpecGeneration
 	failure := a.newFailure(ws, err, held)
 	a.local.failure = failure
-	recErr := a.record(ctx, stepRecordFailure, ws, func(w store.Workspace, st *store.Status) {
+	recErr := a.record(ctx, stepStatusFailure, ws, func(w store.Workspace, st *store.Status) {
 		if w.Parked || w.Deleting != nil {
 			return
 		}
