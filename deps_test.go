@@ -73,12 +73,18 @@ var table = []rule{
 	},
 	{
 		pkg:     "server",
-		imports: []string{"gen", "server", "server/workspace", "store", "store/seal", "runtime"},
+		imports: []string{"gen", "server", "server/loop", "server/workspace", "store", "store/seal", "runtime"},
 		never:   []string{containerd, registry},
 	},
 	{
+		pkg:     "server/loop",
+		imports: []string{},
+		modules: []string{"github.com/cenkalti/backoff/v5"},
+		never:   []string{gen, grpc, containerd, registry},
+	},
+	{
 		pkg:     "server/servertest",
-		imports: []string{"gen", "server", "server/workspace", "store", "store/seal", "runtime", "runtime/runtimetest"},
+		imports: []string{"gen", "server", "server/loop", "server/workspace", "store", "store/seal", "runtime", "runtime/runtimetest"},
 		never:   []string{containerd, registry},
 	},
 	// The protocol between driver and workspace-init.
