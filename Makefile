@@ -68,7 +68,7 @@ model: ## Check the model of the protocol with spin, and that it sees every muta
 
 .PHONY: clean
 clean: ## Remove what make built, except the tools
-	rm -rf bin/workspaced bin/workspace-init bin/demo bin/envserver bin/testprog bin/containerd-2.3 .protodeps coverage.out
+	rm -rf bin/workspaced bin/workspaced-faults bin/workspace-init bin/demo bin/envserver bin/testprog bin/containerd-2.3 .protodeps coverage.out
 
 .PHONY: distclean
 distclean: ## Remove everything that make built
@@ -128,8 +128,9 @@ deps-test: ## Also install what the race detector needs
 	@tools/install-deps.sh test
 
 .PHONY: testprog
-testprog: ## Build the program that tests run in containers
+testprog: ## Build the program that tests run in containers, and the daemon that fails on purpose
 	$(STATIC) build -trimpath -ldflags '-s -w' -o bin/ ./runtime/ctrd/ctrdtest/testprog
+	$(STATIC) build -trimpath -tags faults -o bin/workspaced-faults ./cmd/workspaced
 
 # The containerd that Debian does not have yet, for tests against both.
 CONTAINERD_CMD := github.com/containerd/containerd/v2/cmd

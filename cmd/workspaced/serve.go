@@ -83,6 +83,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		Runtime:             driver,
 		Logger:              log,
 		MaxConcurrentCycles: cfg.MaxConcurrentCycles,
+		Around:              faultPoints(),
 	})
 	api := server.New(server.Config{Store: st, Hub: hub, Logger: log})
 	listeners, err := listen(soft, cfg)
