@@ -42,6 +42,7 @@ func seenByContainer(s Spec) Spec {
 	s = cleanSpec(s)
 	s.StopSignal = ""
 	s.StopGrace = nil
+	s.CrashPolicy = CrashPolicy{}
 	s.ModelEnv = s.ModelVars()
 	return s
 }

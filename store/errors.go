@@ -23,6 +23,12 @@ var (
 	ErrSchema = errors.New("unknown schema version")
 )
 
+// ErrInDoubt: nobody knows whether the change is made, or lasts: the disk failed
+// at the very end of a commit, or did not answer before the caller's deadline.
+// It comes together with what happened. Who repeats the change under its request
+// id gets the answer, or makes it.
+var ErrInDoubt = errors.New("the change is in doubt")
+
 // ErrCompacted: the change feed no longer tells what was removed since that
 // revision. Read everything again.
 var ErrCompacted = errors.New("revision is too old for the change feed")
@@ -71,6 +77,9 @@ func translate(err error) error {
 	}
 	if errors.Is(err, berrors.ErrDatabaseNotOpen) {
 		return ErrClosed
+	}
+	if errors.Is(err, ErrInDoubt) { // so it is not known that nothing was written
+		return err
 	}
 	for _, full := range diskFullErrors {
 		if errors.Is(err, full) || strings.HasSuffix(err.Error(), full.Error()) {

@@ -135,6 +135,7 @@ func writeFixture(t *testing.T) {
 			WorkingDir: "/w", User: "1:2", Resources: Resources{CPUMillis: 1, MemoryBytes: 2, Pids: 3},
 			Volumes:      []Volume{{MountPath: "/a", HostPath: "/b", ReadOnly: true}, {MountPath: "/c", Name: "v"}},
 			ReadOnlyRoot: true, ModelEnv: []string{"M"}, StopSignal: "SIGINT", StopGrace: ptr(time.Second),
+			CrashPolicy: CrashPolicy{Restart: CrashRestartOnFailure, MaxRetries: 3},
 		},
 		Secrets: []SecretValue{value("K", "value"), value("DELETED", "x"), value("EMPTY", ""), value("G", "own")},
 	}, Options{}))(t).Workspace
@@ -147,7 +148,8 @@ func writeFixture(t *testing.T) {
 			Running:  &Running{InstanceID: "i", PID: 7, ImageDigest: "sha256:0", StartTime: now, SecretVersions: map[string]int64{"K": 1}},
 			LastGood: &LastGood{Generation: 2, Spec: Spec{Image: "i"}},
 			LastExit: &Exit{Code: 137, Known: true, Signal: 9, OOMKilled: true, Time: now},
-			Failure:  &Failure{Generation: 3, Reason: "R", Message: "m", Attempt: 2, Time: now, NextAttempt: now},
+			Crashes:  Crashes{Generation: 2, InARow: 4}, EndedGeneration: 2,
+			Failure: &Failure{Generation: 3, Reason: "R", Message: "m", Attempt: 2, Time: now, NextAttempt: now},
 		}
 	}))(t)
 	h.create("parked")

@@ -1,9 +1,11 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,8 +20,13 @@ import (
 	"github.com/workspaced/workspaced/store/seal"
 )
 
-// lockTimeout is how long Open waits for another process to let go of the file.
-const lockTimeout = time.Second
+const (
+	// lockTimeout is how long Open waits for another process to let go of the
+	// file.
+	lockTimeout = time.Second
+	// closeTimeout is how long Close waits for a disk that does not answer.
+	closeTimeout = 10 * time.Second
+)
 
 // Config is what a Store needs.
 type Config struct {
@@ -35,7 +42,20 @@ type Config struct {
 	OnCommit func([]Change)
 	// Now is the clock; nil: time.Now.
 	Now func() time.Time
+	// Logger is told what no caller learns of, like a slow disk; nil: nobody is.
+	Logger *slog.Logger
+	// Around does each of Steps; nil: it is simply done. Tests make steps fail by
+	// it. Its context ends when the store is closed, which cuts no real commit
+	// short: nothing can.
+	Around func(ctx context.Context, step string, do func(context.Context) error) error
 }
+
+// stepCommit makes a transaction durable: its pages are written and synced, then
+// the page that makes them count.
+const stepCommit = "store.commit"
+
+// Steps are the names of all steps that Config.Around does.
+var Steps = []string{stepCommit}
 
 // Store is an open database. Its methods may be called by many goroutines at
 // once.
@@ -45,12 +65,14 @@ type Store struct {
 	instance string
 	revision atomic.Uint64 // of the last commit
 
-	// For tests: how many commits there were, and how to do one.
-	commits  atomic.Uint64
-	commitTx func(*bolt.Tx) error
+	commits  atomic.Uint64 // how many there were, for tests
+	watchdog watchdog
 
 	ops       chan *op
-	closing   chan struct{}
+	pings     chan struct{}
+	closing   <-chan struct{} // of life
+	life      context.Context // ends when Close is called
+	endLife   context.CancelFunc
 	closeOnce sync.Once
 	closeErr  error
 	writer    sync.WaitGroup
@@ -68,6 +90,12 @@ func open(cfg Config, steps []func(*bolt.Tx) error) (*Store, error) {
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Around == nil {
+		cfg.Around = func(ctx context.Context, _ string, do func(context.Context) error) error { return do(ctx) }
 	}
 	info, err := os.Stat(cfg.Path)
 	switch {
@@ -101,11 +129,14 @@ func open(cfg Config, steps []func(*bolt.Tx) error) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{
-		cfg: cfg, db: db, commitTx: (*bolt.Tx).Commit,
-		ops: make(chan *op), closing: make(chan struct{}),
+		cfg: cfg, db: db, watchdog: watchdog{log: cfg.Logger},
+		ops: make(chan *op), pings: make(chan struct{}),
 	}
+	s.life, s.endLife = context.WithCancel(context.Background())
+	s.closing = s.life.Done()
 	err = guard(func() error { return s.load(steps) })
 	if err != nil {
+		s.endLife()
 		closeFile()
 		return nil, openError(cfg.Path, err)
 	}
@@ -314,14 +345,37 @@ func openError(path string, err error) error {
 }
 
 // Close waits for the changes that were begun, refuses further ones with
-// ErrClosed, and closes the database once its readers are done.
+// ErrClosed, and closes the database once its readers are done. It returns an
+// error when the disk does not answer for 10 s: what was not acknowledged by
+// then is in doubt.
 func (s *Store) Close() error {
 	s.closeOnce.Do(func() {
-		close(s.closing)
-		s.writer.Wait()
-		s.closeErr = guard(s.db.Close)
+		s.endLife()
+		closed := make(chan error, 1)
+		go func() { // outlives Close only with a hung disk, until the process ends
+			s.writer.Wait()
+			closed <- guard(s.db.Close)
+		}()
+		select {
+		case s.closeErr = <-closed:
+		case <-time.After(closeTimeout):
+			s.closeErr = fmt.Errorf("database %s can't be closed: the disk has not answered for %v", s.cfg.Path, closeTimeout)
+		}
 	})
 	return s.closeErr
+}
+
+// Ping returns nil once the writer's goroutine has answered, which is alive then
+// and not held up by the disk. It touches neither file nor transaction.
+func (s *Store) Ping(ctx context.Context) error {
+	select {
+	case s.pings <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-s.closing:
+		return ErrClosed
+	}
 }
 
 // InstanceUID returns the uuid of this database, made when it was.

@@ -13,11 +13,15 @@ import (
 )
 
 // schemaVersion is the version that this program reads and writes.
-const schemaVersion = 1
+const schemaVersion = 2
 
 // migrations[i] brings a database of version i+1 to version i+2. They run in
 // one transaction, in order, and are never changed once released.
-var migrations = []func(*bolt.Tx) error{}
+var migrations = []func(*bolt.Tx) error{
+	// 2: crash policies. Records of 1 mean what they meant; a program that knows
+	// only 1 would start again what has to stay at its end.
+	func(*bolt.Tx) error { return nil },
+}
 
 var (
 	bucketMeta             = []byte("meta")

@@ -70,7 +70,11 @@ type harness struct {
 	cfg    Config
 	clock  *clock
 	record *recorder
+	// around does the steps when it is set, which is before the first change.
+	around aroundFunc
 }
+
+type aroundFunc = func(ctx context.Context, step string, do func(context.Context) error) error
 
 func newHarness(t testing.TB) *harness {
 	t.Helper()
@@ -83,6 +87,12 @@ func newHarness(t testing.TB) *harness {
 	h.cfg = Config{
 		Path: filepath.Join(dir, "workspaced.db"), Sealer: sealer,
 		OnCommit: h.record.OnCommit, Now: h.clock.Now,
+		Around: func(ctx context.Context, step string, do func(context.Context) error) error {
+			if h.around != nil {
+				return h.around(ctx, step, do)
+			}
+			return do(ctx)
+		},
 	}
 	h.open()
 	t.Cleanup(func() { _ = h.Store.Close() })

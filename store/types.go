@@ -73,11 +73,30 @@ type Spec struct {
 	ReadOnlyRoot bool              `json:"readOnlyRoot,omitempty"`
 	ModelEnv     []string          `json:"modelEnv,omitempty"`
 
-	// StopSignal and StopGrace are the daemon's, not the container's: changing
-	// them makes no generation.
-	StopSignal string         `json:"stopSignal,omitempty"`
-	StopGrace  *time.Duration `json:"stopGrace,omitempty"`
+	// StopSignal, StopGrace and CrashPolicy are the daemon's, not the container's:
+	// changing them makes no generation.
+	StopSignal  string         `json:"stopSignal,omitempty"`
+	StopGrace   *time.Duration `json:"stopGrace,omitempty"`
+	CrashPolicy CrashPolicy    `json:"crashPolicy,omitzero"`
 }
+
+// CrashPolicy says what follows when a container ends by itself.
+type CrashPolicy struct {
+	Restart CrashRestart `json:"restart,omitempty"`
+	// MaxRetries is how many times in a row it is started again; 0: no limit.
+	MaxRetries int `json:"maxRetries,omitempty"`
+}
+
+// CrashRestart says after which ends a container is started again. The values
+// are those of workspace.v1.CrashRestart without the prefix.
+type CrashRestart string
+
+// The answers; an empty one is CrashRestartAlways.
+const (
+	CrashRestartAlways    CrashRestart = "ALWAYS"
+	CrashRestartOnFailure CrashRestart = "ON_FAILURE"
+	CrashRestartNever     CrashRestart = "NEVER"
+)
 
 // DefaultModelEnv is the variable that carries the model when Spec.ModelEnv is
 // empty.
@@ -145,8 +164,49 @@ type Status struct {
 	Starts int64 `json:"starts,omitempty"`
 	// LastExit is how a container that ended by itself did so.
 	LastExit *Exit `json:"lastExit,omitempty"`
+	// Crashes counts how often the container of a generation ended by itself.
+	Crashes Crashes `json:"crashes,omitzero"`
+	// EndedGeneration is the generation of a container that ended by itself, as
+	// long as nothing was started since; 0 else.
+	EndedGeneration int64 `json:"endedGeneration,omitempty"`
 	// Failure says why the newest cycle failed; nil after one that succeeded.
 	Failure *Failure `json:"failure,omitempty"`
+}
+
+// Crashes counts ends of containers of one generation.
+type Crashes struct {
+	Generation int64 `json:"generation"`
+	// InARow counts those without one between them that ran well for a while.
+	InARow int `json:"inARow"`
+}
+
+// End says that a workspace's container has ended and why it is not started
+// again. The values are those of workspace.v1.WorkspaceState without the prefix.
+type End string
+
+// The ends; an empty one is none.
+const (
+	// EndExited: by its crash policy the end of the container is final.
+	EndExited End = "EXITED"
+	// EndExhausted: it ended once more than its crash policy retries.
+	EndExhausted End = "EXHAUSTED"
+)
+
+// End applies the crash policy. A workspace that is at an end is started again by
+// a new generation only, or by another policy.
+func (w *Workspace) End() End {
+	st := &w.Status
+	if st.Running != nil || st.EndedGeneration == 0 || st.EndedGeneration != st.ObservedGeneration || st.LastExit == nil {
+		return ""
+	}
+	p := w.Spec.CrashPolicy
+	switch {
+	case p.Restart == CrashRestartNever, p.Restart == CrashRestartOnFailure && !st.LastExit.Failed():
+		return EndExited
+	case p.MaxRetries > 0 && st.Crashes.Generation == st.EndedGeneration && st.Crashes.InARow > p.MaxRetries:
+		return EndExhausted
+	}
+	return ""
 }
 
 // Running is the container that runs.
@@ -172,6 +232,9 @@ type Exit struct {
 	OOMKilled bool      `json:"oomKilled,omitempty"`
 	Time      time.Time `json:"time"`
 }
+
+// Failed reports whether the container did not end well, as far as is known.
+func (e *Exit) Failed() bool { return !e.Known || e.Code != 0 }
 
 // Failure says why a cycle failed.
 type Failure struct {

@@ -184,7 +184,7 @@ func (s *Store) UpdateWorkspace(ctx context.Context, id string, edit func(*Edita
 			result.Affected = 1
 			c.Desired = true
 		case specChanged:
-			c.Desired = true // the actor stops by other rules now
+			c.Desired = true // the actor stops or restarts by other rules now
 		}
 		w.Labels, w.Spec, w.Model = labels, spec, e.Model
 		if err := t.putConfig(&w, c); err != nil {
@@ -262,7 +262,8 @@ func (s *Store) StopWorkspace(ctx context.Context, id string, opts Options) (Res
 	})
 }
 
-// StartWorkspace ends the parking with a new generation. Errors as of
+// StartWorkspace ends the parking with a new generation, and likewise the rest of
+// a workspace whose crash policy does not start it again. Errors as of
 // StopWorkspace.
 func (s *Store) StartWorkspace(ctx context.Context, id string, opts Options) (Result, error) {
 	return s.mutate(ctx, opts, func(t *txn) (Result, error) {
@@ -272,7 +273,7 @@ func (s *Store) StartWorkspace(ctx context.Context, id string, opts Options) (Re
 			return Result{}, err
 		case w.Deleting != nil:
 			return Result{}, ErrDeleting
-		case !w.Parked:
+		case !w.Parked && (w.End() == "" || w.Pending()):
 			return Result{Workspace: w}, nil
 		}
 		w.Parked = false

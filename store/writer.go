@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	bolt "go.etcd.io/bbolt"
@@ -17,8 +19,11 @@ const maxBatch = 256
 // op is one caller's change on its way through the writer.
 type op struct {
 	run      func(*txn) error
-	rehearse bool       // only to see what it would do
-	done     chan error // buffered: the writer never waits for a caller
+	rehearse bool // only to see what it would do
+
+	claimed    atomic.Bool   // by the writer, to run it, or by its caller, who gives up
+	committing chan struct{} // closed when its commit begins: it does not run any more
+	done       chan error    // buffered: the writer never waits for a caller
 
 	err     error
 	changes []Change
@@ -60,12 +65,13 @@ func (t *txn) putMetaNumber(key []byte, n uint64) error { return t.put(bucketMet
 
 // change runs f in a write transaction and returns its result once that is
 // durable. f may run more than once; of its runs only the last one counts. A
-// caller whose context ends before the writer has taken f gets the context's
-// error, and f never runs; after that the caller waits for the outcome, which is
-// at most a commit away.
+// caller whose context ends before f has begun gets the context's error, and f
+// never runs. One whose context ends during the commit gets it together with
+// ErrInDoubt: a hung disk holds up no caller who has a deadline. In no case does
+// f run after change has returned.
 func change[T any](ctx context.Context, s *Store, rehearse bool, f func(*txn) (T, error)) (T, error) {
 	var result, none T
-	o := &op{rehearse: rehearse, done: make(chan error, 1)}
+	o := &op{rehearse: rehearse, committing: make(chan struct{}), done: make(chan error, 1)}
 	o.run = func(t *txn) (err error) {
 		result, err = f(t)
 		return err
@@ -80,10 +86,37 @@ func change[T any](ctx context.Context, s *Store, rehearse bool, f func(*txn) (T
 	case <-s.closing:
 		return none, ErrClosed
 	}
-	if err := <-o.done; err != nil {
+	if err := o.wait(ctx); err != nil {
 		return none, err
 	}
 	return result, nil
+}
+
+// claim reports whether it is the first one's: who runs the operation, or gives
+// it up.
+func (o *op) claim() bool { return o.claimed.CompareAndSwap(false, true) }
+
+// wait returns the outcome of an operation that the writer has.
+func (o *op) wait(ctx context.Context) error {
+	select {
+	case err := <-o.done:
+		return err
+	case <-ctx.Done():
+	}
+	if o.claim() {
+		return ctx.Err()
+	}
+	select { // it runs, which takes no more than a moment
+	case err := <-o.done:
+		return err
+	case <-o.committing:
+	}
+	select {
+	case err := <-o.done:
+		return err
+	default:
+		return fmt.Errorf("%w: %w", ErrInDoubt, ctx.Err())
+	}
 }
 
 // write is the writer's goroutine: it takes what waits and commits it together.
@@ -94,6 +127,8 @@ func (s *Store) write() {
 		select {
 		case o := <-s.ops:
 			batch = append(batch, o)
+		case <-s.pings:
+			continue
 		case <-s.closing:
 			return
 		}
@@ -112,19 +147,22 @@ func (s *Store) write() {
 	}
 }
 
-// process runs the operations in the order in which they came.
+// process runs the operations in the order in which they came, but those that
+// were given up meanwhile.
 func (s *Store) process(batch []*op) {
 	for len(batch) > 0 {
-		if batch[0].rehearse {
-			s.rehearse(batch[0])
+		n := slices.IndexFunc(batch, func(o *op) bool { return o.rehearse })
+		switch n {
+		case 0:
+			if batch[0].claim() {
+				s.rehearse(batch[0])
+			}
 			batch = batch[1:]
 			continue
-		}
-		n := slices.IndexFunc(batch, func(o *op) bool { return o.rehearse })
-		if n < 0 {
+		case -1:
 			n = len(batch)
 		}
-		s.commit(slices.Clone(batch[:n]))
+		s.commit(slices.DeleteFunc(slices.Clone(batch[:n]), func(o *op) bool { return !o.claim() }))
 		batch = batch[n:]
 	}
 }
@@ -191,7 +229,11 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 		if err := t.finish(); err != nil {
 			return err
 		}
-		return s.commitTx(tx)
+		for _, o := range batch {
+			close(o.committing)
+		}
+		defer s.watchdog.watch()()
+		return s.cfg.Around(s.life, stepCommit, func(context.Context) error { return tx.Commit() })
 	})
 	if err != nil {
 		rollback(tx)
@@ -206,16 +248,28 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 	}
 	// The last case is a commit whose final sync failed: readers see it, though
 	// it may not be durable. Its callers get the error, and the actors look.
+	if err != nil {
+		err = fmt.Errorf("%w: %w", ErrInDoubt, err)
+	}
 	s.revision.Store(t.revision)
 	s.commits.Add(1)
 	var changes []Change
 	for _, o := range batch {
 		changes = append(changes, o.changes...)
 	}
-	if s.cfg.OnCommit != nil && len(changes) > 0 {
-		s.cfg.OnCommit(changes)
-	}
+	s.tell(changes)
 	return -1, err
+}
+
+// tell tells a commit's changes. A panic there is not the writer's end.
+func (s *Store) tell(changes []Change) {
+	if s.cfg.OnCommit == nil || len(changes) == 0 {
+		return
+	}
+	var paniced *PanicError
+	if err := guard(func() error { s.cfg.OnCommit(changes); return nil }); errors.As(err, &paniced) {
+		s.cfg.Logger.Error("who is told of changes has panicked", "panic", paniced.Value, "stack", string(paniced.Stack))
+	}
 }
 
 // visible reports whether a failed commit that gave this revision can be read

@@ -10,7 +10,6 @@ import (
 	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
-	bolt "go.etcd.io/bbolt"
 )
 
 // hold makes the next commit wait until release is called, and the ones after
@@ -18,9 +17,9 @@ import (
 func (h *harness) hold() (release func()) {
 	gate := make(chan struct{})
 	var once sync.Once
-	h.commitTx = func(tx *bolt.Tx) error {
+	h.around = func(ctx context.Context, _ string, do func(context.Context) error) error {
 		once.Do(func() { <-gate })
-		return tx.Commit()
+		return do(ctx)
 	}
 	return func() { close(gate) }
 }
@@ -134,45 +133,6 @@ func TestWriter_BadOperationsHarmNobody(t *testing.T) {
 	}
 }
 
-func TestWriter_ContextEnds(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		h := newHarness(t)
-		release := h.hold()
-		ended, cancel := context.WithCancel(ctx)
-		cancel()
-		if _, err := h.CreateWorkspace(ended, NewWorkspace{ID: "ended"}, Options{}); !errors.Is(err, context.Canceled) {
-			t.Errorf("ended before: got %v", err)
-		}
-
-		taken, cancelTaken := context.WithCancel(ctx)
-		waiting, cancelWaiting := context.WithCancel(ctx)
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			// It was taken: the answer tells what happened.
-			if _, err := h.CreateWorkspace(taken, NewWorkspace{ID: "taken"}, Options{}); err != nil {
-				t.Errorf("taken: got %v", err)
-			}
-		})
-		synctest.Wait()
-		wg.Go(func() {
-			if _, err := h.CreateWorkspace(waiting, NewWorkspace{ID: "waiting"}, Options{}); !errors.Is(err, context.Canceled) {
-				t.Errorf("waiting: got %v", err)
-			}
-		})
-		synctest.Wait()
-		cancelTaken()
-		cancelWaiting()
-		synctest.Wait()
-		release()
-		wg.Wait()
-		ws, _, err := h.ListWorkspaces("", 0, nil)
-		if err != nil || len(ws) != 1 || ws[0].ID != "taken" {
-			t.Errorf("got %v, %v", ws, err)
-		}
-		h.close()
-	})
-}
-
 func TestWriter_CloseFinishesWhatWasTaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := newHarness(t)
@@ -272,25 +232,24 @@ func TestContract01_AcknowledgedIsDurable(t *testing.T) {
 func TestWriter_CommitFails(t *testing.T) {
 	for _, test := range []struct {
 		name    string
-		commit  func(*bolt.Tx) error
+		commit  func(do func(context.Context) error) error
 		want    error
 		visible bool
 	}{
-		{"disk full", func(*bolt.Tx) error { return &pathError{syscall.ENOSPC} }, ErrDiskFull, false},
-		{"quota", func(*bolt.Tx) error { return &pathError{syscall.EDQUOT} }, ErrDiskFull, false},
-		{"file size limit, flattened", func(*bolt.Tx) error {
+		{"disk full", func(func(context.Context) error) error { return &pathError{syscall.ENOSPC} }, ErrDiskFull, false},
+		{"quota", func(func(context.Context) error) error { return &pathError{syscall.EDQUOT} }, ErrDiskFull, false},
+		{"file size limit, flattened", func(func(context.Context) error) error {
 			return errors.New("file resize error: " + syscall.EFBIG.Error())
 		}, ErrDiskFull, false},
-		{"input/output", func(*bolt.Tx) error { return &pathError{syscall.EIO} }, syscall.EIO, false},
-		{"last sync", func(tx *bolt.Tx) error { return errors.Join(tx.Commit(), &pathError{syscall.EIO}) }, syscall.EIO, true},
+		{"input/output", func(func(context.Context) error) error { return &pathError{syscall.EIO} }, syscall.EIO, false},
+		{"last sync", func(do func(context.Context) error) error { return errors.Join(do(ctx), &pathError{syscall.EIO}) }, syscall.EIO, true},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			h := newHarness(t)
 			h.create("a")
 			h.record.take()
 			before := dump(t, h.db)
-			commit := h.commitTx
-			h.commitTx = test.commit
+			h.around = func(_ context.Context, _ string, do func(context.Context) error) error { return test.commit(do) }
 			if r, err := h.CreateWorkspace(ctx, NewWorkspace{ID: "b"}, Options{}); !errors.Is(err, test.want) || r.Changed {
 				t.Errorf("got %+v, %v", r, err)
 			}
@@ -301,7 +260,7 @@ func TestWriter_CommitFails(t *testing.T) {
 			} else if changes := h.record.take(); len(changes) != 1 || changes[0].ID != "b" || h.Revision() != 2 {
 				t.Errorf("readers see it and nobody was told: %+v", changes)
 			}
-			h.commitTx = commit
+			h.around = nil
 			must(h.CreateWorkspace(ctx, NewWorkspace{ID: "c"}, Options{}))(t)
 			h.reopen()
 			must(h.Workspace("c"))(t)
