@@ -84,7 +84,7 @@ var table = []rule{
 	},
 	{
 		pkg:     "server/servertest",
-		imports: []string{"gen", "server", "server/loop", "server/workspace", "store", "store/seal", "runtime", "runtime/runtimetest"},
+		imports: []string{"gen", "server", "server/loop", "server/workspace", "server/servertest", "store", "store/seal", "runtime", "runtime/runtimetest"},
 		never:   []string{containerd, registry},
 	},
 	// The protocol between driver and workspace-init.
