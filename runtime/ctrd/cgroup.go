@@ -19,7 +19,7 @@ import (
 // is still in it. The OCI runtime has removed those of containers that it
 // deleted; this is for one that was itself killed in the middle.
 func (d *Driver) removeCgroup(ctx context.Context, path string) error {
-	ctx, cancel := context.WithTimeout(ctx, killTimeout)
+	ctx, cancel := context.WithTimeout(ctx, d.deadlines.kill)
 	defer cancel()
 	for _, point := range d.cgroups {
 		dir := filepath.Join(point, path)

@@ -53,20 +53,37 @@ const (
 	labelImageDigest  = "workspaced/image-digest"
 )
 
-// Deadlines of single steps. A caller's context may end them earlier.
-const (
-	connectTimeout = 30 * time.Second // New, when its context has no deadline
-	pullTimeout    = 30 * time.Minute
-	unpackTimeout  = 10 * time.Minute
-	prepareTimeout = 2 * time.Minute
-	taskTimeout    = 30 * time.Second // creating and starting the task
-	readyTimeout   = 20 * time.Second // from the task's start to init's report
-	startTimeout   = 20 * time.Second
-	listTimeout    = time.Minute
-	removeTimeout  = time.Minute
-	killTimeout    = 20 * time.Second // from SIGKILL to the process's end
-	leaseTime      = 2 * time.Hour    // above every deadline that holds one
-)
+// deadlines bound the steps. A caller's context may end them earlier.
+type deadlines struct {
+	connect time.Duration // New, when its context has no deadline
+	pull    time.Duration
+	unpack  time.Duration
+	prepare time.Duration
+	task    time.Duration // creating and starting the task; one question about it
+	ready   time.Duration // from the task's start to init's report
+	start   time.Duration
+	list    time.Duration
+	remove  time.Duration
+	kill    time.Duration // from SIGKILL to the process's end
+	exit    time.Duration // from there to its exit code
+}
+
+var defaultDeadlines = deadlines{
+	connect: 30 * time.Second,
+	pull:    30 * time.Minute,
+	unpack:  10 * time.Minute,
+	prepare: 2 * time.Minute,
+	task:    30 * time.Second,
+	ready:   20 * time.Second,
+	start:   20 * time.Second,
+	list:    time.Minute,
+	remove:  time.Minute,
+	kill:    20 * time.Second,
+	exit:    3 * time.Second,
+}
+
+// leaseTime is above every deadline that holds a lease.
+const leaseTime = 2 * time.Hour
 
 // Config configures a Driver.
 type Config struct {
@@ -94,6 +111,10 @@ type Config struct {
 	LogInterval time.Duration
 	// Registries says how registries are reached.
 	Registries Registries
+	// Around is what every step of an effect passes through, by its name in Steps:
+	// tests make steps fail in it. It calls do and returns its error; nil: that and
+	// nothing else.
+	Around func(ctx context.Context, step string, do func(context.Context) error) error `json:"-"`
 	// Logger gets what callers don't; nil: slog.Default.
 	Logger *slog.Logger
 }
@@ -101,6 +122,8 @@ type Config struct {
 // Driver implements server/workspace.Runtime on containerd.
 type Driver struct {
 	cfg       Config
+	around    func(ctx context.Context, step string, do func(context.Context) error) error
+	deadlines deadlines
 	log       *slog.Logger
 	client    *client.Client
 	instances string // StateDir/instances
@@ -124,6 +147,8 @@ type Driver struct {
 	standbys map[string]*standby // by instance id; this process holds their FIFOs
 	owners   map[string]string   // the workspace's uid by instance id, as far as it was asked for
 	closed   bool
+	// unreleased are the ids of leases whose end has failed. They expire.
+	unreleased []string
 }
 
 // New connects to containerd and prepares the directories. It waits for
@@ -143,6 +168,9 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
+	}
+	if cfg.Around == nil {
+		cfg.Around = plain
 	}
 	if cfg.InstanceUID == "" {
 		return nil, errors.New("containerd driver: no instance uid")
@@ -167,6 +195,8 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	}
 	d := &Driver{
 		cfg:       cfg,
+		around:    cfg.Around,
+		deadlines: defaultDeadlines,
 		log:       cfg.Logger,
 		instances: filepath.Join(cfg.StateDir, "instances"),
 		runcRoot:  filepath.Join(cfg.StateDir, "runc"),
@@ -211,7 +241,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 
 // connect waits for containerd and drops what an earlier process left half-way.
 func (d *Driver) connect(ctx context.Context) error {
-	ctx, cancel := d.bound(ctx, connectTimeout)
+	ctx, cancel := d.bound(ctx, d.deadlines.connect)
 	defer cancel()
 	for {
 		serving, err := d.client.IsServing(ctx)

@@ -7,7 +7,7 @@ import (
 	"os"
 
 	"github.com/containerd/containerd/v2/client"
-	"github.com/containerd/containerd/v2/core/leases"
+	"github.com/containerd/containerd/v2/core/images"
 	"github.com/containerd/containerd/v2/core/remotes"
 	"github.com/containerd/errdefs"
 	"github.com/distribution/reference"
@@ -37,8 +37,12 @@ func (d *Driver) EnsureImage(ctx context.Context, ref string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	digest, err := d.pulls.do(ctx, d.ctx, name, func(ctx context.Context) (string, error) {
-		return d.ensureImage(ctx, ref, name)
+	digest, err := d.pulls.do(ctx, d.ctx, name, func(ctx context.Context) (digest string, err error) {
+		err = d.guard(fmt.Sprintf("the pull of image %q", ref), func() (err error) {
+			digest, err = d.ensureImage(ctx, ref, name)
+			return err
+		})
+		return digest, err
 	})
 	if err != nil {
 		return "", failure(ctx, fmt.Sprintf("image %q", ref), err)
@@ -47,7 +51,7 @@ func (d *Driver) EnsureImage(ctx context.Context, ref string) (string, error) {
 }
 
 func (d *Driver) ensureImage(ctx context.Context, ref, name string) (string, error) {
-	ctx, cancel := d.bound(ctx, pullTimeout)
+	ctx, cancel := d.bound(ctx, d.deadlines.pull)
 	defer cancel()
 	ctx, release, err := d.lease(ctx)
 	if err != nil {
@@ -55,7 +59,7 @@ func (d *Driver) ensureImage(ctx context.Context, ref, name string) (string, err
 	}
 	defer release()
 
-	image, err := d.client.GetImage(ctx, name)
+	image, err := d.getImage(ctx, name)
 	if err == nil {
 		if err = d.unpack(ctx, image); err == nil {
 			return image.Target().Digest.String(), nil
@@ -73,11 +77,14 @@ func (d *Driver) ensureImage(ctx context.Context, ref, name string) (string, err
 	if err != nil {
 		return "", &runtime.Error{Reason: runtime.ReasonImagePullFailed, Message: fmt.Sprintf("image %q: %v", ref, err), Err: err}
 	}
-	staged := &stagedResolver{Resolver: resolver}
-	image, err = d.client.Pull(ctx, name,
-		client.WithResolver(staged),
-		client.WithPullUnpack,
-		client.WithPullSnapshotter(d.cfg.Snapshotter))
+	staged := &stagedResolver{Resolver: resolver, driver: d}
+	err = d.step(ctx, stepImageFetch, func(ctx context.Context) (err error) {
+		image, err = d.client.Pull(ctx, name,
+			client.WithResolver(staged),
+			client.WithPullUnpack,
+			client.WithPullSnapshotter(d.cfg.Snapshotter))
+		return err
+	})
 	if err != nil {
 		if !staged.resolved && errdefs.IsNotFound(err) {
 			return "", notFound(ref, err)
@@ -95,13 +102,25 @@ func (d *Driver) ensureImage(ctx context.Context, ref, name string) (string, err
 // parts it does not have.
 type stagedResolver struct {
 	remotes.Resolver
+	driver   *Driver
 	resolved bool // written before the fetch begins, read after the pull
 }
 
-func (r *stagedResolver) Resolve(ctx context.Context, ref string) (string, ocispec.Descriptor, error) {
-	name, desc, err := r.Resolver.Resolve(ctx, ref)
+func (r *stagedResolver) Resolve(ctx context.Context, ref string) (name string, desc ocispec.Descriptor, err error) {
+	err = r.driver.step(ctx, stepImageResolve, func(ctx context.Context) (err error) {
+		name, desc, err = r.Resolver.Resolve(ctx, ref)
+		return err
+	})
 	r.resolved = r.resolved || err == nil
 	return name, desc, err
+}
+
+func (d *Driver) getImage(ctx context.Context, name string) (image client.Image, err error) {
+	err = d.step(ctx, stepImageGet, func(ctx context.Context) (err error) {
+		image, err = d.client.GetImage(ctx, name)
+		return err
+	})
+	return image, err
 }
 
 // unpack makes the image's snapshot, unless it is there. It also sees whether an
@@ -109,13 +128,15 @@ func (r *stagedResolver) Resolve(ctx context.Context, ref string) (string, ocisp
 // platform says of itself does not count: builders get it wrong, and
 // workspace-init looks at the command itself.
 func (d *Driver) unpack(ctx context.Context, image client.Image) error {
-	ctx, cancel := context.WithTimeout(ctx, unpackTimeout)
+	ctx, cancel := context.WithTimeout(ctx, d.deadlines.unpack)
 	defer cancel()
-	unpacked, err := image.IsUnpacked(ctx, d.cfg.Snapshotter)
-	if err != nil || unpacked {
-		return err
-	}
-	return image.Unpack(ctx, d.cfg.Snapshotter)
+	return d.step(ctx, stepImageUnpack, func(ctx context.Context) error {
+		unpacked, err := image.IsUnpacked(ctx, d.cfg.Snapshotter)
+		if err != nil || unpacked {
+			return err
+		}
+		return image.Unpack(ctx, d.cfg.Snapshotter)
+	})
 }
 
 // ImportFile imports the images of a tar file, as ImportImage does.
@@ -131,14 +152,18 @@ func (d *Driver) ImportFile(ctx context.Context, path string) ([]string, error) 
 // ImportImage imports the images of an OCI layout's or `docker save`'s tar
 // stream, unpacks them, and returns their names.
 func (d *Driver) ImportImage(ctx context.Context, tar io.Reader) ([]string, error) {
-	ctx, cancel := d.bound(ctx, pullTimeout)
+	ctx, cancel := d.bound(ctx, d.deadlines.pull)
 	defer cancel()
 	ctx, release, err := d.lease(ctx)
 	if err != nil {
 		return nil, failure(ctx, "import", err)
 	}
 	defer release()
-	imported, err := d.client.Import(ctx, tar)
+	var imported []images.Image
+	err = d.step(ctx, stepImageImport, func(ctx context.Context) (err error) {
+		imported, err = d.client.Import(ctx, tar)
+		return err
+	})
 	if err != nil {
 		return nil, imageFailure(ctx, "in the archive", err)
 	}
@@ -161,7 +186,7 @@ func (d *Driver) image(ctx context.Context, ref string) (client.Image, ocispec.I
 	if err != nil {
 		return nil, ocispec.ImageConfig{}, err
 	}
-	image, err := d.client.GetImage(ctx, name)
+	image, err := d.getImage(ctx, name)
 	if errdefs.IsNotFound(err) {
 		return nil, ocispec.ImageConfig{}, &runtime.Error{
 			Reason: runtime.ReasonImageNotFound, Message: fmt.Sprintf("image %q is not present any more", ref), Err: err,
@@ -174,41 +199,6 @@ func (d *Driver) image(ctx context.Context, ref string) (client.Image, ocispec.I
 		return nil, ocispec.ImageConfig{}, imageFailure(ctx, ref, err)
 	}
 	return image, spec.Config, nil
-}
-
-// lease keeps containerd's garbage collector off what ctx's calls make, until
-// release. It expires by itself should this process not come to that.
-func (d *Driver) lease(ctx context.Context) (_ context.Context, release func(), err error) {
-	leased, done, err := d.client.WithLease(ctx,
-		leases.WithRandomID(),
-		leases.WithExpiration(leaseTime),
-		leases.WithLabel(labelInstanceUID, d.cfg.InstanceUID))
-	if err != nil {
-		return ctx, nil, err
-	}
-	return leased, func() {
-		ctx, cancel := d.detached(ctx, taskTimeout)
-		defer cancel()
-		if err := done(ctx); err != nil && !errdefs.IsNotFound(err) {
-			d.log.Warn("lease not released, it will expire", "error", err)
-		}
-	}, nil
-}
-
-// dropLeases removes those of an earlier process, and with them what it had
-// half made.
-func (d *Driver) dropLeases(ctx context.Context) error {
-	service := d.client.LeasesService()
-	old, err := service.List(ctx, fmt.Sprintf("labels.%q==%q", labelInstanceUID, d.cfg.InstanceUID))
-	if err != nil {
-		return fmt.Errorf("leases: %w", err)
-	}
-	for _, l := range old {
-		if err := service.Delete(ctx, l); err != nil && !errdefs.IsNotFound(err) {
-			return fmt.Errorf("lease %s: %w", l.ID, err)
-		}
-	}
-	return nil
 }
 
 func notFound(ref string, err error) error {

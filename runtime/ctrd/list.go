@@ -41,7 +41,7 @@ func (f *found) created() time.Time {
 // List returns the instances; see server/workspace.Runtime. Any error of
 // containerd's is returned: what could not be asked for is not gone.
 func (d *Driver) List(ctx context.Context, uid string) ([]runtime.Instance, error) {
-	ctx, cancel := d.bound(ctx, listTimeout)
+	ctx, cancel := d.bound(ctx, d.deadlines.list)
 	defer cancel()
 	instances, err := d.list(ctx, uid)
 	return instances, failure(ctx, "listing the containers", err)
@@ -57,7 +57,11 @@ func (d *Driver) list(ctx context.Context, uid string) ([]runtime.Instance, erro
 	if err != nil {
 		return nil, err
 	}
-	list, err := d.client.ContainerService().List(ctx, filter)
+	var list []containers.Container
+	err = d.step(ctx, stepContainerList, func(ctx context.Context) (err error) {
+		list, err = d.client.ContainerService().List(ctx, filter)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -87,8 +91,10 @@ func (d *Driver) list(ctx context.Context, uid string) ([]runtime.Instance, erro
 	group.SetLimit(listConcurrency)
 	for i, f := range sorted {
 		group.Go(func() (err error) {
-			instances[i], err = d.inspect(ctx, f)
-			return err
+			return d.guard("a look at a container", func() (err error) {
+				instances[i], err = d.inspect(ctx, f)
+				return err
+			})
 		})
 	}
 	if err := group.Wait(); err != nil {
@@ -132,7 +138,7 @@ func (d *Driver) inspect(ctx context.Context, f *found) (runtime.Instance, error
 	if rec.PID == 0 {
 		return rec.instance(runtime.PhaseRemnant), nil // it did not come to a process
 	}
-	p, err := openProcess(rec.PID, rec.PIDStart)
+	p, err := d.openProcess(ctx, rec.PID, rec.PIDStart)
 	if err != nil {
 		return runtime.Instance{}, err
 	}

@@ -14,7 +14,9 @@ import (
 
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/cio"
+	"github.com/containerd/containerd/v2/pkg/oci"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/workspaced/workspaced/runtime"
@@ -44,7 +46,7 @@ func (d *Driver) Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instan
 	if d.ctx.Err() != nil {
 		return runtime.Instance{}, errClosed
 	}
-	ctx, cancel := d.bound(ctx, prepareTimeout)
+	ctx, cancel := d.bound(ctx, d.deadlines.prepare)
 	defer cancel()
 	rec := &record{
 		ID:                 newID(spec.WorkspaceID),
@@ -54,21 +56,32 @@ func (d *Driver) Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instan
 		CreateTime:         time.Now(),
 		Init:               d.initID,
 	}
-	s, err := d.prepare(ctx, spec, rec)
-	if err == nil {
-		if err = d.addStandby(rec.ID, s); err == nil {
-			return rec.instance(runtime.PhaseStandby), nil
+	prepared := false
+	defer func() {
+		if !prepared {
+			d.discard(ctx, rec.ID)
 		}
+	}()
+	s, err := d.prepare(ctx, spec, rec)
+	if err != nil {
+		return runtime.Instance{}, failure(ctx, "preparing the container", err)
+	}
+	if err := d.addStandby(rec.ID, s); err != nil {
 		s.close()
+		return runtime.Instance{}, err
 	}
-	err = failure(ctx, "preparing the container", err)
-	// What can't be removed now, List reports as a remnant.
-	cctx, ccancel := d.detached(ctx, removeTimeout)
-	defer ccancel()
-	if rerr := d.Remove(cctx, rec.ID); rerr != nil {
-		d.log.Warn("half-made instance not removed", "instance", rec.ID, "error", rerr)
+	prepared = true
+	return rec.instance(runtime.PhaseStandby), nil
+}
+
+// discard removes an instance that did not come to be. What can't be removed now,
+// List reports as a remnant.
+func (d *Driver) discard(ctx context.Context, id string) {
+	ctx, cancel := d.detached(ctx, d.deadlines.remove)
+	defer cancel()
+	if err := d.Remove(ctx, id); err != nil {
+		d.log.Warn("half-made instance not removed", "instance", id, "error", err)
 	}
-	return runtime.Instance{}, err
 }
 
 func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_ *standby, err error) {
@@ -88,23 +101,39 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_
 	}
 	rec.ImageDigest = image.Target().Digest.String()
 
-	// From here on there is something to remove, and it can be found.
-	if err := d.makeInstanceDir(rec.WorkspaceUID, rec.ID); err != nil {
-		return nil, err
-	}
-	if err := d.writeRecord(rec); err != nil {
-		return nil, err
-	}
-	log, err := d.logPath(spec.WorkspaceID)
-	if err != nil {
-		return nil, err
-	}
-	volumes, err := d.mounts(spec)
+	s := &standby{dir: d.ioDir(rec.WorkspaceUID, rec.ID), record: rec, imageEnv: config.Env, argv: argv}
+	var volumes mounted
+	prepared := false
 	defer func() {
-		if err != nil {
+		if !prepared {
+			s.close()
 			volumes.unmake()
 		}
 	}()
+
+	// From here on there is something to remove, and it can be found.
+	err = d.step(ctx, stepInstanceMake, func(context.Context) error {
+		return d.makeInstanceDir(rec.WorkspaceUID, rec.ID)
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = d.step(ctx, stepRecordCreate, func(context.Context) error { return d.writeRecord(rec) })
+	if err != nil {
+		return nil, err
+	}
+	var log string
+	err = d.step(ctx, stepLogMake, func(context.Context) (err error) {
+		log, err = d.logPath(spec.WorkspaceID)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = d.step(ctx, stepVolumesMake, func(context.Context) (err error) {
+		volumes, err = d.mounts(spec)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -115,41 +144,53 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_
 	}
 	defer release()
 	var user specs.User
-	container, err := d.client.NewContainer(leased, rec.ID,
-		client.WithContainerLabels(map[string]string{
-			labelInstanceUID:  d.cfg.InstanceUID,
-			labelWorkspaceID:  spec.WorkspaceID,
-			labelWorkspaceUID: spec.WorkspaceUID,
-			labelGeneration:   strconv.FormatInt(spec.Generation, 10),
-			labelImageDigest:  rec.ImageDigest,
-		}),
-		client.WithImageName(image.Name()),
-		client.WithSnapshotter(d.cfg.Snapshotter),
-		client.WithNewSnapshot(rec.ID, image),
-		client.WithRuntime(runtimeName, &options.Options{Root: d.runcRoot, BinaryName: d.cfg.RuntimeBinary}),
-		client.WithNewSpec(d.specOpts(spec, rec.ID, config, argv, volumes.mounts, &user)...),
-	)
+	container, err := d.makeContainer(leased, spec, rec, image, d.specOpts(spec, rec.ID, config, argv, volumes.mounts, &user))
 	if err != nil {
 		return nil, err
 	}
-	if err := own(volumes.unowned, user); err != nil {
-		return nil, err
-	}
-
-	s, err := newStandby(d.ioDir(rec.WorkspaceUID, rec.ID), user)
+	err = d.step(ctx, stepVolumesOwn, func(context.Context) error { return own(volumes.unowned, user) })
 	if err != nil {
 		return nil, err
 	}
-	s.record, s.imageEnv, s.argv = rec, config.Env, argv
+	err = d.step(ctx, stepFIFOMake, func(context.Context) error { return s.makeFIFOs(user) })
+	if err != nil {
+		return nil, err
+	}
 	if err := d.startTask(ctx, container, log, s); err != nil {
-		s.close()
 		return nil, err
 	}
-	if err := s.awaitReady(ctx, spec.Resources); err != nil {
-		s.close()
+	if err := d.awaitReady(ctx, s, spec.Resources); err != nil {
 		return nil, err
 	}
+	prepared = true
 	return s, nil
+}
+
+// makeContainer makes containerd's record of the container, and its snapshot.
+func (d *Driver) makeContainer(ctx context.Context, spec runtime.Spec, rec *record, image client.Image, opts []oci.SpecOpts) (container client.Container, err error) {
+	snapshot := func(ctx context.Context, cl *client.Client, c *containers.Container) error {
+		return d.step(ctx, stepSnapshotPrepare, func(ctx context.Context) error {
+			return client.WithNewSnapshot(rec.ID, image)(ctx, cl, c)
+		})
+	}
+	err = d.step(ctx, stepContainerCreate, func(ctx context.Context) (err error) {
+		container, err = d.client.NewContainer(ctx, rec.ID,
+			client.WithContainerLabels(map[string]string{
+				labelInstanceUID:  d.cfg.InstanceUID,
+				labelWorkspaceID:  spec.WorkspaceID,
+				labelWorkspaceUID: spec.WorkspaceUID,
+				labelGeneration:   strconv.FormatInt(spec.Generation, 10),
+				labelImageDigest:  rec.ImageDigest,
+			}),
+			client.WithImageName(image.Name()),
+			client.WithSnapshotter(d.cfg.Snapshotter),
+			snapshot,
+			client.WithRuntime(runtimeName, &options.Options{Root: d.runcRoot, BinaryName: d.cfg.RuntimeBinary}),
+			client.WithNewSpec(opts...),
+		)
+		return err
+	})
+	return container, err
 }
 
 // startTask starts workspace-init and opens its pidfd. A caller that goes away
@@ -159,19 +200,23 @@ func (d *Driver) startTask(ctx context.Context, container client.Container, log 
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	ctx, cancel := d.detached(ctx, taskTimeout)
+	ctx, cancel := d.detached(ctx, d.deadlines.task)
 	defer cancel()
-	task, err := container.NewTask(ctx, cio.LogFile(log))
+	var task client.Task
+	err := d.step(ctx, stepTaskCreate, func(ctx context.Context) (err error) {
+		task, err = container.NewTask(ctx, cio.LogFile(log))
+		return err
+	})
 	if err != nil {
 		return failure(ctx, "creating the container", err)
 	}
-	if err := task.Start(ctx); err != nil {
+	if err := d.step(ctx, stepTaskStart, func(ctx context.Context) error { return task.Start(ctx) }); err != nil {
 		return failure(ctx, "starting the container", err)
 	}
 	pid := int(task.Pid())
 	start, err := startTime(pid)
 	if err == nil {
-		s.process, err = openProcess(pid, start)
+		s.process, err = d.openProcess(ctx, pid, start)
 	}
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err
@@ -180,7 +225,7 @@ func (d *Driver) startTask(ctx context.Context, container client.Container, log 
 		return nil // it has ended already; what it reported is still to be read
 	}
 	s.record.PID, s.record.PIDStart = pid, start
-	return d.writeRecord(s.record)
+	return d.step(ctx, stepRecordProcess, func(context.Context) error { return d.writeRecord(s.record) })
 }
 
 // instance is what the record says.

@@ -42,6 +42,19 @@ func openProcess(pid int, start uint64) (*process, error) {
 	return p, nil
 }
 
+// openProcess is openProcess as a step.
+func (d *Driver) openProcess(ctx context.Context, pid int, start uint64) (p *process, err error) {
+	err = d.step(ctx, stepPidfdOpen, func(context.Context) (err error) {
+		p, err = openProcess(pid, start)
+		return err
+	})
+	if err != nil && p != nil {
+		p.close()
+		p = nil
+	}
+	return p, err
+}
+
 func (p *process) close() { p.file.Close() }
 
 // signal sends a signal. A process that is gone is no error.

@@ -1,6 +1,7 @@
 package ctrd
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -148,18 +149,20 @@ func (d *Driver) readRecord(uid, id string) (*record, error) {
 	return &r, nil
 }
 
-// updateRecord changes the instance's record, if there is one. Whoever has read
-// it before may hold an older one: it is changed as it is now. The record as it
-// was written is returned.
-func (d *Driver) updateRecord(uid, id string, change func(*record)) (*record, error) {
-	d.recordMu.Lock()
-	defer d.recordMu.Unlock()
-	rec, err := d.readRecord(uid, id)
-	if rec == nil || err != nil {
-		return nil, err
-	}
-	change(rec)
-	return rec, d.writeRecord(rec)
+// updateRecord changes the instance's record, if there is one, as a step of that
+// name. Whoever has read it before may hold an older one: it is changed as it is
+// now. The record as it was written is returned.
+func (d *Driver) updateRecord(ctx context.Context, step string, old *record, change func(*record)) (rec *record, err error) {
+	err = d.step(ctx, step, func(context.Context) error {
+		d.recordMu.Lock()
+		defer d.recordMu.Unlock()
+		if rec, err = d.readRecord(old.WorkspaceUID, old.ID); rec == nil || err != nil {
+			return err
+		}
+		change(rec)
+		return d.writeRecord(rec)
+	})
+	return rec, err
 }
 
 // readRecordOrNone is readRecord where a damaged record is none: containerd and

@@ -46,7 +46,7 @@ func (d *Driver) endOrphanShims(ctx context.Context, id string) error {
 		}
 		if d.isShim(pid, id) { // still, now that it can't be another
 			d.log.Info("ending a shim that containerd has forgotten", "instance", id, "pid", pid)
-			err = stopProcess(ctx, p, unix.SIGTERM, shimGrace)
+			err = d.stopProcess(ctx, p, unix.SIGTERM, shimGrace)
 		}
 		p.close()
 		if err != nil {

@@ -30,29 +30,25 @@ type standby struct {
 	starting        bool // guarded by Driver.mu: Start has it
 }
 
-// newStandby makes the FIFOs, which only the container's user can open. The
-// go-ahead is open for reading too until init has opened it: else it would see
-// no writer.
-func newStandby(dir string, user specs.User) (*standby, error) {
-	s := &standby{dir: dir}
+// makeFIFOs makes and opens the FIFOs, which only the container's user can open.
+// The go-ahead is open for reading too until init has opened it: else it would
+// see no writer.
+func (s *standby) makeFIFOs(user specs.User) error {
 	for name, mode := range map[string]uint32{handshake.GoAheadName: 0o400, handshake.ResultName: 0o200} {
-		path := filepath.Join(dir, name)
+		path := filepath.Join(s.dir, name)
 		if err := unix.Mkfifo(path, mode); err != nil {
-			return nil, &os.PathError{Op: "mkfifo", Path: path, Err: err}
+			return &os.PathError{Op: "mkfifo", Path: path, Err: err}
 		}
 		if err := os.Lchown(path, int(user.UID), int(user.GID)); err != nil {
-			return nil, err
+			return err
 		}
 	}
 	var err error
-	if s.goAhead, err = openFIFO(filepath.Join(dir, handshake.GoAheadName), unix.O_RDWR); err != nil {
-		return nil, err
+	if s.goAhead, err = openFIFO(filepath.Join(s.dir, handshake.GoAheadName), unix.O_RDWR); err != nil {
+		return err
 	}
-	if s.result, err = openFIFO(filepath.Join(dir, handshake.ResultName), unix.O_RDONLY); err != nil {
-		s.goAhead.Close()
-		return nil, err
-	}
-	return s, nil
+	s.result, err = openFIFO(filepath.Join(s.dir, handshake.ResultName), unix.O_RDONLY)
+	return err
 }
 
 // openFIFO opens one so that Go's poller waits for it: no thread ever hangs in
@@ -65,9 +61,13 @@ func openFIFO(path string, mode int) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
+// close lets go of what there is of it.
 func (s *standby) close() {
-	s.goAhead.Close()
-	s.result.Close()
+	for _, fifo := range []*os.File{s.goAhead, s.result} {
+		if fifo != nil {
+			fifo.Close()
+		}
+	}
 	if s.process != nil {
 		s.process.close()
 	}
@@ -75,9 +75,24 @@ func (s *standby) close() {
 
 // awaitReady waits for init's report, and from then on sees init's death as the
 // end of the result FIFO, as init sees ours.
-func (s *standby) awaitReady(ctx context.Context, limits runtime.Resources) error {
-	ctx, cancel := context.WithTimeout(ctx, readyTimeout)
+func (d *Driver) awaitReady(ctx context.Context, s *standby, limits runtime.Resources) error {
+	ctx, cancel := context.WithTimeout(ctx, d.deadlines.ready)
 	defer cancel()
+	err := d.step(ctx, stepInitReady, func(ctx context.Context) error { return s.readReady(ctx, limits) })
+	if err != nil {
+		return failure(ctx, "the container's first process", err)
+	}
+	return d.step(ctx, stepFIFOOpen, func(context.Context) error {
+		err := s.holdGoAhead()
+		if errors.Is(err, unix.ENXIO) {
+			return s.interrupted(limits)
+		}
+		return err
+	})
+}
+
+// readReady reads init's report.
+func (s *standby) readReady(ctx context.Context, limits runtime.Resources) error {
 	// Until init opens the result FIFO, its end is not to be seen there.
 	watch, stop := context.WithCancel(ctx)
 	watching := make(chan struct{})
@@ -94,19 +109,23 @@ func (s *standby) awaitReady(ctx context.Context, limits runtime.Resources) erro
 	_ = s.result.SetReadDeadline(time.Time{})
 	switch {
 	case err == nil && res.Kind == handshake.Ready && s.process != nil:
+		return nil
 	case err == nil && res.Kind == handshake.Failed:
 		return refusal(res)
 	case ctx.Err() != nil:
-		return failure(ctx, "the container's first process", ctx.Err())
+		return ctx.Err()
 	case err == nil && res.Kind == handshake.Executing:
 		return fmt.Errorf("workspace-init reported %+v before it was asked", res)
 	default:
 		return s.interrupted(limits)
 	}
+}
+
+// holdGoAhead makes this process the go-ahead's writer and nothing else, as it is
+// now open in init.
+func (s *standby) holdGoAhead() error {
 	writer, err := openFIFO(filepath.Join(s.dir, handshake.GoAheadName), unix.O_WRONLY)
-	if errors.Is(err, unix.ENXIO) {
-		return s.interrupted(limits)
-	} else if err != nil {
+	if err != nil {
 		return err
 	}
 	s.goAhead.Close()
@@ -221,24 +240,33 @@ func (d *Driver) Start(ctx context.Context, id string, launch runtime.Launch) (r
 		return runtime.Instance{}, d.notStandby(ctx, id)
 	}
 	defer d.dropStandby(id)
-	ctx, cancel := d.bound(ctx, startTimeout)
+	ctx, cancel := d.bound(ctx, d.deadlines.start)
 	defer cancel()
-	err := d.launch(ctx, s, launch)
-	if err == nil {
-		return s.record.instance(runtime.PhaseRunning), nil
-	}
-	// It must not start later: the go-ahead may lie in the pipe already.
-	kctx, kcancel := d.detached(ctx, killTimeout)
-	defer kcancel()
-	if kerr := errors.Join(s.process.signal(unix.SIGKILL), s.process.wait(kctx)); kerr != nil {
-		d.log.Error("instance not killed after a failed start", "instance", id, "error", kerr)
-	} else {
-		s.record.Launch = nil
-		if _, rerr := d.updateRecord(s.record.WorkspaceUID, id, func(r *record) { r.Launch = nil }); rerr != nil {
-			d.log.Warn("instance record not written", "instance", id, "error", rerr)
+	started := false
+	defer func() {
+		if !started {
+			d.undoStart(ctx, s)
 		}
+	}()
+	if err := d.launch(ctx, s, launch); err != nil {
+		return runtime.Instance{}, failure(ctx, "starting the command", err)
 	}
-	return runtime.Instance{}, failure(ctx, "starting the command", err)
+	started = true
+	return s.record.instance(runtime.PhaseRunning), nil
+}
+
+// undoStart sees to it that an instance does not start later: the go-ahead may
+// lie in the pipe already.
+func (d *Driver) undoStart(ctx context.Context, s *standby) {
+	ctx, cancel := d.detached(ctx, d.deadlines.kill)
+	defer cancel()
+	if err := d.killProcess(ctx, s.process); err != nil {
+		d.log.Error("instance not killed after a failed start", "instance", s.record.ID, "error", err)
+		return
+	}
+	if _, err := d.updateRecord(ctx, stepRecordUndo, s.record, func(r *record) { r.Launch = nil }); err != nil {
+		d.log.Warn("instance record not written", "instance", s.record.ID, "error", err)
+	}
 }
 
 func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) error {
@@ -250,26 +278,38 @@ func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) 
 		return err
 	}
 	s.record.Launch = &launchRecord{Generation: launch.Generation, SecretVersions: launch.SecretVersions, StartTime: time.Now()}
-	err := d.recordLaunch(s.record)
-	if err != nil {
+	if err := d.recordLaunch(ctx, s.record); err != nil {
 		return err
 	}
-	err = interruptible(ctx, s.goAhead, func() error {
+	err := d.step(ctx, stepFIFOWrite, func(ctx context.Context) error { return s.writeGoAhead(ctx, env) })
+	if errors.Is(err, unix.EPIPE) {
+		return s.interrupted(runtime.Resources{})
+	} else if err != nil {
+		return err
+	}
+	if err := d.step(ctx, stepInitResult, s.awaitExec); err != nil {
+		return err
+	}
+	// The command runs, and has inherited neither FIFO. Nobody opens them again.
+	if err := d.step(ctx, stepFIFORemove, func(context.Context) error { return s.unlink() }); err != nil {
+		d.log.Warn("FIFOs not removed, they go with the instance", "instance", s.record.ID, "error", err)
+	}
+	return nil
+}
+
+func (s *standby) writeGoAhead(ctx context.Context, env []string) error {
+	return interruptible(ctx, s.goAhead, func() error {
 		return handshake.WriteGoAhead(s.goAhead, handshake.GoAhead{Env: env})
 	})
-	if err != nil {
-		if errors.Is(err, unix.EPIPE) {
-			return s.interrupted(runtime.Resources{})
-		}
-		return err
-	}
+}
+
+// awaitExec returns once init has become the command.
+func (s *standby) awaitExec(ctx context.Context) error {
 	executing := false
 	for {
 		res, err := s.readResult(ctx)
 		switch {
 		case errors.Is(err, io.EOF) && executing:
-			// The command runs, and has inherited neither FIFO. Nobody opens them again.
-			s.unlink(d)
 			return nil
 		case errors.Is(err, io.EOF):
 			return s.interrupted(runtime.Resources{})
@@ -284,20 +324,22 @@ func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) 
 }
 
 // recordLaunch puts on record with what the instance is started.
-func (d *Driver) recordLaunch(rec *record) error {
-	written, err := d.updateRecord(rec.WorkspaceUID, rec.ID, func(r *record) { r.Launch = rec.Launch })
+func (d *Driver) recordLaunch(ctx context.Context, rec *record) error {
+	written, err := d.updateRecord(ctx, stepRecordLaunch, rec, func(r *record) { r.Launch = rec.Launch })
 	if err == nil && written == nil {
 		err = fmt.Errorf("instance %s has no record any more", rec.ID)
 	}
 	return err
 }
 
-func (s *standby) unlink(d *Driver) {
+func (s *standby) unlink() error {
+	var errs []error
 	for _, name := range []string{handshake.GoAheadName, handshake.ResultName} {
 		if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			d.log.Warn("FIFO not removed", "instance", s.record.ID, "error", err)
+			errs = append(errs, err)
 		}
 	}
+	return errors.Join(errs...)
 }
 
 // notStandby tells why an instance can't be started.

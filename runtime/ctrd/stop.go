@@ -4,12 +4,12 @@ import (
 	"context"
 	"errors"
 	"os"
-	"path/filepath"
 	"syscall"
 	"time"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	tasktypes "github.com/containerd/containerd/api/types/task"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"golang.org/x/sys/unix"
@@ -28,7 +28,7 @@ func (d *Driver) Stop(ctx context.Context, id string, signal syscall.Signal, gra
 		// Known to containerd alone: there is no command that could end with grace.
 		return failure(ctx, "stopping the container", d.killTask(ctx, id))
 	}
-	p, err := openProcess(rec.PID, rec.PIDStart)
+	p, err := d.openProcess(ctx, rec.PID, rec.PIDStart)
 	if err != nil {
 		return failure(ctx, "stopping the container", err)
 	}
@@ -40,48 +40,52 @@ func (d *Driver) Stop(ctx context.Context, id string, signal syscall.Signal, gra
 		// Init waits for a go-ahead and has nothing to end.
 		grace = 0
 	}
-	d.markStopping(rec, p)
-	return failure(ctx, "stopping the container", stopProcess(ctx, p, signal, grace))
+	d.markStopping(ctx, rec, p)
+	return failure(ctx, "stopping the container", d.stopProcess(ctx, p, signal, grace))
 }
 
 // markStopping puts on record that it is us who end the process, unless it has
 // ended. Where that fails it is ended all the same.
-func (d *Driver) markStopping(rec *record, p *process) {
+func (d *Driver) markStopping(ctx context.Context, rec *record, p *process) {
 	if rec.Stopping || p.ended() {
 		return
 	}
-	if _, err := d.updateRecord(rec.WorkspaceUID, rec.ID, func(r *record) { r.Stopping = true }); err != nil {
+	if _, err := d.updateRecord(ctx, stepRecordStopping, rec, func(r *record) { r.Stopping = true }); err != nil {
 		d.log.Warn("stop not recorded", "instance", rec.ID, "error", err)
 	}
 }
 
 // stopProcess signals, waits for the grace period, kills, and waits.
-func stopProcess(ctx context.Context, p *process, signal syscall.Signal, grace time.Duration) error {
+func (d *Driver) stopProcess(ctx context.Context, p *process, signal syscall.Signal, grace time.Duration) error {
 	if grace > 0 {
 		if signal == 0 {
 			signal = syscall.SIGTERM
 		}
-		if err := p.signal(signal); err != nil {
+		if err := d.signal(ctx, p, signal); err != nil {
 			return err
 		}
 		gctx, cancel := context.WithTimeout(ctx, grace)
-		err := p.wait(gctx)
-		cancel()
-		if err == nil || ctx.Err() != nil {
-			return err
+		defer cancel()
+		err := d.step(gctx, stepPidfdWait, p.wait)
+		if err == nil || ctx.Err() != nil || gctx.Err() == nil {
+			return err // it has ended, or nobody knows: the grace is not over
 		}
 	}
-	return killProcess(ctx, p)
+	return d.killProcess(ctx, p)
 }
 
-func killProcess(ctx context.Context, p *process) error {
-	if err := p.signal(unix.SIGKILL); err != nil {
+func (d *Driver) signal(ctx context.Context, p *process, signal syscall.Signal) error {
+	return d.step(ctx, stepPidfdSignal, func(context.Context) error { return p.signal(signal) })
+}
+
+func (d *Driver) killProcess(ctx context.Context, p *process) error {
+	kctx, cancel := context.WithTimeout(ctx, d.deadlines.kill)
+	defer cancel()
+	if err := d.signal(kctx, p, unix.SIGKILL); err != nil {
 		return err
 	}
-	kctx, cancel := context.WithTimeout(ctx, killTimeout)
-	defer cancel()
-	err := p.wait(kctx)
-	if err != nil && ctx.Err() == nil {
+	err := d.step(kctx, stepPidfdWait, p.wait)
+	if err != nil && ctx.Err() == nil && kctx.Err() != nil {
 		return &runtime.Error{Reason: runtime.ReasonTimeout, Message: "the container's first process does not end, not even by SIGKILL", Err: err}
 	}
 	return err
@@ -103,13 +107,13 @@ func (d *Driver) Wait(ctx context.Context, id string) (runtime.Exit, error) {
 	}
 	var p *process
 	if rec.PID != 0 {
-		if p, err = openProcess(rec.PID, rec.PIDStart); err != nil {
+		if p, err = d.openProcess(ctx, rec.PID, rec.PIDStart); err != nil {
 			return runtime.Exit{}, failure(ctx, "waiting for the container", err)
 		}
 	}
 	if p != nil {
 		defer p.close()
-		if err := p.wait(ctx); err != nil {
+		if err := d.step(ctx, stepExitWait, p.wait); err != nil {
 			return runtime.Exit{}, failure(ctx, "waiting for the container", err)
 		}
 	}
@@ -151,13 +155,22 @@ func (d *Driver) exists(ctx context.Context, id string) error {
 			return err
 		}
 	}
-	ctx, cancel := d.bound(ctx, listTimeout)
+	ctx, cancel := d.bound(ctx, d.deadlines.list)
 	defer cancel()
-	_, err = d.client.ContainerService().Get(ctx, id)
+	_, err = d.container(ctx, id)
 	if errdefs.IsNotFound(err) {
 		return runtime.ErrNotFound
 	}
 	return failure(ctx, "asking for the container", err)
+}
+
+// container returns containerd's record of the instance.
+func (d *Driver) container(ctx context.Context, id string) (c containers.Container, err error) {
+	err = d.step(ctx, stepContainerGet, func(ctx context.Context) (err error) {
+		c, err = d.client.ContainerService().Get(ctx, id)
+		return err
+	})
+	return c, err
 }
 
 // recordOfTask makes a record for an instance that containerd alone knows.
@@ -177,13 +190,16 @@ func (d *Driver) recordOfTask(ctx context.Context, id string) (*record, error) {
 // task returns what containerd says of the instance's process; nil when there
 // is definitely none.
 func (d *Driver) task(ctx context.Context, id string) (*tasktypes.Process, error) {
-	ctx, cancel := d.bound(ctx, taskTimeout)
+	ctx, cancel := d.bound(ctx, d.deadlines.task)
 	defer cancel()
-	res, err := d.client.TaskService().Get(ctx, &tasks.GetRequest{ContainerID: id})
-	if err != nil {
-		if err = errgrpc.ToNative(err); errdefs.IsNotFound(err) {
-			return nil, nil
-		}
+	var res *tasks.GetResponse
+	err := d.step(ctx, stepTaskGet, func(ctx context.Context) (err error) {
+		res, err = d.client.TaskService().Get(ctx, &tasks.GetRequest{ContainerID: id})
+		return errgrpc.ToNative(err)
+	})
+	if errdefs.IsNotFound(err) {
+		return nil, nil
+	} else if err != nil {
 		return nil, err
 	}
 	return res.Process, nil
@@ -194,15 +210,37 @@ func (d *Driver) task(ctx context.Context, id string) (*tasktypes.Process, error
 const (
 	exitTries    = 40
 	exitInterval = 5 * time.Millisecond
-	exitTimeout  = 3 * time.Second
 )
 
-// exit finds out how a process that is gone ended: the kernel's word if p was
-// open before the end and the kernel gives one, else containerd's. What it
-// finds is kept in the record.
+// exit finds out how a process that is gone ended. What it finds is kept in the
+// record; an exit that can't be found out is unknown.
 func (d *Driver) exit(ctx context.Context, rec *record, p *process) runtime.Exit {
-	ctx, cancel := d.detached(ctx, exitTimeout)
+	ctx, cancel := d.detached(ctx, d.deadlines.exit)
 	defer cancel()
+	exit := runtime.Exit{Time: time.Now()}
+	err := d.step(ctx, stepExitStatus, func(ctx context.Context) error {
+		exit = d.exitStatus(ctx, rec, p)
+		return nil
+	})
+	if err != nil {
+		d.log.Warn("exit not found out", "instance", rec.ID, "error", err)
+	}
+	if !exit.Known {
+		return exit
+	}
+	rec.Exit = &exit
+	if rec.WorkspaceUID == "" {
+		return exit // it has no record
+	}
+	if _, err := d.updateRecord(ctx, stepRecordExit, rec, func(r *record) { r.Exit = &exit }); err != nil && !errors.Is(err, os.ErrNotExist) {
+		d.log.Warn("exit not recorded", "instance", rec.ID, "error", err)
+	}
+	return exit
+}
+
+// exitStatus is the kernel's word if p was open before the end and the kernel
+// gives one, else containerd's.
+func (d *Driver) exitStatus(ctx context.Context, rec *record, p *process) runtime.Exit {
 	exit := runtime.Exit{Time: time.Now()}
 	for try := range exitTries {
 		if p != nil {
@@ -237,155 +275,6 @@ func (d *Driver) exit(ctx context.Context, rec *record, p *process) runtime.Exit
 		case <-time.After(exitInterval * time.Duration(1+try/8)):
 		}
 	}
-	if exit.Known {
-		exit.OOMKilled = exit.Code == 128+int(unix.SIGKILL) && d.oomKills(d.cgroupPath(rec.WorkspaceID, rec.ID)) > 0
-		rec.Exit = &exit
-		if rec.WorkspaceUID == "" {
-			return exit // it has no record
-		}
-		if _, err := d.updateRecord(rec.WorkspaceUID, rec.ID, func(r *record) { r.Exit = &exit }); err != nil && !errors.Is(err, os.ErrNotExist) {
-			d.log.Warn("exit not recorded", "instance", rec.ID, "error", err)
-		}
-	}
+	exit.OOMKilled = exit.Known && exit.Code == 128+int(unix.SIGKILL) && d.oomKills(d.cgroupPath(rec.WorkspaceID, rec.ID)) > 0
 	return exit
-}
-
-// Remove removes an instance; see server/workspace.Runtime. Its directory goes
-// last: until then the instance can be found and removed again.
-func (d *Driver) Remove(ctx context.Context, id string) error {
-	if !instanceID.MatchString(id) {
-		return nil
-	}
-	ctx, cancel := d.bound(ctx, removeTimeout)
-	defer cancel()
-	return failure(ctx, "removing the container", d.remove(ctx, id))
-}
-
-func (d *Driver) remove(ctx context.Context, id string) error {
-	uid, err := d.owner(id)
-	if err != nil {
-		return err
-	}
-	var rec *record
-	if uid != "" {
-		// A damaged record hides nothing that containerd does not know.
-		if rec, err = d.readRecordOrNone(uid, id); err != nil {
-			return err
-		}
-	}
-	if rec != nil && rec.PID != 0 {
-		p, err := openProcess(rec.PID, rec.PIDStart)
-		if err != nil {
-			return err
-		}
-		if p != nil {
-			d.markStopping(rec, p)
-			err = killProcess(ctx, p)
-			p.close()
-			if err != nil {
-				return err
-			}
-		}
-	}
-	d.dropStandby(id)
-	interrupted := rec == nil || rec.PID == 0 || rec.Removing
-	if !interrupted {
-		if _, err := d.updateRecord(uid, id, func(r *record) { r.Removing = true }); err != nil {
-			return err
-		}
-	}
-	if err := d.deleteTask(ctx, id); err != nil {
-		return err
-	}
-	if interrupted {
-		if err := d.endOrphanShims(ctx, id); err != nil {
-			return err
-		}
-		if err := d.removeBundle(id); err != nil {
-			return err
-		}
-	}
-	if err := d.removeShimSockets(id); err != nil {
-		return err
-	}
-
-	containers := d.client.ContainerService()
-	snapshotter := d.cfg.Snapshotter
-	workspace := ""
-	if rec != nil {
-		workspace = rec.WorkspaceID
-	}
-	if c, err := containers.Get(ctx, id); err == nil {
-		snapshotter, workspace = c.Snapshotter, c.Labels[labelWorkspaceID]
-	} else if !errdefs.IsNotFound(err) {
-		return err
-	}
-	if err := containers.Delete(ctx, id); err != nil && !errdefs.IsNotFound(err) {
-		return err
-	}
-	if err := d.client.SnapshotService(snapshotter).Remove(ctx, id); err != nil && !errdefs.IsNotFound(err) {
-		return err
-	}
-	// What runc leaves when its shim was killed in the middle.
-	if err := os.RemoveAll(filepath.Join(d.runcRoot, d.cfg.Namespace, id)); err != nil {
-		return err
-	}
-	if workspaceID.MatchString(workspace) {
-		if err := d.removeCgroup(ctx, d.cgroupPath(workspace, id)); err != nil {
-			return err
-		}
-	}
-	if uid == "" {
-		return nil
-	}
-	return d.removeInstanceDir(uid, id)
-}
-
-// killTask kills what containerd knows of the instance and waits for its end.
-func (d *Driver) killTask(ctx context.Context, id string) error {
-	return d.endTask(ctx, id, false)
-}
-
-func (d *Driver) deleteTask(ctx context.Context, id string) error {
-	return d.endTask(ctx, id, true)
-}
-
-// endTask brings the task to its end, and deletes it when remove is set. The
-// task may be in any state, also half made; there may be none.
-func (d *Driver) endTask(ctx context.Context, id string, remove bool) error {
-	ctx, cancel := d.bound(ctx, killTimeout)
-	defer cancel()
-	service := d.client.TaskService()
-	var last error
-	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
-		t, err := d.task(ctx, id)
-		switch {
-		case err != nil:
-			last = err
-		case t == nil:
-			return nil
-		case t.Status == tasktypes.Status_STOPPED || t.Pid == 0:
-			if !remove {
-				return nil
-			}
-			_, err := service.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id})
-			if err = errgrpc.ToNative(err); err == nil || errdefs.IsNotFound(err) {
-				return nil
-			}
-			last = err
-		default:
-			_, err := service.Kill(ctx, &tasks.KillRequest{ContainerID: id, Signal: uint32(unix.SIGKILL), All: true})
-			if err = errgrpc.ToNative(err); err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {
-				last = err
-			}
-		}
-		if last != nil && (unavailable(last) || d.ctx.Err() != nil) {
-			return last
-		}
-		select {
-		case <-ctx.Done():
-			return errors.Join(ctx.Err(), last)
-		case <-time.After(wait):
-		}
-	}
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"os"
 	"os/exec"
@@ -27,6 +28,11 @@ import (
 
 	"github.com/workspaced/workspaced/runtime"
 )
+
+// unit returns a driver without a containerd, for tests of its parts.
+func unit() *Driver {
+	return &Driver{around: plain, deadlines: defaultDeadlines, log: slog.New(slog.DiscardHandler)}
+}
 
 func TestCommand(t *testing.T) {
 	image := ocispec.ImageConfig{Entrypoint: []string{"/entry"}, Cmd: []string{"image-arg"}}
@@ -336,7 +342,7 @@ func TestStopProcess(t *testing.T) {
 				t.Fatal(p, err)
 			}
 			defer p.close()
-			if err := stopProcess(t.Context(), p, syscall.SIGUSR2, grace); err != nil {
+			if err := unit().stopProcess(t.Context(), p, syscall.SIGUSR2, grace); err != nil {
 				t.Error(err)
 			}
 			_ = cmd.Wait()

@@ -151,21 +151,27 @@ func own(dirs []string, user specs.User) error {
 // RemoveWorkspace removes the workspace's logs, its cgroups and, unless they are
 // kept, its volumes. Its instances have been removed before. That it belongs to
 // uid is the caller's word: what is removed is named by the id.
-func (d *Driver) RemoveWorkspace(_ context.Context, id, _ string, keepVolumes bool) error {
+func (d *Driver) RemoveWorkspace(ctx context.Context, id, _ string, keepVolumes bool) error {
 	if !workspaceID.MatchString(id) {
 		return nil // nothing was ever made under such a name
 	}
-	failed := func(err error) error {
-		return &runtime.Error{Reason: runtime.ReasonRuntimeError, Message: "the files of workspace " + id + " can't be removed: " + short(err), Err: err}
-	}
-	if err := d.removeLogs(id); err != nil {
-		return failed(err)
+	ctx, cancel := d.bound(ctx, d.deadlines.remove)
+	defer cancel()
+	return failure(ctx, "removing the files of workspace "+id, d.removeFiles(ctx, id, keepVolumes))
+}
+
+func (d *Driver) removeFiles(ctx context.Context, id string, keepVolumes bool) error {
+	if err := d.step(ctx, stepLogRemove, func(context.Context) error { return d.removeLogs(id) }); err != nil {
+		return err
 	}
 	if !keepVolumes {
-		if err := os.RemoveAll(filepath.Join(d.volumes, id)); err != nil {
-			return failed(err)
+		dir := filepath.Join(d.volumes, id)
+		if err := d.step(ctx, stepVolumesRemove, func(context.Context) error { return os.RemoveAll(dir) }); err != nil {
+			return err
 		}
 	}
-	d.removeParentCgroup(filepath.Join(d.cfg.Namespace, id))
-	return nil
+	return d.step(ctx, stepParentRemove, func(context.Context) error {
+		d.removeParentCgroup(filepath.Join(d.cfg.Namespace, id))
+		return nil
+	})
 }

@@ -1,0 +1,107 @@
+package ctrd
+
+import (
+	"context"
+	"fmt"
+)
+
+// The steps, in the order of a cycle. What an effect does to the world, and what
+// it waits for, passes Config.Around under one of these names; some are within
+// others. Each is bounded by a deadline but exitWait, which waits for as long as
+// Wait's caller does.
+const (
+	// EnsureImage.
+	stepLeaseCreate  = "lease.create"  // keep containerd's garbage collector off what is made
+	stepImageGet     = "image.get"     // ask containerd for the image
+	stepImageFetch   = "image.fetch"   // the whole pull
+	stepImageResolve = "image.resolve" // ask the registry for the digest; within the pull
+	stepImageUnpack  = "image.unpack"  // make its snapshots
+	stepLeaseDelete  = "lease.delete"
+
+	// ImportImage.
+	stepImageImport = "image.import"
+
+	// Prepare.
+	stepInstanceMake    = "instance.make"    // the instance's directory
+	stepRecordCreate    = "record.create"    // the first record in it
+	stepLogMake         = "log.make"         // the workspace's log file
+	stepVolumesMake     = "volumes.make"     // directories of named volumes
+	stepContainerCreate = "container.create" // containerd's record, with the snapshot in it
+	stepSnapshotPrepare = "snapshot.prepare" // the root file system
+	stepVolumesOwn      = "volumes.own"      // give new volumes to the container's user
+	stepFIFOMake        = "fifo.make"        // make and open both FIFOs
+	stepTaskCreate      = "task.create"      // shim, cgroup, runc create
+	stepTaskStart       = "task.start"       // the first process begins
+	stepPidfdOpen       = "pidfd.open"       // take hold of a process
+	stepRecordProcess   = "record.process"   // the first process, on record
+	stepInitReady       = "init.ready"       // init's report: the command can be executed
+	stepFIFOOpen        = "fifo.open"        // hold the go-ahead as its only writer
+
+	// Stop.
+	stepRecordStopping = "record.stopping" // that it is us who end it
+	stepPidfdSignal    = "pidfd.signal"
+	stepPidfdWait      = "pidfd.wait" // the process's end, in the grace period and after SIGKILL
+
+	// Start.
+	stepRecordLaunch = "record.launch" // generation and secret versions, on record
+	stepFIFOWrite    = "fifo.write"    // the go-ahead
+	stepInitResult   = "init.result"   // init's word that it executes, and the end of its FIFO
+	stepFIFORemove   = "fifo.remove"
+	stepRecordUndo   = "record.undo" // the launch of an instance that did not start
+
+	// Wait.
+	stepExitWait   = "exit.wait"   // the process's end
+	stepExitStatus = "exit.status" // its code
+	stepRecordExit = "record.exit"
+
+	// Remove.
+	stepStandbyDrop     = "standby.drop" // let go of the FIFOs
+	stepRecordRemoving  = "record.removing"
+	stepTaskGet         = "task.get"  // ask containerd for the task
+	stepTaskKill        = "task.kill" // one of which we have no process
+	stepTaskDelete      = "task.delete"
+	stepShimEnd         = "shim.end"      // shims that containerd has forgotten
+	stepBundleRemove    = "bundle.remove" // and their bundle
+	stepSocketsRemove   = "sockets.remove"
+	stepContainerGet    = "container.get"
+	stepContainerDelete = "container.delete"
+	stepSnapshotRemove  = "snapshot.remove"
+	stepRuncRemove      = "runc.remove" // the OCI runtime's state
+	stepCgroupRemove    = "cgroup.remove"
+	stepInstanceRemove  = "instance.remove" // the instance's directory
+
+	// List.
+	stepContainerList = "container.list"
+
+	// RemoveWorkspace.
+	stepLogRemove     = "log.remove"
+	stepVolumesRemove = "volumes.remove"
+	stepParentRemove  = "parent.remove" // the workspace's cgroup
+)
+
+// Steps are the names of all steps, in the order of a cycle.
+var Steps = []string{
+	stepLeaseCreate, stepImageGet, stepImageFetch, stepImageResolve, stepImageUnpack, stepLeaseDelete,
+	stepImageImport,
+	stepInstanceMake, stepRecordCreate, stepLogMake, stepVolumesMake, stepContainerCreate, stepSnapshotPrepare,
+	stepVolumesOwn, stepFIFOMake, stepTaskCreate, stepTaskStart, stepPidfdOpen, stepRecordProcess, stepInitReady, stepFIFOOpen,
+	stepRecordStopping, stepPidfdSignal, stepPidfdWait,
+	stepRecordLaunch, stepFIFOWrite, stepInitResult, stepFIFORemove, stepRecordUndo,
+	stepExitWait, stepExitStatus, stepRecordExit,
+	stepStandbyDrop, stepRecordRemoving, stepTaskGet, stepTaskKill, stepTaskDelete, stepShimEnd, stepBundleRemove,
+	stepSocketsRemove, stepContainerGet, stepContainerDelete, stepSnapshotRemove, stepRuncRemove, stepCgroupRemove,
+	stepInstanceRemove,
+	stepContainerList,
+	stepLogRemove, stepVolumesRemove, stepParentRemove,
+}
+
+// step does one step of an effect. Its name is part of the error.
+func (d *Driver) step(ctx context.Context, name string, do func(context.Context) error) error {
+	if err := d.around(ctx, name, do); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
+	}
+	return nil
+}
+
+// plain is what steps pass through unless Config.Around says otherwise.
+func plain(ctx context.Context, _ string, do func(context.Context) error) error { return do(ctx) }
