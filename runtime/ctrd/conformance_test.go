@@ -154,6 +154,7 @@ func newWorld(t *testing.T, e *ctrdtest.Env, d *ctrd.Driver) *runtimetest.World 
 		WriteFile: func(t *testing.T, in runtime.Instance, name, data string) error {
 			return os.WriteFile(proc(in, "root"+name), []byte(data), 0o644)
 		},
+		AddForeign: func(t *testing.T, uid string) func() { return e.AddForeign(t, uid) },
 		HasLog: func(t *testing.T, workspaceID string) bool {
 			_, err := os.Stat(filepath.Join(e.DataDir, "logs", workspaceID+".log"))
 			return err == nil

@@ -57,11 +57,7 @@ func (d *Driver) list(ctx context.Context, uid string) ([]runtime.Instance, erro
 	if err != nil {
 		return nil, err
 	}
-	var list []containers.Container
-	err = d.step(ctx, stepContainerList, func(ctx context.Context) (err error) {
-		list, err = d.client.ContainerService().List(ctx, filter)
-		return err
-	})
+	list, err := d.containers(ctx, filter)
 	if err != nil {
 		return nil, err
 	}
@@ -101,6 +97,29 @@ func (d *Driver) list(ctx context.Context, uid string) ([]runtime.Instance, erro
 		return nil, err
 	}
 	return instances, nil
+}
+
+// Foreign counts containers of others; see server/workspace.Runtime.
+func (d *Driver) Foreign(ctx context.Context) (map[string]int, error) {
+	ctx, cancel := d.bound(ctx, d.deadlines.list)
+	defer cancel()
+	list, err := d.containers(ctx, fmt.Sprintf("labels.%q!=%q", labelInstanceUID, d.cfg.InstanceUID))
+	if err != nil {
+		return nil, failure(ctx, "listing the containers of others", err)
+	}
+	foreign := make(map[string]int)
+	for _, c := range list {
+		foreign[c.Labels[labelInstanceUID]]++
+	}
+	return foreign, nil
+}
+
+func (d *Driver) containers(ctx context.Context, filter string) (list []containers.Container, err error) {
+	err = d.step(ctx, stepContainerList, func(ctx context.Context) (err error) {
+		list, err = d.client.ContainerService().List(ctx, filter)
+		return err
+	})
+	return list, err
 }
 
 // recorded returns the instances that have a directory: the workspace's, which

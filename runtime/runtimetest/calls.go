@@ -3,6 +3,7 @@ package runtimetest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"syscall"
@@ -264,6 +265,22 @@ func (d *Daemon) List(ctx context.Context, uid string) (list []runtime.Instance,
 		return nil, err
 	}
 	return list, nil
+}
+
+// Foreign implements Runtime.
+func (d *Daemon) Foreign(ctx context.Context) (foreign map[string]int, err error) {
+	err = d.call(ctx, Call{Method: Foreign}, func(ctx context.Context, _ *Call) error {
+		if err := d.lock(ctx); err != nil {
+			return err
+		}
+		defer d.fake.mu.Unlock()
+		foreign = maps.Clone(d.fake.foreign)
+		return nil
+	}, nil)
+	if err != nil {
+		return nil, err
+	}
+	return foreign, nil
 }
 
 // RemoveWorkspace implements Runtime.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"syscall"
@@ -318,6 +319,35 @@ var listProperties = []property{
 				s.Errorf("List(%s) = %+v, want instance %s", uid, list, id)
 			}
 		}
+	}},
+	{"containers of others are counted, and nothing else is done with them", func(s *suite) {
+		s.need("AddForeign", s.w.AddForeign != nil)
+		want := func(want map[string]int) {
+			s.Helper()
+			if got, err := s.r.Foreign(s.ctx); err != nil || !maps.Equal(got, want) {
+				s.Errorf("Foreign = %v, %v, want %v", got, err, want)
+			}
+		}
+		s.run(s.spec("a", 1))
+		want(nil)
+		var removes []func()
+		for _, uid := range []string{"one", "other", "", "one"} {
+			removes = append(removes, s.w.AddForeign(s.T, uid))
+		}
+		s.prepare(s.spec("b", 1))
+		there := map[string]int{"one": 2, "other": 1, "": 1}
+		want(there)
+		if list := s.list(""); len(list) != 2 {
+			s.Errorf("List has %d instances, want 2: %+v", len(list), list)
+		}
+		s.removeAll()
+		want(there)
+		s.restart(nil)
+		want(there)
+		for _, remove := range removes {
+			remove()
+		}
+		want(nil)
 	}},
 	{"many workspaces at once do not get in each other's way", func(s *suite) {
 		const n = 4

@@ -2,6 +2,7 @@ package runtimetest_test
 
 import (
 	"cmp"
+	"context"
 	"fmt"
 	"syscall"
 	"testing"
@@ -111,6 +112,14 @@ func fakeWorld(f *runtimetest.Fake) *runtimetest.World {
 		},
 		WriteFile: func(_ *testing.T, in runtime.Instance, name, data string) error {
 			return f.WriteFile(in.ID, name, data)
+		},
+		AddForeign: func(_ *testing.T, uid string) func() {
+			change := func(by int) {
+				foreign, _ := f.Foreign(context.Background())
+				f.SetForeign(uid, foreign[uid]+by)
+			}
+			change(1)
+			return func() { change(-1) }
 		},
 		HasLog: func(_ *testing.T, id string) bool { return f.HasLog(id) },
 	}

@@ -137,6 +137,9 @@ func (f *Fake) List(ctx context.Context, uid string) ([]runtime.Instance, error)
 	return f.Daemon().List(ctx, uid)
 }
 
+// Foreign implements Runtime.
+func (f *Fake) Foreign(ctx context.Context) (map[string]int, error) { return f.Daemon().Foreign(ctx) }
+
 // RemoveWorkspace implements Runtime.
 func (f *Fake) RemoveWorkspace(ctx context.Context, id, uid string, keepVolumes bool) error {
 	return f.Daemon().RemoveWorkspace(ctx, id, uid, keepVolumes)

@@ -37,6 +37,7 @@ type Fake struct {
 	volumes    map[string]map[string]map[string]string // workspace id, volume: files
 	hostFiles  map[string]map[string]string            // host path: files
 	gone       map[string]bool                         // removed workspaces, by uid
+	foreign    map[string]int                          // containers of other daemons, by their uids
 	launches   []Launched
 	calls      []Call
 	busy       map[string]busy // instances that a call changes now
@@ -124,6 +125,7 @@ func NewFake(options ...Option) *Fake {
 		volumes:   make(map[string]map[string]map[string]string),
 		hostFiles: make(map[string]map[string]string),
 		gone:      make(map[string]bool),
+		foreign:   make(map[string]int),
 		instances: make(map[string]*instance),
 		byUID:     make(map[string][]*instance),
 		busy:      make(map[string]busy),
@@ -161,6 +163,17 @@ func (f *Fake) SetHostPathMissing(path string, missing bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.missing[path] = missing
+}
+
+// SetForeign says how many containers of another daemon there are, by its
+// instance uid; "" is for those that name no daemon.
+func (f *Fake) SetForeign(instanceUID string, n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.foreign[instanceUID] = n
+	if n <= 0 {
+		delete(f.foreign, instanceUID)
+	}
 }
 
 // Daemon returns the daemon that is alive now. After Crash its calls fail and

@@ -74,6 +74,9 @@ type World struct {
 	// an error wraps what the system says.
 	ReadFile  func(t *testing.T, in runtime.Instance, name string) (string, error)
 	WriteFile func(t *testing.T, in runtime.Instance, name, data string) error
+	// AddForeign adds a container of another daemon, or of none when instanceUID is
+	// empty, beside those of the runtime.
+	AddForeign func(t *testing.T, instanceUID string) (remove func())
 	// HasLog reports whether the workspace has a log.
 	HasLog func(t *testing.T, workspaceID string) bool
 }

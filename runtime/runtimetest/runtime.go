@@ -22,6 +22,10 @@ type Runtime interface {
 	Wait(ctx context.Context, id string) (runtime.Exit, error)
 	Remove(ctx context.Context, id string) error
 	List(ctx context.Context, uid string) ([]runtime.Instance, error)
+	// Foreign counts the containers that are kept where this daemon keeps its own
+	// and are not its own, by the uid of the daemon (its database) that they belong
+	// to; "" for those that name none. No method ever touches one.
+	Foreign(ctx context.Context) (map[string]int, error)
 	RemoveWorkspace(ctx context.Context, id, uid string, keepVolumes bool) error
 }
 
@@ -37,5 +41,6 @@ const (
 	Wait            Method = "Wait"
 	Remove          Method = "Remove"
 	List            Method = "List"
+	Foreign         Method = "Foreign"
 	RemoveWorkspace Method = "RemoveWorkspace"
 )

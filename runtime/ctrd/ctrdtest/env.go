@@ -12,9 +12,11 @@ import (
 	"testing"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/snapshots"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/moby/sys/mountinfo"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/workspaced/workspaced/runtime/ctrd"
 )
@@ -105,6 +107,31 @@ func (e *Env) NewDriver(tb testing.TB, edit func(*ctrd.Config)) *ctrd.Driver {
 	}
 	e.drivers = append(e.drivers, d)
 	return d
+}
+
+// AddForeign makes a container beside those of the Env's drivers: another
+// daemon's, or with an empty uid nobody's.
+func (e *Env) AddForeign(tb testing.TB, instanceUID string) (remove func()) {
+	tb.Helper()
+	ctx := namespaces.WithNamespace(context.Background(), e.Namespace)
+	service := e.Containerd.Client(tb, e.Namespace).ContainerService()
+	c := containers.Container{
+		ID:      "foreign-" + rand.Text(),
+		Labels:  map[string]string{"workspaced/workspace-uid": "uid-a"},
+		Runtime: containers.RuntimeInfo{Name: "io.containerd.runc.v2"},
+		Spec:    &anypb.Any{},
+	}
+	if instanceUID != "" {
+		c.Labels["workspaced/instance-uid"] = instanceUID
+	}
+	if _, err := service.Create(ctx, c); err != nil {
+		tb.Fatal(err)
+	}
+	return func() {
+		if err := service.Delete(ctx, c.ID); err != nil {
+			tb.Error(err)
+		}
+	}
 }
 
 // RemoveAll removes every instance that the driver knows.
