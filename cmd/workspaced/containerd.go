@@ -137,6 +137,7 @@ func openDriver(ctx context.Context, cfg config, address, instanceUID string, lo
 			CAFiles:   cfg.RegistryCAFiles,
 			CertsDir:  cfg.RegistryCertsDir,
 		},
+		Around: faultPoints(),
 		Logger: log,
 	})
 }
