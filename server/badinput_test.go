@@ -197,6 +197,9 @@ func badInputs() []badInput {
 		})), fields: []string{"workspace.spec.resources.cpu_millis", "workspace.spec.resources.memory_bytes", "workspace.spec.resources.pids"}, right: "6 MiB"},
 		{name: "CreateWorkspace/stop signal", call: create(withSpec(func(s *wsSpec) { s.StopSignal = "SIGWHAT" })), fields: []string{"workspace.spec.stop_signal"}, right: "SIGTERM"},
 		{name: "CreateWorkspace/grace", call: create(withSpec(func(s *wsSpec) { s.StopGracePeriod = durationpb.New(11 * time.Minute) })), fields: []string{"workspace.spec.stop_grace_period"}},
+		{name: "CreateWorkspace/crash policy", call: create(withSpec(func(s *wsSpec) {
+			s.CrashPolicy = &workspacev1.CrashPolicy{Restart: 99, MaxRetries: -1}
+		})), fields: []string{"workspace.spec.crash_policy.restart", "workspace.spec.crash_policy.max_retries"}},
 		{name: "CreateWorkspace/model env", call: create(withSpec(func(s *wsSpec) { s.ModelEnv = []string{"WORKSPACE_MODEL", "1", "PATH"} })), fields: []string{"workspace.spec.model_env[0]", "workspace.spec.model_env[1]", "workspace.spec.model_env[2]"}},
 		{name: "CreateWorkspace/model env twice", call: create(withSpec(func(s *wsSpec) { s.ModelEnv = []string{"A", "A"} })), fields: []string{"workspace.spec.model_env"}},
 		{name: "CreateWorkspace/mounts", call: create(withSpec(func(s *wsSpec) {

@@ -3,6 +3,7 @@ package server
 import (
 	"maps"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -38,7 +39,7 @@ func workspaceToProto(w *store.Workspace) *workspacev1.Workspace {
 		ChangeReason:       workspacev1.ChangeReason(workspacev1.ChangeReason_value["CHANGE_REASON_"+string(w.ChangeReason)]),
 		RestartCount:       st.RestartCount,
 		LastExit:           exitToProto(st.LastExit),
-		LastError:          failureToProto(st.Failure, w.Parked || w.Deleting != nil),
+		LastError:          failureToProto(st.Failure, w.Parked || w.Deleting != nil || !reconciling),
 	}
 	if r := st.Running; r != nil {
 		p.ImageDigest = r.ImageDigest
@@ -49,6 +50,9 @@ func workspaceToProto(w *store.Workspace) *workspacev1.Workspace {
 	}
 	return p
 }
+
+// crashRestartPrefix is what store.CrashRestart leaves out.
+const crashRestartPrefix = "CRASH_RESTART_"
 
 func stateToProto(s workspace.State) workspacev1.WorkspaceState {
 	return workspacev1.WorkspaceState(workspacev1.WorkspaceState_value[statePrefix+string(s)])
@@ -121,6 +125,12 @@ func specToProto(s *store.Spec) *workspacev1.WorkspaceSpec {
 	if s.StopGrace != nil {
 		p.StopGracePeriod = durationpb.New(*s.StopGrace)
 	}
+	if c := s.CrashPolicy; c != (store.CrashPolicy{}) {
+		p.CrashPolicy = &workspacev1.CrashPolicy{
+			Restart:    workspacev1.CrashRestart(workspacev1.CrashRestart_value[crashRestartPrefix+string(c.Restart)]),
+			MaxRetries: int32(c.MaxRetries),
+		}
+	}
 	return p
 }
 
@@ -154,6 +164,12 @@ func specFromProto(p *workspacev1.WorkspaceSpec) store.Spec {
 	if d := p.GetStopGracePeriod(); d != nil {
 		grace := d.AsDuration()
 		s.StopGrace = &grace
+	}
+	if c := p.GetCrashPolicy(); c != nil {
+		s.CrashPolicy.MaxRetries = int(c.GetMaxRetries())
+		if c.GetRestart() != workspacev1.CrashRestart_CRASH_RESTART_UNSPECIFIED {
+			s.CrashPolicy.Restart = store.CrashRestart(strings.TrimPrefix(c.GetRestart().String(), crashRestartPrefix))
+		}
 	}
 	return s
 }

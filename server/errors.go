@@ -33,6 +33,7 @@ const (
 	ReasonWorkspaceStopped  = "WORKSPACE_STOPPED"
 	ReasonWorkspaceDeleting = "WORKSPACE_DELETING"
 	ReasonWorkspaceFailed   = "WORKSPACE_FAILED"
+	ReasonRetriesExhausted  = "RETRIES_EXHAUSTED"
 	ReasonStillWaiting      = "STILL_WAITING"
 	ReasonModelKey          = "KEY_CARRIES_MODEL"
 	ReasonSecretsTooLarge   = "SECRETS_TOO_LARGE"

@@ -17,6 +17,9 @@ import (
 // met once a container of the generation was started: no workspace has a
 // readiness probe.
 //
+// A workspace whose retries are exhausted is waited for in vain, also for a
+// generation that was started: RETRIES_EXHAUSTED.
+//
 // INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION, DEADLINE_EXCEEDED,
 // UNAVAILABLE.
 func (s *Server) WaitWorkspace(ctx context.Context, req *workspacev1.WaitWorkspaceRequest) (*workspacev1.WaitWorkspaceResponse, error) {
@@ -99,6 +102,8 @@ func stillWaiting(w *store.Workspace, generation int64) error {
 func waitOver(w *store.Workspace, generation int64) (bool, error) {
 	failure := w.Status.Failure
 	switch {
+	case !w.Pending() && !w.Parked && w.Deleting == nil && w.End() == store.EndExhausted:
+		return false, exhaustedError(w)
 	case w.Status.ObservedGeneration >= generation:
 		return true, nil
 	case w.Deleting != nil:
@@ -112,6 +117,19 @@ func waitOver(w *store.Workspace, generation int64) (bool, error) {
 		return false, e
 	}
 	return false, nil
+}
+
+// exhaustedError: the generation was started, did not stay, and is not tried
+// again.
+func exhaustedError(w *store.Workspace) error {
+	message := fmt.Sprintf("has ended %d times in a row, and its crash policy allows %d retries: change or restart it",
+		w.Status.Crashes.InARow, w.Spec.CrashPolicy.MaxRetries)
+	if f := w.Status.Failure; f != nil {
+		message += ": " + f.Message
+	}
+	e := precondition(ReasonRetriesExhausted, workspaceName(w.ID), message)
+	e.metadata["state"] = string(store.EndExhausted)
+	return e
 }
 
 func deletedError(id string) error {

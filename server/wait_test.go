@@ -159,6 +159,38 @@ func TestContract15_WaitEndsWithATypedError(t *testing.T) {
 			}
 		})
 	})
+	t.Run("retries exhausted", func(t *testing.T) {
+		run(t, func(t *testing.T, h *harness) {
+			h.Runtime.AddImage("registry.example/ends:1", runtimetest.Image{Commands: map[string]runtimetest.Command{
+				"/bin/x": {Exit: &runtime.Exit{Code: 3, Known: true}, Lifetime: time.Second},
+			}})
+			policy := &workspacev1.CrashPolicy{Restart: workspacev1.CrashRestart_CRASH_RESTART_ON_FAILURE, MaxRetries: 2}
+			must2(h.Client.CreateWorkspace(h.ctx(), &createReq{WorkspaceId: "w", Workspace: &ws{
+				Spec: &wsSpec{Image: "registry.example/ends:1", Command: []string{"/bin/x"}, CrashPolicy: policy},
+			}}))(t)
+			if got := <-h.wait(h.ctx(), 1); got.err != nil {
+				t.Errorf("it was started: %v", got.err)
+			}
+			<-time.After(time.Minute) // the bubble's clock
+			synctest.Wait()
+			w := h.get("workspaces/w")
+			if w.GetState() != workspacev1.WorkspaceState_WORKSPACE_STATE_EXHAUSTED || w.GetReconciling() ||
+				w.GetLastExit().GetCode() != 3 || w.GetLastError().GetAttempt() != 3 || w.GetLastError().GetNextAttemptTime() != nil {
+				t.Errorf("got %v", w)
+			}
+			for _, generation := range []int64{0, 1} {
+				got := <-h.wait(h.ctx(), generation)
+				wantCode(t, got.err, codes.FailedPrecondition, "RETRIES_EXHAUSTED")
+				if m := got.err.Error(); !strings.Contains(m, "ended 3 times") || !strings.Contains(m, "code 3") {
+					t.Errorf("it says %q", m)
+				}
+			}
+			must2(h.Client.UpdateWorkspace(h.ctx(), &updateReq{Workspace: &ws{Name: "workspaces/w", Spec: spec()}, UpdateMask: mask("spec.image", "spec.command")}))(t)
+			if got := <-h.wait(h.ctx(), 0); got.err != nil || got.w.GetState() != workspacev1.WorkspaceState_WORKSPACE_STATE_RUNNING || got.w.GetLastError() != nil {
+				t.Errorf("healed: %v", got)
+			}
+		})
+	})
 	t.Run("only a change can help", func(t *testing.T) {
 		run(t, func(t *testing.T, h *harness) {
 			h.Runtime.AddImage("registry.example/broken:1", runtimetest.Image{

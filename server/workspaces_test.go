@@ -37,6 +37,7 @@ func fullSpec() *wsSpec {
 		StopSignal:      "SIGINT",
 		StopGracePeriod: durationpb.New(1500 * time.Millisecond),
 		ModelEnv:        []string{"MODEL", "LLM"},
+		CrashPolicy:     &workspacev1.CrashPolicy{Restart: workspacev1.CrashRestart_CRASH_RESTART_ON_FAILURE, MaxRetries: 5},
 	}
 }
 
@@ -117,6 +118,10 @@ func TestUpdateMask(t *testing.T) {
 		{name: "all limits cleared", to: &ws{}, mask: mask("spec.resources"), want: func(w *ws) { w.Spec.Resources = nil }, bumps: true},
 		{name: "stop signal and grace make no generation", to: &ws{Spec: &wsSpec{StopGracePeriod: durationpb.New(0)}}, mask: mask("spec.stop_signal", "spec.stop_grace_period"),
 			want: func(w *ws) { w.Spec.StopSignal = ""; w.Spec.StopGracePeriod = durationpb.New(0) }},
+		{name: "the crash policy makes no generation", to: &ws{Spec: &wsSpec{CrashPolicy: &workspacev1.CrashPolicy{Restart: workspacev1.CrashRestart_CRASH_RESTART_NEVER}}},
+			mask: mask("spec.crash_policy.restart"),
+			want: func(w *ws) { w.Spec.CrashPolicy.Restart = workspacev1.CrashRestart_CRASH_RESTART_NEVER }},
+		{name: "the crash policy cleared", to: &ws{}, mask: mask("spec.crash_policy"), want: func(w *ws) { w.Spec.CrashPolicy = nil }},
 		{name: "spec", to: &ws{Spec: spec()}, mask: mask("spec"), want: func(w *ws) { w.Spec = spec() }, bumps: true},
 		{name: "everything", to: &ws{Spec: spec()}, mask: mask("*"), want: func(w *ws) { w.Spec = spec(); w.Model = ""; w.Labels = nil }, bumps: true},
 		{name: "the same", to: before(), mask: mask("*"), want: func(*ws) {}},

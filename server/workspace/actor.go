@@ -42,7 +42,6 @@ type actorState struct {
 	attempts       int            // failed attempts since the last good one
 	failure        *store.Failure // the newest, recorded or not
 	exits          *backoff.ExponentialBackOff
-	ended          int       // times that the container ended by itself, soon after its start
 	fallbackAt     time.Time // not before this is the last good spec started again
 	stuck          map[string]time.Time
 	fallbackFailed int64
@@ -56,6 +55,9 @@ type exitWait struct {
 	ended  <-chan struct{} // closed when it ended, or can't be watched any longer
 	cancel context.CancelFunc
 }
+
+// maxSteps is how many doublings bring every backoff to its end.
+const maxSteps = 32
 
 var errInterrupted = errors.New("interrupted: the workspace was stopped or deleted")
 
@@ -182,7 +184,7 @@ func (a *actor) pass(ctx context.Context) (again bool, at time.Time, err error) 
 		stuck:          a.local.stuck,
 		fallbackFailed: a.local.fallbackFailed,
 		fallbackAt:     a.local.fallbackAt,
-		maxWait:        a.sup.cfg.Backoff.Max * 2, // jitter included
+		maxWait:        max(a.sup.cfg.Backoff.Max*2, a.sup.cfg.Deadlines.RemoveRetry), // jitter included
 		now:            now,
 	})
 	if a.sup.draining.Load() && (s.action == actPrepare || s.action == actFallback) {
@@ -206,10 +208,12 @@ func (a *actor) reset(ctx context.Context, ws *store.Workspace) {
 		stuck:    make(map[string]time.Time),
 		prepared: make(map[string]store.Spec),
 	}
-	if f := ws.Status.Failure; f != nil && f.Reason == string(reasonExited) {
-		a.local.ended = f.Attempt
-	} else if f != nil {
+	if f := ws.Status.Failure; f != nil && f.Reason != string(reasonExited) {
 		a.local.attempts = f.Attempt
+	}
+	// A crash loop goes on at its pace.
+	for range min(ws.Status.Crashes.InARow, maxSteps) {
+		a.local.exits.NextBackOff()
 	}
 }
 

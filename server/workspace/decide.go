@@ -63,15 +63,19 @@ type view struct {
 	// fallbackAt is when the last good spec may be started again after it ended by
 	// itself.
 	fallbackAt time.Time
-	// maxWait is the longest wait that a failure can ask for: one that lies
-	// further ahead was written by a clock that has since been set back.
+	// maxWait is the longest wait that anything can ask for: what lies further
+	// ahead was written by a clock that has since been set back.
 	maxWait time.Duration
 	now     time.Time
 }
 
 // isStuck reports whether the instance could not be removed and its time has
 // not come.
-func (v *view) isStuck(id string) bool { return v.now.Before(v.stuck[id]) }
+func (v *view) isStuck(id string) bool { return v.ahead(v.stuck[id]) }
+
+// ahead reports whether a time is still to come, and by no more than something
+// waits for: a clock that was set back stretches no wait.
+func (v *view) ahead(t time.Time) bool { return v.now.Before(t) && t.Sub(v.now) <= v.maxWait }
 
 // retry is when the first stuck instance is tried again; zero when none is.
 func (v *view) retry() (first time.Time) {
@@ -134,8 +138,13 @@ func decide(v view) step {
 		return step{action: actRecordExit}
 	}
 
-	if current.ID != "" && v.ws.Generation <= v.ws.Status.ObservedGeneration {
-		return decideSettled(v, standbys)
+	if v.ws.Generation <= v.ws.Status.ObservedGeneration {
+		if current.ID != "" {
+			return decideSettled(v, standbys)
+		}
+		if v.ws.End() != "" {
+			return decideEnded(v, standbys)
+		}
 	}
 	return decideCycle(v, standbys, current)
 }
@@ -174,6 +183,19 @@ func decideSettled(v view, standbys []runtime.Instance) step {
 	}
 }
 
+// decideEnded: the newest generation ran, and is not started again.
+func decideEnded(v view, standbys []runtime.Instance) step {
+	retry := v.retry()
+	switch {
+	case len(standbys) > 0:
+		return step{action: actRemove, instance: standbys[0]}
+	case !retry.IsZero():
+		return step{action: actWait, at: retry}
+	default:
+		return step{action: actIdle}
+	}
+}
+
 // decideCycle: the newest generation does not run. current is what runs instead,
 // if anything.
 func decideCycle(v view, standbys []runtime.Instance, current runtime.Instance) step {
@@ -184,12 +206,12 @@ func decideCycle(v view, standbys []runtime.Instance, current runtime.Instance) 
 	if failure != nil {
 		at := failure.NextAttempt
 		held := at.IsZero()
-		if held || v.now.Before(at) && at.Sub(v.now) <= v.maxWait {
+		if held || v.ahead(at) {
 			if len(standbys) > 0 {
 				return step{action: actRemove, instance: standbys[0]}
 			}
 			if current.ID == "" && canFallBack(v) {
-				if !v.now.Before(v.fallbackAt) || v.fallbackAt.Sub(v.now) > v.maxWait {
+				if !v.ahead(v.fallbackAt) {
 					return step{action: actFallback}
 				}
 				at = earlier(at, v.fallbackAt)
@@ -221,7 +243,7 @@ func earlier(a, b time.Time) time.Time {
 // try while the newest one fails.
 func canFallBack(v view) bool {
 	good := v.ws.Status.LastGood
-	return good != nil && good.Generation < v.ws.SpecGeneration && v.fallbackFailed != v.ws.Generation
+	return good != nil && v.ws.End() == "" && good.Generation < v.ws.SpecGeneration && v.fallbackFailed != v.ws.Generation
 }
 
 // unsettled reports whether the status still speaks of a cycle, or of a

@@ -21,6 +21,12 @@ func TestDecide(t *testing.T) {
 	}
 	good := func(gen int64) *store.LastGood { return &store.LastGood{Generation: gen} }
 	soon := now.Add(time.Second)
+	ended := func(p store.CrashRestart, generation int64) store.Workspace {
+		return store.Workspace{
+			Generation: generation, Spec: store.Spec{CrashPolicy: store.CrashPolicy{Restart: p}},
+			Status: store.Status{ObservedGeneration: 3, EndedGeneration: 3, LastExit: &store.Exit{Known: true}},
+		}
+	}
 
 	tests := []struct {
 		name      string
@@ -65,6 +71,28 @@ func TestDecide(t *testing.T) {
 		{
 			name: "settled, status speaks of a cycle", ws: store.Workspace{Generation: 3, Status: store.Status{ObservedGeneration: 3, StartingGeneration: 3, Running: onRecord("a")}},
 			instances: []runtime.Instance{in("a", runtime.PhaseRunning, 3)}, want: actSettle,
+		},
+
+		// The container on record ended, and the crash policy says no.
+		{name: "at its end", ws: ended(store.CrashRestartNever, 3), want: actIdle},
+		{
+			name: "at its end, a standby", ws: ended(store.CrashRestartNever, 3),
+			instances: []runtime.Instance{in("b", runtime.PhaseStandby, 3)}, want: actRemove, instance: "b",
+		},
+		{
+			name: "at its end, a stuck remnant", ws: ended(store.CrashRestartNever, 3),
+			instances: []runtime.Instance{in("r", runtime.PhaseRemnant, 3)}, stuck: map[string]time.Time{"r": soon}, want: actWait, at: soon,
+		},
+		{name: "at its end, and pending", ws: ended(store.CrashRestartNever, 4), want: actPrepare},
+		{name: "its end is passed over by the policy", ws: ended(store.CrashRestartAlways, 3), want: actPrepare},
+		{name: "its end is passed over by the policy, the next attempt is not due", ws: ended(store.CrashRestartAlways, 3), failure: failure(3, soon), want: actWait, at: soon},
+		{
+			name: "no fallback to what is at its end", ws: func() store.Workspace {
+				w := ended(store.CrashRestartNever, 4)
+				w.SpecGeneration, w.Status.LastGood = 4, good(3)
+				return w
+			}(),
+			failure: failure(4, soon), want: actWait, at: soon,
 		},
 
 		// Left over by a switch, a crash, a failure.

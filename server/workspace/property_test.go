@@ -44,7 +44,7 @@ var (
 	ops = rapid.Custom(func(t *rapid.T) op {
 		return op{
 			kind: rapid.SampledFrom([]string{
-				"set", "set", "set", "unset", "global", "model", "image", "env", "restart", "stop", "start", "delete", "create",
+				"set", "set", "set", "unset", "global", "model", "policy", "image", "env", "restart", "stop", "start", "delete", "create",
 				"gone", "fail", "failafter", "panic", "hold", "holdafter", "release", "exit", "crash", "shutdown", "wait", "wait",
 				"neighbour", "settle", "burst",
 			}).Draw(t, "kind"),
@@ -140,6 +140,13 @@ func (s *scene) step(o op) error {
 		res, err = s.edit(o.id, func(e *store.Editable) { e.Model = o.value })
 	case "image":
 		res, err = s.edit(o.id, func(e *store.Editable) { e.Spec.Image = o.value })
+	case "policy":
+		res, err = s.edit(o.id, func(e *store.Editable) {
+			e.Spec.CrashPolicy = store.CrashPolicy{
+				Restart:    []store.CrashRestart{store.CrashRestartAlways, store.CrashRestartOnFailure, store.CrashRestartNever}[o.times-1],
+				MaxRetries: len(o.key) * o.times % 3,
+			}
+		})
 	case "env":
 		res, err = s.edit(o.id, func(e *store.Editable) { e.Spec.Env = map[string]string{"PLAIN": o.value} })
 	case "restart":
@@ -159,7 +166,7 @@ func (s *scene) step(o op) error {
 		// Promise 10: equal is equal, different is the next generation.
 		if beforeErr == nil {
 			want := before.Generation
-			if res.Changed {
+			if res.Changed && o.kind != "policy" {
 				want++
 			}
 			if res.Workspace.Generation != want {
@@ -215,7 +222,7 @@ func (s *scene) step(o op) error {
 		s.release()
 	case "exit":
 		if in, ok := s.fake.Running(o.id); ok {
-			s.fake.Exit(in.ID, runtime.Exit{Code: o.times, Known: true})
+			s.fake.Exit(in.ID, runtime.Exit{Code: o.times - 1, Known: true})
 		}
 	case "crash":
 		if err := s.crash(); err != nil {
@@ -274,7 +281,7 @@ func (s *scene) settle() error {
 		}
 		if w.Spec.Image == "bad" && !w.Parked {
 			// It can't be executed: the last good spec runs, or nothing does.
-			if st := w.Status; st.LastGood != nil && (st.Running == nil || st.ObservedGeneration >= w.SpecGeneration) {
+			if st := w.Status; st.LastGood != nil && w.End() == "" && (st.Running == nil || st.ObservedGeneration >= w.SpecGeneration) {
 				return fmt.Errorf("%s can't run its newest spec and does not run the last good one: %+v", w.ID, st)
 			}
 			continue

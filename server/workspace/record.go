@@ -37,6 +37,7 @@ func (a *actor) recordStart(ctx context.Context, ws *store.Workspace, in runtime
 		}
 		st.ObservedGeneration = in.Generation
 		st.StartingGeneration = 0
+		st.EndedGeneration = 0
 		if spec != nil {
 			st.LastGood = &store.LastGood{Generation: in.Generation, Spec: *spec}
 		}
@@ -60,9 +61,13 @@ func (a *actor) recordStart(ctx context.Context, ws *store.Workspace, in runtime
 }
 
 // recordExit records that the container on record is gone. One that ended by
-// itself is started again after a wait that grows, unless it ran well for a
-// while. What it says nothing about is the newest generation, where that is
-// another one: neither its failure nor its next attempt change.
+// itself is started again, if its crash policy says so, after a wait that grows
+// unless it ran well for a while. What it says nothing about is the newest
+// generation, where that is another one: neither its failure nor its next attempt
+// change.
+//
+// Nothing is left of the container when in has no id: the machine was restarted,
+// say. That is no end of its own: it counts for no policy.
 func (a *actor) recordExit(ctx context.Context, ws *store.Workspace, in runtime.Instance) error {
 	a.watchExit(ctx, "")
 	if in.Stopped { // by this actor, and then the daemon died
@@ -73,23 +78,25 @@ func (a *actor) recordExit(ctx context.Context, ws *store.Workspace, in runtime.
 	if in.Exit != nil {
 		exit = *in.Exit
 	}
-	if now.Sub(ws.Status.Running.StartTime) >= a.sup.cfg.Backoff.Reset {
-		a.local.exits.Reset()
-		a.local.ended = 0
-	}
-	a.local.ended++
+	lost := in.ID == ""
+	crashes := a.countCrash(ws, now, lost)
 	next := now.Add(a.local.exits.NextBackOff())
 	a.log.WarnContext(ctx, "container ended by itself", "instance", ws.Status.Running.InstanceID,
-		"code", exit.Code, "known", exit.Known, "signal", exit.Signal, "oom", exit.OOMKilled, "times", a.local.ended)
+		"lost", lost, "code", exit.Code, "known", exit.Known, "signal", exit.Signal, "oom", exit.OOMKilled, "times", crashes.InARow)
+
+	recorded := &store.Exit{Code: exit.Code, Known: exit.Known, Signal: exit.Signal, OOMKilled: exit.OOMKilled, Time: exit.Time}
 	failure := a.local.failure
-	if ws.Pending() {
+	switch {
+	case ws.Pending():
 		a.local.fallbackAt = next
-	} else {
+	case ws.Spec.CrashPolicy.Restart != store.CrashRestartAlways && ws.Spec.CrashPolicy.Restart != "" && !recorded.Failed():
+		failure = nil // it has done what it was made for
+	default:
 		failure = &store.Failure{
 			Generation:  ws.Generation,
 			Reason:      string(reasonExited),
 			Message:     exitMessage(exit),
-			Attempt:     a.local.ended,
+			Attempt:     crashes.InARow,
 			Time:        now,
 			NextAttempt: next,
 		}
@@ -98,9 +105,29 @@ func (a *actor) recordExit(ctx context.Context, ws *store.Workspace, in runtime.
 	return a.record(ctx, stepStatusExit, ws, func(_ store.Workspace, st *store.Status) {
 		st.Running = nil
 		st.StartingGeneration = 0
-		st.LastExit = &store.Exit{Code: exit.Code, Known: exit.Known, Signal: exit.Signal, OOMKilled: exit.OOMKilled, Time: exit.Time}
+		st.LastExit = recorded
+		st.Crashes = crashes
+		if !lost {
+			st.EndedGeneration = st.ObservedGeneration
+		}
 		st.Failure = failure
 	})
+}
+
+// countCrash counts an end of the container on record. After one that ran well
+// for a while, and in a new generation, it begins anew, and so do the waits.
+func (a *actor) countCrash(ws *store.Workspace, now time.Time, lost bool) store.Crashes {
+	st := &ws.Status
+	crashes := store.Crashes{Generation: st.ObservedGeneration, InARow: st.Crashes.InARow}
+	ranWell := now.Sub(st.Running.StartTime) >= a.sup.cfg.Backoff.Reset
+	if ranWell || st.Crashes.Generation != st.ObservedGeneration {
+		a.local.exits.Reset()
+		crashes.InARow = 0
+	}
+	if !lost {
+		crashes.InARow++
+	}
+	return crashes
 }
 
 // settle clears what the status says of a cycle that is no longer there.

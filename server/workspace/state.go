@@ -12,6 +12,8 @@ const (
 	StateRunning      State = "RUNNING"
 	StateDegraded     State = "DEGRADED"
 	StateBackoff      State = "BACKOFF"
+	StateExited       State = "EXITED"
+	StateExhausted    State = "EXHAUSTED"
 	StateStopped      State = "STOPPED"
 	StateDeleting     State = "DELETING"
 )
@@ -34,6 +36,8 @@ func StateOf(w *store.Workspace) (state State, reconciling bool) {
 		return StateDegraded, true
 	case st.Running != nil:
 		return StateRunning, pending
+	case !pending && w.End() != "":
+		return State(w.End()), false
 	case st.Failure != nil && st.StartingGeneration == 0:
 		return StateBackoff, true
 	default:

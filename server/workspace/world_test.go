@@ -184,6 +184,12 @@ func (w *world) settled(id string) error {
 		}
 		return nil
 	}
+	if ws.End() != "" && !ws.Pending() {
+		if len(ids) > 0 {
+			return fmt.Errorf("%s is at its end and has %v", id, ids)
+		}
+		return nil
+	}
 	in, ok := w.fake.Running(id)
 	if !ok || len(ids) != 1 {
 		return fmt.Errorf("%s has %v, want one running; status %+v failure %+v", id, ids, ws.Status, ws.Status.Failure)

@@ -25,6 +25,64 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// After which ends a container is started again.
+type CrashRestart int32
+
+const (
+	// Same as CRASH_RESTART_ALWAYS.
+	CrashRestart_CRASH_RESTART_UNSPECIFIED CrashRestart = 0
+	// After each, also with code 0.
+	CrashRestart_CRASH_RESTART_ALWAYS CrashRestart = 1
+	// After one with another code than 0, by a signal, for want of memory, or of
+	// which nothing is known.
+	CrashRestart_CRASH_RESTART_ON_FAILURE CrashRestart = 2
+	// After none.
+	CrashRestart_CRASH_RESTART_NEVER CrashRestart = 3
+)
+
+// Enum value maps for CrashRestart.
+var (
+	CrashRestart_name = map[int32]string{
+		0: "CRASH_RESTART_UNSPECIFIED",
+		1: "CRASH_RESTART_ALWAYS",
+		2: "CRASH_RESTART_ON_FAILURE",
+		3: "CRASH_RESTART_NEVER",
+	}
+	CrashRestart_value = map[string]int32{
+		"CRASH_RESTART_UNSPECIFIED": 0,
+		"CRASH_RESTART_ALWAYS":      1,
+		"CRASH_RESTART_ON_FAILURE":  2,
+		"CRASH_RESTART_NEVER":       3,
+	}
+)
+
+func (x CrashRestart) Enum() *CrashRestart {
+	p := new(CrashRestart)
+	*p = x
+	return p
+}
+
+func (x CrashRestart) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (CrashRestart) Descriptor() protoreflect.EnumDescriptor {
+	return file_workspace_v1_workspace_proto_enumTypes[0].Descriptor()
+}
+
+func (CrashRestart) Type() protoreflect.EnumType {
+	return &file_workspace_v1_workspace_proto_enumTypes[0]
+}
+
+func (x CrashRestart) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use CrashRestart.Descriptor instead.
+func (CrashRestart) EnumDescriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{0}
+}
+
 // What a workspace does.
 type WorkspaceState int32
 
@@ -43,6 +101,13 @@ const (
 	WorkspaceState_WORKSPACE_STATE_STOPPED WorkspaceState = 5
 	// Being deleted.
 	WorkspaceState_WORKSPACE_STATE_DELETING WorkspaceState = 6
+	// The container ended by itself, and its crash policy does not start it again;
+	// see `last_exit`. Any change that makes a generation does, and so do
+	// StartWorkspace and RestartWorkspace.
+	WorkspaceState_WORKSPACE_STATE_EXITED WorkspaceState = 7
+	// The container ended by itself once more than its crash policy retries; see
+	// `last_exit`. What ends WORKSPACE_STATE_EXITED ends this too.
+	WorkspaceState_WORKSPACE_STATE_EXHAUSTED WorkspaceState = 8
 )
 
 // Enum value maps for WorkspaceState.
@@ -55,6 +120,8 @@ var (
 		4: "WORKSPACE_STATE_BACKOFF",
 		5: "WORKSPACE_STATE_STOPPED",
 		6: "WORKSPACE_STATE_DELETING",
+		7: "WORKSPACE_STATE_EXITED",
+		8: "WORKSPACE_STATE_EXHAUSTED",
 	}
 	WorkspaceState_value = map[string]int32{
 		"WORKSPACE_STATE_UNSPECIFIED":  0,
@@ -64,6 +131,8 @@ var (
 		"WORKSPACE_STATE_BACKOFF":      4,
 		"WORKSPACE_STATE_STOPPED":      5,
 		"WORKSPACE_STATE_DELETING":     6,
+		"WORKSPACE_STATE_EXITED":       7,
+		"WORKSPACE_STATE_EXHAUSTED":    8,
 	}
 )
 
@@ -78,11 +147,11 @@ func (x WorkspaceState) String() string {
 }
 
 func (WorkspaceState) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_workspace_proto_enumTypes[0].Descriptor()
+	return file_workspace_v1_workspace_proto_enumTypes[1].Descriptor()
 }
 
 func (WorkspaceState) Type() protoreflect.EnumType {
-	return &file_workspace_v1_workspace_proto_enumTypes[0]
+	return &file_workspace_v1_workspace_proto_enumTypes[1]
 }
 
 func (x WorkspaceState) Number() protoreflect.EnumNumber {
@@ -91,7 +160,7 @@ func (x WorkspaceState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WorkspaceState.Descriptor instead.
 func (WorkspaceState) EnumDescriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{0}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{1}
 }
 
 // Why a generation was made.
@@ -151,11 +220,11 @@ func (x ChangeReason) String() string {
 }
 
 func (ChangeReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_workspace_proto_enumTypes[1].Descriptor()
+	return file_workspace_v1_workspace_proto_enumTypes[2].Descriptor()
 }
 
 func (ChangeReason) Type() protoreflect.EnumType {
-	return &file_workspace_v1_workspace_proto_enumTypes[1]
+	return &file_workspace_v1_workspace_proto_enumTypes[2]
 }
 
 func (x ChangeReason) Number() protoreflect.EnumNumber {
@@ -164,7 +233,7 @@ func (x ChangeReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ChangeReason.Descriptor instead.
 func (ChangeReason) EnumDescriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{1}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{2}
 }
 
 // Who gets a secret.
@@ -204,11 +273,11 @@ func (x SecretScope) String() string {
 }
 
 func (SecretScope) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_workspace_proto_enumTypes[2].Descriptor()
+	return file_workspace_v1_workspace_proto_enumTypes[3].Descriptor()
 }
 
 func (SecretScope) Type() protoreflect.EnumType {
-	return &file_workspace_v1_workspace_proto_enumTypes[2]
+	return &file_workspace_v1_workspace_proto_enumTypes[3]
 }
 
 func (x SecretScope) Number() protoreflect.EnumNumber {
@@ -217,7 +286,7 @@ func (x SecretScope) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SecretScope.Descriptor instead.
 func (SecretScope) EnumDescriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{2}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{3}
 }
 
 // When a change of a secret reaches the container.
@@ -258,11 +327,11 @@ func (x Apply) String() string {
 }
 
 func (Apply) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_workspace_proto_enumTypes[3].Descriptor()
+	return file_workspace_v1_workspace_proto_enumTypes[4].Descriptor()
 }
 
 func (Apply) Type() protoreflect.EnumType {
-	return &file_workspace_v1_workspace_proto_enumTypes[3]
+	return &file_workspace_v1_workspace_proto_enumTypes[4]
 }
 
 func (x Apply) Number() protoreflect.EnumNumber {
@@ -271,7 +340,7 @@ func (x Apply) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Apply.Descriptor instead.
 func (Apply) EnumDescriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{3}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{4}
 }
 
 // A workspace: a durable record and at most one running container.
@@ -560,7 +629,11 @@ type WorkspaceSpec struct {
 	StopGracePeriod *durationpb.Duration `protobuf:"bytes,11,opt,name=stop_grace_period,json=stopGracePeriod,proto3" json:"stop_grace_period,omitempty"`
 	// The variables that carry the model; `MODEL_PROVIDER` when empty. Neither
 	// `WORKSPACE_*` nor `PATH`.
-	ModelEnv      []string `protobuf:"bytes,12,rep,name=model_env,json=modelEnv,proto3" json:"model_env,omitempty"`
+	ModelEnv []string `protobuf:"bytes,12,rep,name=model_env,json=modelEnv,proto3" json:"model_env,omitempty"`
+	// What follows when the container ends by itself. Changing it restarts
+	// nothing, but for a container that has ended and that the new policy starts
+	// again.
+	CrashPolicy   *CrashPolicy `protobuf:"bytes,13,opt,name=crash_policy,json=crashPolicy,proto3" json:"crash_policy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -679,6 +752,73 @@ func (x *WorkspaceSpec) GetModelEnv() []string {
 	return nil
 }
 
+func (x *WorkspaceSpec) GetCrashPolicy() *CrashPolicy {
+	if x != nil {
+		return x.CrashPolicy
+	}
+	return nil
+}
+
+// What follows when a container ends by itself. It is started again after a
+// wait: half a second at first, doubled with each end up to a minute, varied by
+// up to a half. The count and the wait begin anew after it ran for 30 seconds,
+// and with each new generation. A container that vanishes with the machine's
+// restart has not ended by itself.
+type CrashPolicy struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// After which ends it is started again; after each when unspecified.
+	Restart CrashRestart `protobuf:"varint,1,opt,name=restart,proto3,enum=workspace.v1.CrashRestart" json:"restart,omitempty"`
+	// How many times in a row it is started again before the workspace becomes
+	// WORKSPACE_STATE_EXHAUSTED; 0: no limit.
+	MaxRetries    int32 `protobuf:"varint,2,opt,name=max_retries,json=maxRetries,proto3" json:"max_retries,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CrashPolicy) Reset() {
+	*x = CrashPolicy{}
+	mi := &file_workspace_v1_workspace_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CrashPolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CrashPolicy) ProtoMessage() {}
+
+func (x *CrashPolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CrashPolicy.ProtoReflect.Descriptor instead.
+func (*CrashPolicy) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *CrashPolicy) GetRestart() CrashRestart {
+	if x != nil {
+		return x.Restart
+	}
+	return CrashRestart_CRASH_RESTART_UNSPECIFIED
+}
+
+func (x *CrashPolicy) GetMaxRetries() int32 {
+	if x != nil {
+		return x.MaxRetries
+	}
+	return 0
+}
+
 // Limits of a workspace's container.
 type Resources struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -694,7 +834,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_workspace_v1_workspace_proto_msgTypes[2]
+	mi := &file_workspace_v1_workspace_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -706,7 +846,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_proto_msgTypes[2]
+	mi := &file_workspace_v1_workspace_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -719,7 +859,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{2}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Resources) GetCpuMillis() int64 {
@@ -763,7 +903,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_workspace_v1_workspace_proto_msgTypes[3]
+	mi := &file_workspace_v1_workspace_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -775,7 +915,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_proto_msgTypes[3]
+	mi := &file_workspace_v1_workspace_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -788,7 +928,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{3}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Volume) GetMountPath() string {
@@ -868,7 +1008,7 @@ type LastExit struct {
 
 func (x *LastExit) Reset() {
 	*x = LastExit{}
-	mi := &file_workspace_v1_workspace_proto_msgTypes[4]
+	mi := &file_workspace_v1_workspace_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -880,7 +1020,7 @@ func (x *LastExit) String() string {
 func (*LastExit) ProtoMessage() {}
 
 func (x *LastExit) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_proto_msgTypes[4]
+	mi := &file_workspace_v1_workspace_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -893,7 +1033,7 @@ func (x *LastExit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastExit.ProtoReflect.Descriptor instead.
 func (*LastExit) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{4}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *LastExit) GetCode() int32 {
@@ -942,7 +1082,8 @@ type LastError struct {
 	// Failed cycles in a row; for `CONTAINER_EXITED`, ends in a row.
 	Attempt int32 `protobuf:"varint,3,opt,name=attempt,proto3" json:"attempt,omitempty"`
 	// When the next one begins. Unset when only a change can help: the command
-	// could not be executed although everything was in place.
+	// could not be executed although everything was in place, or the crash policy
+	// says no.
 	NextAttemptTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=next_attempt_time,json=nextAttemptTime,proto3" json:"next_attempt_time,omitempty"`
 	// The generation that could not be brought about.
 	Generation int64 `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"`
@@ -954,7 +1095,7 @@ type LastError struct {
 
 func (x *LastError) Reset() {
 	*x = LastError{}
-	mi := &file_workspace_v1_workspace_proto_msgTypes[5]
+	mi := &file_workspace_v1_workspace_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -966,7 +1107,7 @@ func (x *LastError) String() string {
 func (*LastError) ProtoMessage() {}
 
 func (x *LastError) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_proto_msgTypes[5]
+	mi := &file_workspace_v1_workspace_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -979,7 +1120,7 @@ func (x *LastError) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LastError.ProtoReflect.Descriptor instead.
 func (*LastError) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{5}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *LastError) GetReason() string {
@@ -1052,7 +1193,7 @@ type Secret struct {
 
 func (x *Secret) Reset() {
 	*x = Secret{}
-	mi := &file_workspace_v1_workspace_proto_msgTypes[6]
+	mi := &file_workspace_v1_workspace_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1064,7 +1205,7 @@ func (x *Secret) String() string {
 func (*Secret) ProtoMessage() {}
 
 func (x *Secret) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_proto_msgTypes[6]
+	mi := &file_workspace_v1_workspace_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1077,7 +1218,7 @@ func (x *Secret) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Secret.ProtoReflect.Descriptor instead.
 func (*Secret) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{6}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Secret) GetName() string {
@@ -1180,7 +1321,7 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aA\n" +
 	"\x13SecretVersionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xb6\a\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xf4\a\n" +
 	"\rWorkspaceSpec\x129\n" +
 	"\x05image\x18\x01 \x01(\tB#\xe2A\x01\x02\xbaH\x1cr\x1a\x10\x01\x18\x80\x042\x13^[^\\x00-\\x20\\x7f]+$R\x05image\x127\n" +
 	"\acommand\x18\x02 \x03(\tB\x1d\xbaH\x1a\x92\x01\x17\x10\x80\x02\"\x12r\x10\x18\x80\x80\x022\n" +
@@ -1201,10 +1342,15 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"stopSignal\x12T\n" +
 	"\x11stop_grace_period\x18\v \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\xd8\x042\x00R\x0fstopGracePeriod\x12H\n" +
-	"\tmodel_env\x18\f \x03(\tB+\xbaH(\x92\x01%\x10\x10\x18\x01\"\x1fr\x1d\x18\x80\x012\x18^[A-Za-z_][A-Za-z0-9_]*$R\bmodelEnv\x1a6\n" +
+	"\tmodel_env\x18\f \x03(\tB+\xbaH(\x92\x01%\x10\x10\x18\x01\"\x1fr\x1d\x18\x80\x012\x18^[A-Za-z_][A-Za-z0-9_]*$R\bmodelEnv\x12<\n" +
+	"\fcrash_policy\x18\r \x01(\v2\x19.workspace.v1.CrashPolicyR\vcrashPolicy\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd0\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"{\n" +
+	"\vCrashPolicy\x12>\n" +
+	"\arestart\x18\x01 \x01(\x0e2\x1a.workspace.v1.CrashRestartB\b\xbaH\x05\x82\x01\x02\x10\x01R\arestart\x12,\n" +
+	"\vmax_retries\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xc0\x84=(\x00R\n" +
+	"maxRetries\"\xd0\x02\n" +
 	"\tResources\x12*\n" +
 	"\n" +
 	"cpu_millis\x18\x01 \x01(\x03B\v\xbaH\b\"\x06\x18\x80\xc0>(\x00R\tcpuMillis\x12\x91\x01\n" +
@@ -1248,7 +1394,12 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"createTime\x12A\n" +
 	"\vupdate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
 	"updateTime\x12\x18\n" +
-	"\x04etag\x18\b \x01(\tB\x04\xe2A\x01\x03R\x04etag*\xe6\x01\n" +
+	"\x04etag\x18\b \x01(\tB\x04\xe2A\x01\x03R\x04etag*~\n" +
+	"\fCrashRestart\x12\x1d\n" +
+	"\x19CRASH_RESTART_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14CRASH_RESTART_ALWAYS\x10\x01\x12\x1c\n" +
+	"\x18CRASH_RESTART_ON_FAILURE\x10\x02\x12\x17\n" +
+	"\x13CRASH_RESTART_NEVER\x10\x03*\xa1\x02\n" +
 	"\x0eWorkspaceState\x12\x1f\n" +
 	"\x1bWORKSPACE_STATE_UNSPECIFIED\x10\x00\x12 \n" +
 	"\x1cWORKSPACE_STATE_PROVISIONING\x10\x01\x12\x1b\n" +
@@ -1256,7 +1407,9 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\x18WORKSPACE_STATE_DEGRADED\x10\x03\x12\x1b\n" +
 	"\x17WORKSPACE_STATE_BACKOFF\x10\x04\x12\x1b\n" +
 	"\x17WORKSPACE_STATE_STOPPED\x10\x05\x12\x1c\n" +
-	"\x18WORKSPACE_STATE_DELETING\x10\x06*\xe8\x01\n" +
+	"\x18WORKSPACE_STATE_DELETING\x10\x06\x12\x1a\n" +
+	"\x16WORKSPACE_STATE_EXITED\x10\a\x12\x1d\n" +
+	"\x19WORKSPACE_STATE_EXHAUSTED\x10\b*\xe8\x01\n" +
 	"\fChangeReason\x12\x1d\n" +
 	"\x19CHANGE_REASON_UNSPECIFIED\x10\x00\x12\x19\n" +
 	"\x15CHANGE_REASON_CREATED\x10\x01\x12\x16\n" +
@@ -1287,52 +1440,56 @@ func file_workspace_v1_workspace_proto_rawDescGZIP() []byte {
 	return file_workspace_v1_workspace_proto_rawDescData
 }
 
-var file_workspace_v1_workspace_proto_enumTypes = make([]protoimpl.EnumInfo, 4)
-var file_workspace_v1_workspace_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_workspace_v1_workspace_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_workspace_v1_workspace_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_workspace_v1_workspace_proto_goTypes = []any{
-	(WorkspaceState)(0),           // 0: workspace.v1.WorkspaceState
-	(ChangeReason)(0),             // 1: workspace.v1.ChangeReason
-	(SecretScope)(0),              // 2: workspace.v1.SecretScope
-	(Apply)(0),                    // 3: workspace.v1.Apply
-	(*Workspace)(nil),             // 4: workspace.v1.Workspace
-	(*WorkspaceSpec)(nil),         // 5: workspace.v1.WorkspaceSpec
-	(*Resources)(nil),             // 6: workspace.v1.Resources
-	(*Volume)(nil),                // 7: workspace.v1.Volume
-	(*LastExit)(nil),              // 8: workspace.v1.LastExit
-	(*LastError)(nil),             // 9: workspace.v1.LastError
-	(*Secret)(nil),                // 10: workspace.v1.Secret
-	nil,                           // 11: workspace.v1.Workspace.LabelsEntry
-	nil,                           // 12: workspace.v1.Workspace.SecretVersionsEntry
-	nil,                           // 13: workspace.v1.WorkspaceSpec.EnvEntry
-	(*timestamppb.Timestamp)(nil), // 14: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 15: google.protobuf.Duration
+	(CrashRestart)(0),             // 0: workspace.v1.CrashRestart
+	(WorkspaceState)(0),           // 1: workspace.v1.WorkspaceState
+	(ChangeReason)(0),             // 2: workspace.v1.ChangeReason
+	(SecretScope)(0),              // 3: workspace.v1.SecretScope
+	(Apply)(0),                    // 4: workspace.v1.Apply
+	(*Workspace)(nil),             // 5: workspace.v1.Workspace
+	(*WorkspaceSpec)(nil),         // 6: workspace.v1.WorkspaceSpec
+	(*CrashPolicy)(nil),           // 7: workspace.v1.CrashPolicy
+	(*Resources)(nil),             // 8: workspace.v1.Resources
+	(*Volume)(nil),                // 9: workspace.v1.Volume
+	(*LastExit)(nil),              // 10: workspace.v1.LastExit
+	(*LastError)(nil),             // 11: workspace.v1.LastError
+	(*Secret)(nil),                // 12: workspace.v1.Secret
+	nil,                           // 13: workspace.v1.Workspace.LabelsEntry
+	nil,                           // 14: workspace.v1.Workspace.SecretVersionsEntry
+	nil,                           // 15: workspace.v1.WorkspaceSpec.EnvEntry
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
 }
 var file_workspace_v1_workspace_proto_depIdxs = []int32{
-	11, // 0: workspace.v1.Workspace.labels:type_name -> workspace.v1.Workspace.LabelsEntry
-	5,  // 1: workspace.v1.Workspace.spec:type_name -> workspace.v1.WorkspaceSpec
-	14, // 2: workspace.v1.Workspace.create_time:type_name -> google.protobuf.Timestamp
-	14, // 3: workspace.v1.Workspace.update_time:type_name -> google.protobuf.Timestamp
-	0,  // 4: workspace.v1.Workspace.state:type_name -> workspace.v1.WorkspaceState
-	1,  // 5: workspace.v1.Workspace.change_reason:type_name -> workspace.v1.ChangeReason
-	14, // 6: workspace.v1.Workspace.start_time:type_name -> google.protobuf.Timestamp
-	8,  // 7: workspace.v1.Workspace.last_exit:type_name -> workspace.v1.LastExit
-	9,  // 8: workspace.v1.Workspace.last_error:type_name -> workspace.v1.LastError
-	12, // 9: workspace.v1.Workspace.secret_versions:type_name -> workspace.v1.Workspace.SecretVersionsEntry
-	13, // 10: workspace.v1.WorkspaceSpec.env:type_name -> workspace.v1.WorkspaceSpec.EnvEntry
-	6,  // 11: workspace.v1.WorkspaceSpec.resources:type_name -> workspace.v1.Resources
-	7,  // 12: workspace.v1.WorkspaceSpec.volumes:type_name -> workspace.v1.Volume
-	15, // 13: workspace.v1.WorkspaceSpec.stop_grace_period:type_name -> google.protobuf.Duration
-	14, // 14: workspace.v1.LastExit.exit_time:type_name -> google.protobuf.Timestamp
-	14, // 15: workspace.v1.LastError.next_attempt_time:type_name -> google.protobuf.Timestamp
-	14, // 16: workspace.v1.LastError.fail_time:type_name -> google.protobuf.Timestamp
-	2,  // 17: workspace.v1.Secret.scope:type_name -> workspace.v1.SecretScope
-	14, // 18: workspace.v1.Secret.create_time:type_name -> google.protobuf.Timestamp
-	14, // 19: workspace.v1.Secret.update_time:type_name -> google.protobuf.Timestamp
-	20, // [20:20] is the sub-list for method output_type
-	20, // [20:20] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	13, // 0: workspace.v1.Workspace.labels:type_name -> workspace.v1.Workspace.LabelsEntry
+	6,  // 1: workspace.v1.Workspace.spec:type_name -> workspace.v1.WorkspaceSpec
+	16, // 2: workspace.v1.Workspace.create_time:type_name -> google.protobuf.Timestamp
+	16, // 3: workspace.v1.Workspace.update_time:type_name -> google.protobuf.Timestamp
+	1,  // 4: workspace.v1.Workspace.state:type_name -> workspace.v1.WorkspaceState
+	2,  // 5: workspace.v1.Workspace.change_reason:type_name -> workspace.v1.ChangeReason
+	16, // 6: workspace.v1.Workspace.start_time:type_name -> google.protobuf.Timestamp
+	10, // 7: workspace.v1.Workspace.last_exit:type_name -> workspace.v1.LastExit
+	11, // 8: workspace.v1.Workspace.last_error:type_name -> workspace.v1.LastError
+	14, // 9: workspace.v1.Workspace.secret_versions:type_name -> workspace.v1.Workspace.SecretVersionsEntry
+	15, // 10: workspace.v1.WorkspaceSpec.env:type_name -> workspace.v1.WorkspaceSpec.EnvEntry
+	8,  // 11: workspace.v1.WorkspaceSpec.resources:type_name -> workspace.v1.Resources
+	9,  // 12: workspace.v1.WorkspaceSpec.volumes:type_name -> workspace.v1.Volume
+	17, // 13: workspace.v1.WorkspaceSpec.stop_grace_period:type_name -> google.protobuf.Duration
+	7,  // 14: workspace.v1.WorkspaceSpec.crash_policy:type_name -> workspace.v1.CrashPolicy
+	0,  // 15: workspace.v1.CrashPolicy.restart:type_name -> workspace.v1.CrashRestart
+	16, // 16: workspace.v1.LastExit.exit_time:type_name -> google.protobuf.Timestamp
+	16, // 17: workspace.v1.LastError.next_attempt_time:type_name -> google.protobuf.Timestamp
+	16, // 18: workspace.v1.LastError.fail_time:type_name -> google.protobuf.Timestamp
+	3,  // 19: workspace.v1.Secret.scope:type_name -> workspace.v1.SecretScope
+	16, // 20: workspace.v1.Secret.create_time:type_name -> google.protobuf.Timestamp
+	16, // 21: workspace.v1.Secret.update_time:type_name -> google.protobuf.Timestamp
+	22, // [22:22] is the sub-list for method output_type
+	22, // [22:22] is the sub-list for method input_type
+	22, // [22:22] is the sub-list for extension type_name
+	22, // [22:22] is the sub-list for extension extendee
+	0,  // [0:22] is the sub-list for field type_name
 }
 
 func init() { file_workspace_v1_workspace_proto_init() }
@@ -1340,7 +1497,7 @@ func file_workspace_v1_workspace_proto_init() {
 	if File_workspace_v1_workspace_proto != nil {
 		return
 	}
-	file_workspace_v1_workspace_proto_msgTypes[3].OneofWrappers = []any{
+	file_workspace_v1_workspace_proto_msgTypes[4].OneofWrappers = []any{
 		(*Volume_HostPath)(nil),
 		(*Volume_VolumeName)(nil),
 	}
@@ -1349,8 +1506,8 @@ func file_workspace_v1_workspace_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_workspace_v1_workspace_proto_rawDesc), len(file_workspace_v1_workspace_proto_rawDesc)),
-			NumEnums:      4,
-			NumMessages:   10,
+			NumEnums:      5,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -108,8 +108,9 @@ type WorkspaceControlClient interface {
 	//
 	// FAILED_PRECONDITION: it is being deleted.
 	StopWorkspace(ctx context.Context, in *StopWorkspaceRequest, opts ...grpc.CallOption) (*StopWorkspaceResponse, error)
-	// Ends the parking with a new generation. Idempotent: a workspace that is not
-	// parked answers `changed: false`.
+	// Ends the parking with a new generation, and likewise WORKSPACE_STATE_EXITED
+	// and WORKSPACE_STATE_EXHAUSTED. Idempotent: a workspace that is meant to run
+	// answers `changed: false`.
 	//
 	// FAILED_PRECONDITION: it is being deleted.
 	StartWorkspace(ctx context.Context, in *StartWorkspaceRequest, opts ...grpc.CallOption) (*StartWorkspaceResponse, error)
@@ -141,7 +142,9 @@ type WorkspaceControlClient interface {
 	// NOT_FOUND with ErrorInfo reason WORKSPACE_DELETED: it was deleted meanwhile.
 	// FAILED_PRECONDITION with ErrorInfo reason WORKSPACE_STOPPED: it is parked;
 	// WORKSPACE_DELETING: it is being deleted; WORKSPACE_FAILED: it can't be
-	// executed, and is not tried again before a change (last_error says why).
+	// executed, and is not tried again before a change (last_error says why);
+	// RETRIES_EXHAUSTED: its container ended by itself more often than its crash
+	// policy retries, whichever generation is waited for.
 	// UNAVAILABLE: the daemon drains; call again.
 	WaitWorkspace(ctx context.Context, in *WaitWorkspaceRequest, opts ...grpc.CallOption) (*WaitWorkspaceResponse, error)
 	// Streams what is there, a sync marker, then every change. A watcher sees the
@@ -402,8 +405,9 @@ type WorkspaceControlServer interface {
 	//
 	// FAILED_PRECONDITION: it is being deleted.
 	StopWorkspace(context.Context, *StopWorkspaceRequest) (*StopWorkspaceResponse, error)
-	// Ends the parking with a new generation. Idempotent: a workspace that is not
-	// parked answers `changed: false`.
+	// Ends the parking with a new generation, and likewise WORKSPACE_STATE_EXITED
+	// and WORKSPACE_STATE_EXHAUSTED. Idempotent: a workspace that is meant to run
+	// answers `changed: false`.
 	//
 	// FAILED_PRECONDITION: it is being deleted.
 	StartWorkspace(context.Context, *StartWorkspaceRequest) (*StartWorkspaceResponse, error)
@@ -435,7 +439,9 @@ type WorkspaceControlServer interface {
 	// NOT_FOUND with ErrorInfo reason WORKSPACE_DELETED: it was deleted meanwhile.
 	// FAILED_PRECONDITION with ErrorInfo reason WORKSPACE_STOPPED: it is parked;
 	// WORKSPACE_DELETING: it is being deleted; WORKSPACE_FAILED: it can't be
-	// executed, and is not tried again before a change (last_error says why).
+	// executed, and is not tried again before a change (last_error says why);
+	// RETRIES_EXHAUSTED: its container ended by itself more often than its crash
+	// policy retries, whichever generation is waited for.
 	// UNAVAILABLE: the daemon drains; call again.
 	WaitWorkspace(context.Context, *WaitWorkspaceRequest) (*WaitWorkspaceResponse, error)
 	// Streams what is there, a sync marker, then every change. A watcher sees the
