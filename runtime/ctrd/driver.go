@@ -104,11 +104,10 @@ type Config struct {
 	// RuntimeBinary is the OCI runtime, a path or a name in containerd's PATH;
 	// empty: runc.
 	RuntimeBinary string
-	// MaxLogBytes bounds a workspace's log: a log that is found to be longer becomes
-	// the older one, of which the newest MaxLogBytes are kept beside it. 0: 64 MiB.
+	// MaxLogBytes bounds a workspace's log: a log that BoundLogs finds to be longer
+	// becomes the older one, of which the newest MaxLogBytes are kept beside it. 0:
+	// 64 MiB.
 	MaxLogBytes int64
-	// LogInterval is the time between two looks at the logs; 0: 10 seconds.
-	LogInterval time.Duration
 	// Registries says how registries are reached.
 	Registries Registries
 	// Around is what every step of an effect passes through, by its name in Steps:
@@ -134,12 +133,11 @@ type Driver struct {
 	initID    fileID
 	cgroups   []string // mount points
 
-	ctx      context.Context // ends with Close
-	cancel   context.CancelFunc
-	pulls    flights
-	watchers sync.WaitGroup // goroutines that end with ctx
+	ctx    context.Context // ends with Close
+	cancel context.CancelFunc
+	pulls  flights
 
-	logMu sync.Mutex // held while a log is bounded or removed
+	logMu sync.Mutex // held by BoundLogs
 
 	recordMu sync.Mutex // held while a record is changed
 
@@ -163,9 +161,6 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if cfg.MaxLogBytes == 0 {
 		cfg.MaxLogBytes = 64 << 20
 	}
-	if cfg.LogInterval == 0 {
-		cfg.LogInterval = 10 * time.Second
-	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
@@ -180,8 +175,8 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 			return nil, fmt.Errorf("containerd driver: %s %q is not an absolute path", name, path)
 		}
 	}
-	if cfg.MaxLogBytes < 0 || cfg.LogInterval < 0 {
-		return nil, fmt.Errorf("containerd driver: logs of %d bytes, looked at every %v", cfg.MaxLogBytes, cfg.LogInterval)
+	if cfg.MaxLogBytes < 0 {
+		return nil, fmt.Errorf("containerd driver: logs of %d bytes", cfg.MaxLogBytes)
 	}
 	if err := cfg.Registries.validate(); err != nil {
 		return nil, err
@@ -235,7 +230,6 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		d.client.Close()
 		return nil, err
 	}
-	d.watchers.Go(d.watchLogs)
 	return d, nil
 }
 
@@ -270,7 +264,6 @@ func (d *Driver) Close() error {
 	}
 	d.cancel()
 	d.pulls.wait()
-	d.watchers.Wait()
 	return d.client.Close()
 }
 

@@ -402,7 +402,19 @@ func TestLogIsBounded(t *testing.T) {
 		b := newBench(t, c)
 		b.d.Close()
 		const limit, lines = 64 << 10, 20_000 // 2 MB
-		b.d = b.e.NewDriver(t, func(cfg *ctrd.Config) { cfg.MaxLogBytes, cfg.LogInterval = limit, 5*time.Millisecond })
+		b.d = b.e.NewDriver(t, func(cfg *ctrd.Config) { cfg.MaxLogBytes = limit })
+		ctx, cancel := context.WithCancel(b.ctx())
+		var bounding sync.WaitGroup
+		defer bounding.Wait()
+		defer cancel()
+		bounding.Go(func() { // as the daemon's loop does
+			for ctx.Err() == nil {
+				if err := b.d.BoundLogs(ctx); err != nil && ctx.Err() == nil {
+					t.Errorf("BoundLogs: %v", err)
+				}
+				ctrdtest.Pause()
+			}
+		})
 		path := filepath.Join(b.e.DataDir, "logs", "w.log")
 		in := b.run(spec("lines", strconv.Itoa(lines))) // it is ready when it has written all
 		size := func(path string) int64 {

@@ -7,7 +7,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -30,10 +29,9 @@ func (d *Driver) logPath(workspace string) (string, error) {
 
 // removeLogs removes the workspace's logs. None is no error.
 func (d *Driver) removeLogs(workspace string) error {
-	d.logMu.Lock() // no older one appears behind our back
-	defer d.logMu.Unlock()
 	path := filepath.Join(d.logs, workspace+logSuffix)
-	for _, path := range []string{path + oldSuffix, path} {
+	// In this order: see boundLog.
+	for _, path := range []string{path, path + oldSuffix} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return err
 		}
@@ -41,25 +39,13 @@ func (d *Driver) removeLogs(workspace string) error {
 	return nil
 }
 
-// watchLogs bounds the logs until the driver is closed. Nobody else does: it is
-// the shims that write them.
-func (d *Driver) watchLogs() {
-	tick := time.NewTicker(d.cfg.LogInterval)
-	defer tick.Stop()
-	for {
-		if err := d.boundLogs(d.ctx); err != nil && d.ctx.Err() == nil {
-			d.log.Warn("a workspace's log can't be bounded", "error", err)
-		}
-		select {
-		case <-tick.C:
-		case <-d.ctx.Done():
-			return
-		}
-	}
-}
-
-// boundLogs looks at each log once.
-func (d *Driver) boundLogs(ctx context.Context) error {
+// BoundLogs looks at each workspace's log once and bounds it; see
+// Config.MaxLogBytes. Nobody else does, for it is the shims that write them: it
+// is to be called every few seconds. A log that can't be bounded keeps it from no
+// other.
+func (d *Driver) BoundLogs(ctx context.Context) error {
+	d.logMu.Lock()
+	defer d.logMu.Unlock()
 	entries, err := os.ReadDir(d.logs)
 	if err != nil {
 		return err
@@ -73,12 +59,9 @@ func (d *Driver) boundLogs(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break
 		}
-		d.logMu.Lock()
-		err := boundLog(filepath.Join(d.logs, entry.Name()), d.cfg.MaxLogBytes)
-		d.logMu.Unlock()
-		errs = append(errs, err)
+		errs = append(errs, boundLog(ctx, filepath.Join(d.logs, entry.Name()), d.cfg.MaxLogBytes))
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, ctx.Err())...)
 }
 
 // boundTries is how often boundLog follows a log that grows while it is copied.
@@ -90,7 +73,11 @@ const boundTries = 16
 // emptied, and they go on at its start. What they write between the last look at
 // its end and the truncation is lost: microseconds of output, unless they write
 // faster than it can be copied.
-func boundLog(path string, limit int64) error {
+//
+// The workspace may be removed meanwhile. Its log goes first and the older one
+// next: when the log is still there once the older one was made, the removal takes
+// that too, and else it is removed here.
+func boundLog(ctx context.Context, path string, limit int64) error {
 	log, err := os.OpenFile(path, os.O_RDWR|unix.O_NOFOLLOW, 0)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
@@ -98,6 +85,10 @@ func boundLog(path string, limit int64) error {
 		return err
 	}
 	defer log.Close()
+	return bound(ctx, log, path, limit)
+}
+
+func bound(ctx context.Context, log *os.File, path string, limit int64) error {
 	end, err := size(log)
 	if err != nil || end <= limit {
 		return err
@@ -106,16 +97,36 @@ func boundLog(path string, limit int64) error {
 	if err != nil {
 		return err
 	}
-	err = copyEnd(old, log, end, limit)
+	err = copyEnd(ctx, old, log, end, limit)
 	if err := errors.Join(err, old.Close()); err != nil {
 		return err
+	}
+	if removed, err := differ(path, log); err != nil {
+		return err
+	} else if removed {
+		if err := os.Remove(path + oldSuffix); !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+		return nil
 	}
 	return log.Truncate(0)
 }
 
+// differ tells whether the file is not the one at the path, or none is there.
+func differ(path string, file *os.File) (bool, error) {
+	there, err := os.Lstat(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return true, nil
+	} else if err != nil {
+		return false, err
+	}
+	open, err := file.Stat()
+	return !os.SameFile(there, open), err
+}
+
 // copyEnd copies the newest bytes of a log, whose end was at end, and what comes
 // meanwhile.
-func copyEnd(old, log *os.File, end, limit int64) error {
+func copyEnd(ctx context.Context, old, log *os.File, end, limit int64) error {
 	from := end - limit
 	written := int64(0)
 	for range boundTries {
@@ -126,7 +137,7 @@ func copyEnd(old, log *os.File, end, limit int64) error {
 			}
 			from, written = end-limit, 0
 		}
-		n, err := io.Copy(io.NewOffsetWriter(old, written), io.NewSectionReader(log, from, end-from))
+		n, err := io.Copy(io.NewOffsetWriter(old, written), &boundReader{ctx, io.NewSectionReader(log, from, end-from)})
 		if err != nil {
 			return err
 		}
@@ -136,6 +147,19 @@ func copyEnd(old, log *os.File, end, limit int64) error {
 		}
 	}
 	return nil
+}
+
+// boundReader reads until its context ends.
+type boundReader struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (r *boundReader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return r.Reader.Read(p)
 }
 
 func size(f *os.File) (int64, error) {

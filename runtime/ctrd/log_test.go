@@ -1,6 +1,8 @@
 package ctrd
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -32,7 +34,7 @@ func TestBoundLogs(t *testing.T) {
 		if _, err := writer.WriteString(step.write); err != nil {
 			t.Fatal(err)
 		}
-		if err := d.boundLogs(t.Context()); err != nil {
+		if err := d.BoundLogs(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		now, err := os.ReadFile(path)
@@ -50,11 +52,68 @@ func TestBoundLogs(t *testing.T) {
 	if err := d.removeLogs("w"); err != nil {
 		t.Error(err)
 	}
-	if err := boundLog(path, 1); err != nil {
+	if err := boundLog(t.Context(), path, 1); err != nil {
 		t.Errorf("no log any more: %v", err)
 	}
 	if left, err := os.ReadDir(d.logs); err != nil || len(left) != 1 {
 		t.Errorf("left beside the link: %v, %v", left, err)
+	}
+}
+
+// A workspace may be removed at any moment while its log is bounded: nothing of it
+// is left, and a new one of the same id loses nothing.
+func TestLogsAreRemovedWhileTheyAreBounded(t *testing.T) {
+	d := unit()
+	d.logs = t.TempDir()
+	path := filepath.Join(d.logs, "w.log")
+	for name, next := range map[string]string{"removed": "", "and made again": "new"} {
+		t.Run(name, func(t *testing.T) {
+			if err := os.WriteFile(path, []byte(strings.Repeat("x", 200)), 0o640); err != nil {
+				t.Fatal(err)
+			}
+			log, err := os.OpenFile(path, os.O_RDWR, 0) // BoundLogs has got so far
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer log.Close()
+			if err := d.removeLogs("w"); err != nil {
+				t.Fatal(err)
+			}
+			if next != "" {
+				if err := os.WriteFile(path, []byte(next), 0o640); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if err := bound(t.Context(), log, path, 100); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := os.Lstat(path + oldSuffix); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("the older log: %v", err)
+			}
+			if got, _ := os.ReadFile(path); string(got) != next {
+				t.Errorf("the log has %q, want %q", got, next)
+			}
+		})
+	}
+}
+
+func TestBoundLogsEndsWithItsContext(t *testing.T) {
+	d := unit()
+	d.logs, d.cfg.MaxLogBytes = t.TempDir(), 100
+	path := filepath.Join(d.logs, "w.log")
+	if err := os.WriteFile(path, []byte(strings.Repeat("x", 200)), 0o640); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := d.BoundLogs(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("BoundLogs = %v", err)
+	}
+	if err := boundLog(ctx, path, 100); !errors.Is(err, context.Canceled) {
+		t.Errorf("a copy that is cancelled = %v", err)
+	}
+	if info, err := os.Stat(path); err != nil || info.Size() != 200 {
+		t.Errorf("the log was emptied without being copied: %v", err)
 	}
 }
 
@@ -82,7 +141,7 @@ func TestCopyEndOfAGrowingLog(t *testing.T) {
 				t.Fatal(err)
 			}
 			// It was shorter when it was looked at first.
-			if err := copyEnd(old, log, int64(text.Len())-growth, limit); err != nil {
+			if err := copyEnd(t.Context(), old, log, int64(text.Len())-growth, limit); err != nil {
 				t.Fatal(err)
 			}
 			got, err := os.ReadFile(old.Name())
