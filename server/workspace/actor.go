@@ -184,7 +184,7 @@ func (a *actor) pass(ctx context.Context) (again bool, at time.Time, err error) 
 		stuck:          a.local.stuck,
 		fallbackFailed: a.local.fallbackFailed,
 		fallbackAt:     a.local.fallbackAt,
-		maxWait:        max(a.sup.cfg.Backoff.Max*2, a.sup.cfg.Deadlines.RemoveRetry), // jitter included
+		maxWait:        a.sup.maxWait(),
 		now:            now,
 	})
 	if a.sup.draining.Load() && (s.action == actPrepare || s.action == actFallback) {

@@ -11,7 +11,8 @@ import (
 // Runtime is what the actors ask of containers. Every method may be called from
 // many goroutines at once, ends when ctx does, can be repeated after it failed
 // half way, and returns a *runtime.Error where it knows the reason. An instance
-// is only ever touched by the actor of its workspace.
+// is only ever touched by the actor of its workspace, or, when its uid is no
+// workspace's, by Supervisor.Sweep.
 type Runtime interface {
 	// EnsureImage makes the image present, pulling it if it is not, and returns
 	// its digest. Calls for the same image may share one pull.
@@ -40,6 +41,10 @@ type Runtime interface {
 	// List returns the instances of the workspace uid, or of all this daemon's
 	// workspaces when uid is empty, oldest first.
 	List(ctx context.Context, uid string) ([]runtime.Instance, error)
+	// Foreign counts the containers that are kept where this daemon keeps its own
+	// but are another one's, by the instance uid of that one's database; under ""
+	// those that carry none.
+	Foreign(ctx context.Context) (map[string]int, error)
 	// RemoveWorkspace removes what outlives instances: log and, unless kept, named
 	// volumes. What is not there is no error.
 	RemoveWorkspace(ctx context.Context, id, uid string, keepVolumes bool) error

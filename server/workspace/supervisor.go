@@ -24,6 +24,8 @@ type Store interface {
 	Snapshot(id string) (store.Snapshot, error)
 	// UpdateStatus edits a workspace's status in one transaction.
 	UpdateStatus(ctx context.Context, id, uid string, edit func(store.Workspace, *store.Status)) (store.Workspace, error)
+	// Revision counts what was ever stored.
+	Revision() uint64
 	// FinishDeletion removes a record for good.
 	FinishDeletion(ctx context.Context, id, uid string) error
 }
@@ -56,6 +58,7 @@ type Deadlines struct {
 	Remove      time.Duration // clean-up of one container; default 30 s
 	RemoveRetry time.Duration // pause after a clean-up that failed; default 30 s
 	WaitRetry   time.Duration // pause after a container could not be watched; default 1 s
+	Sweep       time.Duration // one Sweep; default 1 min
 }
 
 // Config is what a Supervisor needs.
@@ -109,6 +112,7 @@ func (c *Config) setDefaults() {
 		{&d.Remove, 30 * time.Second},
 		{&d.RemoveRetry, 30 * time.Second},
 		{&d.WaitRetry, time.Second},
+		{&d.Sweep, time.Minute},
 	} {
 		if *v.field <= 0 {
 			*v.field = v.value
@@ -123,8 +127,10 @@ type Supervisor struct {
 	limit    *limit
 	busy     gauge
 	draining atomic.Bool
-	cycles   atomic.Int64 // begun
-	panics   atomic.Int64 // recovered
+	cycles   atomic.Int64   // begun
+	panics   atomic.Int64   // recovered
+	orphans  atomic.Int64   // removed
+	foreign  map[string]int // as last seen by Sweep
 
 	mu     sync.RWMutex
 	actors map[string]*actor
@@ -150,6 +156,15 @@ func (s *Supervisor) Cycles() int64 { return s.cycles.Load() }
 
 // Panics returns how many panics were recovered since the supervisor was made.
 func (s *Supervisor) Panics() int64 { return s.panics.Load() }
+
+// Orphans returns how many containers were removed because they belonged to no
+// workspace.
+func (s *Supervisor) Orphans() int64 { return s.orphans.Load() }
+
+// maxWait is the longest wait that anything asks for, jitter included.
+func (s *Supervisor) maxWait() time.Duration {
+	return max(s.cfg.Backoff.Max*2, s.cfg.Deadlines.RemoveRetry)
+}
 
 // OnCommit is called by the store after each commit, before the callers get
 // their answers. It never blocks.
