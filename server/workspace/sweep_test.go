@@ -183,6 +183,8 @@ func TestSweepGoesByTheUID(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
 		ws := w.running(t, "a")
 		w.running(t, "b")
+		must(w.store.StopWorkspace(context.Background(), "a", store.Options{}))(t)
+		synctest.Wait()
 		w.orphan(t, "", ws.UID, false)
 		w.orphan(t, "b", ws.UID, false)
 		if err := w.sweep(); err != nil {
