@@ -74,6 +74,15 @@ func (f *faults) UpdateStatus(ctx context.Context, id, uid string, edit func(sto
 	return f.Store.UpdateStatus(ctx, id, uid, edit)
 }
 
+func (f *faults) FinishDeletion(ctx context.Context, id, uid string) error {
+	if hook := f.update.Load(); hook != nil {
+		if err := (*hook)(); err != nil {
+			return err
+		}
+	}
+	return f.Store.FinishDeletion(ctx, id, uid)
+}
+
 // boot starts a daemon on what is there.
 func (w *world) boot() error {
 	sealer, err := seal.LoadOrCreate(filepath.Join(w.dir, "key"))
@@ -119,9 +128,18 @@ func (w *world) shutdown() error {
 // crash ends the daemon as kill -9 would, as far as a process can do that to a
 // part of itself: what it does from now on has no effect.
 func (w *world) crash() error {
+	w.kill()
+	return w.bury()
+}
+
+// kill is the first half of crash: from now on the daemon has no effect.
+func (w *world) kill() {
 	w.fake.Crash()
 	dead := func() error { return errors.New("crashed") }
 	w.fault.update.Store(&dead)
+}
+
+func (w *world) bury() error {
 	w.stop()
 	w.ended.Wait()
 	w.fault.update.Store(nil)
