@@ -95,6 +95,9 @@ const (
 	PhaseRunning
 	// PhaseExited: the command, which had been started, ended.
 	PhaseExited
+	// PhaseUnknown: it is there and could not be asked. Only List says so, beside an
+	// error.
+	PhaseUnknown
 )
 
 // String returns the phase's name in lower case.
@@ -106,6 +109,8 @@ func (p Phase) String() string {
 		return "running"
 	case PhaseExited:
 		return "exited"
+	case PhaseUnknown:
+		return "unknown"
 	default:
 		return "remnant"
 	}

@@ -63,6 +63,7 @@ type deadlines struct {
 	ready   time.Duration // from the task's start to init's report
 	start   time.Duration
 	list    time.Duration
+	inspect time.Duration // one instance of a list
 	remove  time.Duration
 	kill    time.Duration // from SIGKILL to the process's end
 	exit    time.Duration // from there to its exit code
@@ -77,6 +78,7 @@ var defaultDeadlines = deadlines{
 	ready:   20 * time.Second,
 	start:   20 * time.Second,
 	list:    time.Minute,
+	inspect: 5 * time.Second,
 	remove:  time.Minute,
 	kill:    20 * time.Second,
 	exit:    3 * time.Second,

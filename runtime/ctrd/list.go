@@ -26,6 +26,7 @@ type found struct {
 	uid       string // the workspace's, of one that has a directory
 	container *containers.Container
 	record    *record
+	err       error // the record could not be read
 }
 
 func (f *found) created() time.Time {
@@ -39,7 +40,8 @@ func (f *found) created() time.Time {
 }
 
 // List returns the instances; see server/workspace.Runtime. Any error of
-// containerd's is returned: what could not be asked for is not gone.
+// containerd's is returned: what could not be asked for is not gone. One instance
+// that can't be asked, as when its shim hangs, hides no other.
 func (d *Driver) List(ctx context.Context, uid string) ([]runtime.Instance, error) {
 	ctx, cancel := d.bound(ctx, d.deadlines.list)
 	defer cancel()
@@ -66,9 +68,6 @@ func (d *Driver) list(ctx context.Context, uid string) ([]runtime.Instance, erro
 		all[list[i].ID] = &found{id: list[i].ID, container: &list[i]}
 	}
 	for _, r := range recorded {
-		if r.record, err = d.readRecordOrNone(r.uid, r.id); err != nil {
-			return nil, err
-		}
 		if f := all[r.id]; f != nil {
 			r.container = f.container
 		}
@@ -82,21 +81,58 @@ func (d *Driver) list(ctx context.Context, uid string) ([]runtime.Instance, erro
 		return cmp.Or(a.created().Compare(b.created()), cmp.Compare(a.id, b.id))
 	})
 
-	instances := make([]runtime.Instance, len(sorted))
-	group, ctx := errgroup.WithContext(ctx)
+	instances, errs := make([]runtime.Instance, len(sorted)), make([]error, len(sorted))
+	var group errgroup.Group
 	group.SetLimit(listConcurrency)
 	for i, f := range sorted {
-		group.Go(func() (err error) {
-			return d.guard("a look at a container", func() (err error) {
+		group.Go(func() error {
+			errs[i] = d.guard("a look at a container", func() (err error) {
+				ctx, cancel := context.WithTimeout(ctx, d.deadlines.inspect)
+				defer cancel()
 				instances[i], err = d.inspect(ctx, f)
 				return err
 			})
+			if errs[i] != nil {
+				instances[i] = f.instance()
+				instances[i].Phase = runtime.PhaseUnknown
+			}
+			return nil
 		})
 	}
-	if err := group.Wait(); err != nil {
-		return nil, err
+	_ = group.Wait() // each error has its instance
+	return instances, unasked(instances, errs)
+}
+
+// unasked makes one error of those that instances gave.
+func unasked(instances []runtime.Instance, errs []error) error {
+	failed := 0
+	var first error
+	for i, err := range errs {
+		if err == nil {
+			continue
+		}
+		if failed++; failed == 1 {
+			first = fmt.Errorf("instance %s: %w", instances[i].ID, err)
+		}
 	}
-	return instances, nil
+	if failed > 1 {
+		return fmt.Errorf("%d of %d containers could not be asked, the first: %w", failed, len(instances), first)
+	}
+	return first
+}
+
+// instance is what is known of it without a question.
+func (f *found) instance() runtime.Instance {
+	if f.record != nil {
+		return f.record.instance(runtime.PhaseRemnant)
+	}
+	in := runtime.Instance{ID: f.id, WorkspaceUID: f.uid, Phase: runtime.PhaseRemnant}
+	if c := f.container; c != nil {
+		in.PreparedGeneration, _ = strconv.ParseInt(c.Labels[labelGeneration], 10, 64)
+		in.WorkspaceID, in.WorkspaceUID = c.Labels[labelWorkspaceID], c.Labels[labelWorkspaceUID]
+		in.ImageDigest = c.Labels[labelImageDigest]
+	}
+	return in
 }
 
 // Foreign counts containers of others; see server/workspace.Runtime.
@@ -122,8 +158,8 @@ func (d *Driver) containers(ctx context.Context, filter string) (list []containe
 	return list, err
 }
 
-// recorded returns the instances that have a directory: the workspace's, which
-// costs nothing for the others, or all when uid is empty.
+// recorded returns the instances that have a directory, with their records: the
+// workspace's, which costs nothing for the others, or all when uid is empty.
 func (d *Driver) recorded(uid string) ([]*found, error) {
 	uids := []string{uid}
 	if uid == "" {
@@ -141,7 +177,9 @@ func (d *Driver) recorded(uid string) ([]*found, error) {
 			return nil, err
 		}
 		for _, id := range ids {
-			all = append(all, &found{id: id, uid: uid})
+			f := &found{id: id, uid: uid}
+			f.record, f.err = d.readRecordOrNone(uid, id)
+			all = append(all, f)
 		}
 	}
 	return all, nil
@@ -150,6 +188,9 @@ func (d *Driver) recorded(uid string) ([]*found, error) {
 // inspect finds the instance's phase. The process tells whether it lives, its
 // executable whether it is the command, and the record with what it was started.
 func (d *Driver) inspect(ctx context.Context, f *found) (runtime.Instance, error) {
+	if f.err != nil {
+		return runtime.Instance{}, f.err
+	}
 	if f.record == nil {
 		return d.inspectUnrecorded(ctx, f)
 	}
@@ -234,20 +275,11 @@ func (d *Driver) livePhase(ctx context.Context, rec *record, p *process) (runtim
 // inspectUnrecorded looks at an instance that has no record: the tmpfs is gone,
 // as after a reboot, or the record is damaged, or was not written yet.
 func (d *Driver) inspectUnrecorded(ctx context.Context, f *found) (runtime.Instance, error) {
-	c := f.container
-	if c == nil {
-		return runtime.Instance{ID: f.id, WorkspaceUID: f.uid, Phase: runtime.PhaseRemnant}, nil
+	instance := f.instance()
+	if f.container == nil {
+		return instance, nil
 	}
-	generation, _ := strconv.ParseInt(c.Labels[labelGeneration], 10, 64)
-	instance := runtime.Instance{
-		ID:                 c.ID,
-		WorkspaceID:        c.Labels[labelWorkspaceID],
-		WorkspaceUID:       c.Labels[labelWorkspaceUID],
-		PreparedGeneration: generation,
-		ImageDigest:        c.Labels[labelImageDigest],
-		Phase:              runtime.PhaseRemnant,
-	}
-	t, err := d.task(ctx, c.ID)
+	t, err := d.task(ctx, f.id)
 	if err != nil {
 		return runtime.Instance{}, err
 	}

@@ -253,18 +253,19 @@ func (d *Daemon) Remove(ctx context.Context, id string) error {
 
 // List implements Runtime.
 func (d *Daemon) List(ctx context.Context, uid string) (list []runtime.Instance, err error) {
+	var unknown error
 	err = d.call(ctx, Call{Method: List, WorkspaceUID: uid}, func(ctx context.Context, _ *Call) error {
 		if err := d.lock(ctx); err != nil {
 			return err
 		}
 		defer d.fake.mu.Unlock()
-		list = d.fake.list(uid)
+		list, unknown = d.fake.list(uid)
 		return nil
 	}, nil)
 	if err != nil {
 		return nil, err
 	}
-	return list, nil
+	return list, unknown
 }
 
 // Foreign implements Runtime.

@@ -2,6 +2,7 @@ package runtimetest
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -56,6 +57,7 @@ type instance struct {
 	died     bool          // its first process ended before it was started
 	gone     chan struct{} // closed when there is no process any more
 	stopping bool          // a signal was sent that ends it in a while
+	unknown  error         // why it can't be asked
 }
 
 type busy struct {
@@ -250,19 +252,47 @@ func (f *Fake) Running(workspace string) (runtime.Instance, bool) {
 func (f *Fake) Instances() []runtime.Instance {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.list("")
+	var list []runtime.Instance
+	for _, in := range f.ordered("") {
+		list = append(list, in.snapshot())
+	}
+	return list
 }
 
-func (f *Fake) list(uid string) []runtime.Instance {
+// FailAsking makes List unable to ask an instance: it is there as PhaseUnknown,
+// beside the error. The returned func ends it.
+func (f *Fake) FailAsking(instanceID string, err error) (heal func()) {
+	set := func(err error) {
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		if in := f.instances[instanceID]; in != nil {
+			in.unknown = err
+		}
+	}
+	set(err)
+	return func() { set(nil) }
+}
+
+func (f *Fake) list(uid string) (list []runtime.Instance, unknown error) {
+	var errs []error
+	for _, in := range f.ordered(uid) {
+		s := in.snapshot()
+		if in.unknown != nil {
+			s.Phase, s.PID, s.Exit = runtime.PhaseUnknown, 0, nil
+			errs = append(errs, fmt.Errorf("instance %s: %w", in.ID, in.unknown))
+		}
+		list = append(list, s)
+	}
+	return list, errors.Join(errs...)
+}
+
+// ordered returns a workspace's instances, all when uid is empty, oldest first.
+func (f *Fake) ordered(uid string) []*instance {
 	instances := f.byUID[uid]
 	if uid == "" {
 		instances = slices.SortedFunc(maps.Values(f.instances), func(a, b *instance) int { return a.number - b.number })
 	}
-	var list []runtime.Instance
-	for _, in := range instances {
-		list = append(list, in.snapshot())
-	}
-	return list
+	return instances
 }
 
 // Launches returns every command that was ever started for a workspace, given by

@@ -489,3 +489,32 @@ func TestFakeCommandsThatEndByThemselves(t *testing.T) {
 		}
 	})
 }
+
+func TestFailAsking(t *testing.T) {
+	f, ctx := newFake(t), t.Context()
+	for _, id := range []string{"a", "b"} {
+		if _, err := f.Prepare(ctx, spec(id, 1)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	unasked := errors.New("unasked")
+	heal := f.FailAsking("a-1", unasked)
+	for uid, want := range map[string][]runtime.Phase{
+		"":      {runtime.PhaseUnknown, runtime.PhaseStandby},
+		"uid-a": {runtime.PhaseUnknown},
+		"uid-b": {runtime.PhaseStandby},
+	} {
+		list, err := f.List(ctx, uid)
+		var got []runtime.Phase
+		for _, in := range list {
+			got = append(got, in.Phase)
+		}
+		if d := cmp.Diff(want, got); d != "" || errors.Is(err, unasked) != (want[0] == runtime.PhaseUnknown) {
+			t.Errorf("List(%q): %v, %s", uid, err, d)
+		}
+	}
+	heal()
+	if list, err := f.List(ctx, ""); err != nil || len(list) != 2 || list[0].Phase != runtime.PhaseStandby {
+		t.Errorf("healed: %+v, %v", list, err)
+	}
+}

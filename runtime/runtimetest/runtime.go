@@ -21,6 +21,8 @@ type Runtime interface {
 	Stop(ctx context.Context, id string, signal syscall.Signal, grace time.Duration) error
 	Wait(ctx context.Context, id string) (runtime.Exit, error)
 	Remove(ctx context.Context, id string) error
+	// After an error, List has those that it knows of all the same, with what could
+	// not be asked as PhaseUnknown, or none.
 	List(ctx context.Context, uid string) ([]runtime.Instance, error)
 	// Foreign counts the containers that are kept where this daemon keeps its own
 	// and are not its own, by the uid of the daemon (its database) that they belong
