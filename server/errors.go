@@ -38,6 +38,7 @@ const (
 	ReasonModelKey          = "KEY_CARRIES_MODEL"
 	ReasonSecretsTooLarge   = "SECRETS_TOO_LARGE"
 	ReasonDiskFull          = "DISK_FULL"
+	ReasonChangeInDoubt     = "CHANGE_IN_DOUBT"
 	ReasonDraining          = "DRAINING"
 	ReasonInternal          = "INTERNAL"
 )
@@ -46,6 +47,7 @@ const (
 const (
 	retryAfterDraining = time.Second
 	retryAfterDiskFull = 10 * time.Second
+	retryAfterDoubt    = time.Second
 )
 
 // errDraining ends and refuses what a draining server doesn't do any more.
@@ -158,6 +160,8 @@ func publicError(err error, req any) error {
 	switch {
 	case errors.As(err, &api):
 		return api
+	case errors.Is(err, store.ErrInDoubt):
+		return inDoubtError(err)
 	case errors.Is(err, context.DeadlineExceeded):
 		return status.Error(codes.DeadlineExceeded, "the deadline has passed")
 	case errors.Is(err, context.Canceled):
@@ -223,6 +227,25 @@ func publicError(err error, req any) error {
 		return err // gRPC's own, like that of a Send on a broken connection
 	}
 	return nil
+}
+
+// inDoubtError tells a caller that its change may have been made or not.
+func inDoubtError(err error) error {
+	e := &apiError{
+		code:    codes.Unavailable,
+		reason:  ReasonChangeInDoubt,
+		message: "the disk failed while the change was written, which may be in force or not: repeat it under the same request_id, or read",
+		details: []protoadapt.MessageV1{retryInfo(retryAfterDoubt)},
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded):
+		e.code = codes.DeadlineExceeded
+		e.message = "the disk did not answer before the deadline; the change may be in force or not: repeat it under the same request_id, or read"
+	case errors.Is(err, context.Canceled):
+		e.code = codes.Canceled
+		e.message = "the call was cancelled while the change was written, which may be in force or not: repeat it under the same request_id, or read"
+	}
+	return e
 }
 
 func notFoundError(e *store.NotFoundError) error {
