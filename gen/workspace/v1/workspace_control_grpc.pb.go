@@ -59,6 +59,9 @@ const (
 //   - RESOURCE_EXHAUSTED: the disk is full; google.rpc.RetryInfo. Reading goes on.
 //     Also a request above 4 MiB.
 //   - UNAVAILABLE: the daemon is draining; google.rpc.RetryInfo.
+//   - UNAVAILABLE, DEADLINE_EXCEEDED or CANCELLED with ErrorInfo reason
+//     CHANGE_IN_DOUBT: the disk failed or hung at the end of the change, which may
+//     be in force or not. Repeat it under the same request_id, or read.
 //   - INTERNAL: never carries inner error text; google.rpc.RequestInfo has the id
 //     under which the log tells more.
 //
@@ -356,6 +359,9 @@ type WorkspaceControl_WatchWorkspacesClient = grpc.ServerStreamingClient[WatchWo
 //   - RESOURCE_EXHAUSTED: the disk is full; google.rpc.RetryInfo. Reading goes on.
 //     Also a request above 4 MiB.
 //   - UNAVAILABLE: the daemon is draining; google.rpc.RetryInfo.
+//   - UNAVAILABLE, DEADLINE_EXCEEDED or CANCELLED with ErrorInfo reason
+//     CHANGE_IN_DOUBT: the disk failed or hung at the end of the change, which may
+//     be in force or not. Repeat it under the same request_id, or read.
 //   - INTERNAL: never carries inner error text; google.rpc.RequestInfo has the id
 //     under which the log tells more.
 //
