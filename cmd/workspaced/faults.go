@@ -17,7 +17,7 @@ import (
 )
 
 // faultsVariable has the rules, as fault.Parse reads them, or @ and the name of
-// a file that has them. The file is read again before each step, so that a test
+// a file that has them. The file is read again at each step, so that a test
 // changes them while the daemon runs; beside it, as FILE.struck, is written what
 // has struck, a line for each time.
 const faultsVariable = "WORKSPACED_FAULTS"
@@ -63,7 +63,11 @@ func (f *faultFile) around(ctx context.Context, step string, do func(context.Con
 	defer f.report()
 	short, cancel := context.WithTimeout(ctx, hangTime)
 	defer cancel()
-	return f.injector.Around(short, step, func(context.Context) error { return do(ctx) })
+	return f.injector.Around(short, step, func(context.Context) error {
+		err := do(ctx)
+		f.reload() // it may have taken its time
+		return err
+	})
 }
 
 func (f *faultFile) reload() {
