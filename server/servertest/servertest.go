@@ -18,7 +18,6 @@ import (
 	"log/slog"
 	"net"
 	"os"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -28,15 +27,11 @@ import (
 	"google.golang.org/grpc/backoff"
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/test/bufconn"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/runtime/runtimetest"
-	"github.com/workspaced/workspaced/server"
-	"github.com/workspaced/workspaced/server/workspace"
-	"github.com/workspaced/workspaced/store"
-	"github.com/workspaced/workspaced/store/seal"
+	"github.com/workspaced/workspaced/server/servertest/internal/daemon"
 )
 
 // waitLimit bounds WaitGeneration.
@@ -58,7 +53,7 @@ type Server struct {
 	logger *slog.Logger
 
 	mu        sync.Mutex
-	daemon    *daemon
+	daemon    *daemon.Daemon
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -115,11 +110,10 @@ func (s *Server) start(options []Option) error {
 	if s.Runtime == nil {
 		s.Runtime = runtimetest.NewFake(runtimetest.AllowAnyImage())
 	}
-	d, err := s.startDaemon()
-	if err != nil {
+	var err error
+	if s.daemon, err = s.startDaemon(); err != nil {
 		return err
 	}
-	s.daemon = d
 	s.Conn, err = grpc.NewClient("passthrough:///workspaced",
 		grpc.WithContextDialer(s.dial),
 		grpc.WithTransportCredentials(insecure.NewCredentials()),
@@ -128,7 +122,7 @@ func (s *Server) start(options []Option) error {
 			MinConnectTimeout: time.Second,
 		}))
 	if err != nil {
-		return errors.Join(err, d.stop())
+		return errors.Join(err, stop(s.daemon))
 	}
 	s.Client = workspacev1.NewWorkspaceControlClient(s.Conn)
 	return nil
@@ -139,7 +133,19 @@ func (s *Server) dial(ctx context.Context, _ string) (net.Conn, error) {
 	s.mu.Lock()
 	d := s.daemon
 	s.mu.Unlock()
-	return d.listener.DialContext(ctx)
+	return d.Dial(ctx)
+}
+
+func (s *Server) startDaemon() (*daemon.Daemon, error) {
+	return daemon.Start(daemon.Config{Dir: s.dir, Runtime: s.Runtime, Logger: s.logger})
+}
+
+// stop ends a daemon without waiting for what it does: nobody is left who would
+// want to know.
+func stop(d *daemon.Daemon) error {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return d.Shutdown(ctx)
 }
 
 // Close stops the server and waits for everything that it started. It may be
@@ -149,7 +155,7 @@ func (s *Server) Close() error {
 		s.mu.Lock()
 		d := s.daemon
 		s.mu.Unlock()
-		s.closeErr = errors.Join(s.Conn.Close(), d.stop())
+		s.closeErr = errors.Join(s.Conn.Close(), stop(d))
 		if s.tmp {
 			s.closeErr = errors.Join(s.closeErr, os.RemoveAll(s.dir))
 		}
@@ -182,8 +188,8 @@ func (s *Server) Restart() error {
 func (s *Server) replaceDaemon() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.Runtime.Crash()
-	if err := s.daemon.stop(); err != nil {
+	s.daemon.Kill()
+	if err := s.daemon.Wait(); err != nil {
 		return err
 	}
 	d, err := s.startDaemon()
@@ -199,7 +205,7 @@ func (s *Server) replaceDaemon() error {
 func (s *Server) Drain() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.daemon.api.Drain()
+	s.daemon.API.Drain()
 }
 
 // HoldCycle holds the workspace's next cycle before it touches anything: the
@@ -239,72 +245,4 @@ func (s *Server) WaitGeneration(name string, generation int64) *workspacev1.Work
 		panic(fmt.Sprintf("servertest: wait for generation %d of %s: %v", generation, name, err))
 	}
 	return resp.GetWorkspace()
-}
-
-// daemon is what a process of workspaced holds.
-type daemon struct {
-	store    *store.Store
-	api      *server.Server
-	grpc     *grpc.Server
-	listener *bufconn.Listener
-	cancel   context.CancelFunc
-	tasks    sync.WaitGroup // the hub, the supervisor and the gRPC server
-
-	mu   sync.Mutex
-	errs []error // of the tasks
-}
-
-func (s *Server) startDaemon() (*daemon, error) {
-	sealer, err := seal.LoadOrCreate(filepath.Join(s.dir, "key"))
-	if err != nil {
-		return nil, err
-	}
-	hub := workspace.NewHub()
-	var supervisor *workspace.Supervisor
-	st, err := store.Open(store.Config{
-		Path:   filepath.Join(s.dir, "workspaced.db"),
-		Sealer: sealer,
-		OnCommit: func(changes []store.Change) {
-			hub.OnCommit(changes)
-			supervisor.OnCommit(changes)
-		},
-	})
-	if err != nil {
-		return nil, err
-	}
-	supervisor = workspace.New(workspace.Config{Store: st, Runtime: s.Runtime.Daemon(), Logger: s.logger})
-	api := server.New(server.Config{Store: st, Hub: hub, Logger: s.logger})
-	ctx, cancel := context.WithCancel(context.Background())
-	d := &daemon{
-		store:    st,
-		api:      api,
-		grpc:     api.NewGRPC(grpc.WaitForHandlers(true)),
-		listener: bufconn.Listen(1 << 20),
-		cancel:   cancel,
-	}
-	d.run(func() error { return hub.Run(ctx) })
-	d.run(func() error { return supervisor.Run(ctx) })
-	d.run(func() error { return d.grpc.Serve(d.listener) })
-	return d, nil
-}
-
-func (d *daemon) run(task func() error) {
-	d.tasks.Go(func() {
-		if err := task(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, grpc.ErrServerStopped) {
-			d.mu.Lock()
-			defer d.mu.Unlock()
-			d.errs = append(d.errs, err)
-		}
-	})
-}
-
-// stop ends calls and cycles in flight, and returns when nothing runs any more.
-func (d *daemon) stop() error {
-	d.api.Drain()
-	d.grpc.Stop()
-	d.cancel()
-	d.tasks.Wait()
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	return errors.Join(append(d.errs, d.store.Close())...)
 }

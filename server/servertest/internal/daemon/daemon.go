@@ -1,0 +1,249 @@
+// Package daemon is a process of workspaced as tests have it: everything that
+// cmd/workspaced starts but sockets and containerd, in one value that can be shut
+// down as SIGTERM does, or killed.
+package daemon
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/test/bufconn"
+
+	"github.com/workspaced/workspaced/runtime/runtimetest"
+	"github.com/workspaced/workspaced/runtime/runtimetest/fault"
+	"github.com/workspaced/workspaced/server"
+	"github.com/workspaced/workspaced/server/loop"
+	"github.com/workspaced/workspaced/server/workspace"
+	"github.com/workspaced/workspaced/store"
+	"github.com/workspaced/workspaced/store/seal"
+)
+
+// Config is what a Daemon is made from.
+type Config struct {
+	Dir     string // database and key; what is there goes on
+	Runtime *runtimetest.Fake
+	Logger  *slog.Logger
+	// Now is the clock; nil: time.Now.
+	Now func() time.Time
+	// Around does the steps of store and actors; nil: they are simply done.
+	Around fault.Around
+	// MaxConcurrentCycles is the supervisor's; 0: its default.
+	MaxConcurrentCycles int
+}
+
+// Daemon runs from Start until the end of Shutdown, or of Kill and Wait.
+type Daemon struct {
+	Store      *store.Store
+	Supervisor *workspace.Supervisor
+	API        *server.Server
+
+	fake     *runtimetest.Fake
+	grpc     *grpc.Server
+	listener *listener
+	loops    *loop.Group
+	cancel   context.CancelFunc
+	tasks    sync.WaitGroup // the supervisor and the gRPC server
+	commits  gate
+
+	mu    sync.Mutex
+	errs  []error // of the tasks, before the end
+	ended bool    // the runtime was told
+}
+
+// Start starts a daemon on what is there, and returns once it serves.
+func Start(cfg Config) (*Daemon, error) {
+	sealer, err := seal.LoadOrCreate(filepath.Join(cfg.Dir, "key"))
+	if err != nil {
+		return nil, err
+	}
+	d := &Daemon{
+		fake:     cfg.Runtime,
+		listener: newListener(),
+		loops:    loop.New(cfg.Logger),
+	}
+	hub := workspace.NewHub()
+	d.Store, err = store.Open(store.Config{
+		Path:   filepath.Join(cfg.Dir, "workspaced.db"),
+		Sealer: sealer,
+		OnCommit: func(changes []store.Change) {
+			d.Supervisor.OnCommit(changes)
+			hub.OnCommit(changes)
+		},
+		Now:    cfg.Now,
+		Logger: cfg.Logger,
+		Around: d.commits.around(cfg.Around),
+	})
+	if err != nil {
+		return nil, err
+	}
+	d.Supervisor = workspace.New(workspace.Config{
+		Store:               d.Store,
+		Runtime:             cfg.Runtime.Daemon(),
+		Logger:              cfg.Logger,
+		MaxConcurrentCycles: cfg.MaxConcurrentCycles,
+		Now:                 cfg.Now,
+		Around:              cfg.Around,
+	})
+	d.API = server.New(server.Config{Store: d.Store, Hub: hub, Logger: cfg.Logger})
+	d.grpc = d.API.NewGRPC(grpc.WaitForHandlers(true))
+
+	ctx, cancel := context.WithCancel(context.Background())
+	d.cancel = cancel
+	d.run(func() error { return d.Supervisor.Run(ctx) })
+	d.run(func() error { return d.grpc.Serve(d.listener) })
+	d.loops.Run(ctx, "hub", 0, func(ctx context.Context, _ func()) error { return hub.Run(ctx) })
+	d.loops.Every(ctx, "sweep", workspace.SweepInterval, workspace.SweepInterval, d.Supervisor.Sweep)
+	return d, nil
+}
+
+func (d *Daemon) run(task func() error) {
+	d.tasks.Go(func() {
+		err := task()
+		if err == nil || errors.Is(err, context.Canceled) || errors.Is(err, grpc.ErrServerStopped) || errors.Is(err, net.ErrClosed) {
+			return
+		}
+		d.mu.Lock()
+		defer d.mu.Unlock()
+		if !d.ended {
+			d.errs = append(d.errs, err)
+		}
+	})
+}
+
+// Dial connects to the daemon.
+func (d *Daemon) Dial(ctx context.Context) (net.Conn, error) { return d.listener.DialContext(ctx) }
+
+// Kill ends the daemon as kill -9 would, as far as a process can do that to a
+// part of itself: its connections break, and what it does from now on reaches
+// neither the disk nor a container. It does not wait, may be called from anywhere
+// in the daemon, and more than once; Wait has to follow.
+func (d *Daemon) Kill() {
+	d.listener.cut()
+	d.commits.close()
+	d.end()
+	d.cancel()
+}
+
+// end tells the runtime, once, that this process is no more.
+func (d *Daemon) end() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if !d.ended {
+		d.ended = true
+		d.fake.Crash()
+	}
+}
+
+// Wait returns once nothing of a daemon that was killed runs any more.
+func (d *Daemon) Wait() error {
+	d.grpc.Stop()
+	d.tasks.Wait()
+	d.loops.Wait()
+	return d.close()
+}
+
+// Shutdown ends the daemon as SIGTERM does: calls and cycles in flight may finish
+// until ctx ends.
+func (d *Daemon) Shutdown(ctx context.Context) error {
+	d.API.Drain()
+	_ = d.Supervisor.Drain(ctx) // what is broken off is taken up at the next start
+	graceful := make(chan struct{})
+	go func() {
+		defer close(graceful)
+		d.grpc.GracefulStop()
+	}()
+	select {
+	case <-graceful:
+	case <-ctx.Done():
+		d.grpc.Stop()
+		<-graceful
+	}
+	d.cancel()
+	d.tasks.Wait()
+	d.loops.Wait()
+	d.end() // with the process end its standbys
+	return d.close()
+}
+
+func (d *Daemon) close() error {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return errors.Join(append(d.errs, d.Store.Close())...)
+}
+
+// gate is what commits pass, until the daemon is killed.
+type gate struct {
+	mu     sync.RWMutex
+	closed bool
+}
+
+var errKilled = errors.New("the daemon was killed")
+
+// around lets a commit be the last one, or not happen: none is under way when
+// close has returned.
+func (g *gate) around(around fault.Around) fault.Around {
+	return func(ctx context.Context, step string, do func(context.Context) error) error {
+		pass := func(ctx context.Context) error {
+			g.mu.RLock()
+			defer g.mu.RUnlock()
+			if g.closed {
+				return errKilled
+			}
+			return do(ctx)
+		}
+		if around == nil {
+			return pass(ctx)
+		}
+		return around(ctx, step, pass)
+	}
+}
+
+func (g *gate) close() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.closed = true
+}
+
+// listener knows its connections, so that all can be broken at once.
+type listener struct {
+	*bufconn.Listener
+	mu    sync.Mutex
+	conns []net.Conn
+	isCut bool
+}
+
+func newListener() *listener { return &listener{Listener: bufconn.Listen(1 << 20)} }
+
+// Accept implements net.Listener.
+func (l *listener) Accept() (net.Conn, error) {
+	conn, err := l.Listener.Accept()
+	if err != nil {
+		return nil, net.ErrClosed // bufconn has no other error
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.isCut {
+		_ = conn.Close()
+		return nil, net.ErrClosed
+	}
+	l.conns = append(l.conns, conn)
+	return conn, nil
+}
+
+// cut breaks all connections, and takes no new ones.
+func (l *listener) cut() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.isCut = true
+	_ = l.Close()
+	for _, conn := range l.conns {
+		_ = conn.Close()
+	}
+	l.conns = nil
+}
