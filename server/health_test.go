@@ -3,12 +3,16 @@ package server_test
 import (
 	"slices"
 	"testing"
+	"testing/synctest"
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
 	reflectionv1alpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
+
+	"github.com/workspaced/workspaced/server"
+	"github.com/workspaced/workspaced/server/loop"
 )
 
 const serviceName = "workspace.v1.WorkspaceControl"
@@ -52,6 +56,49 @@ func TestHealth(t *testing.T) {
 				t.Errorf("draining %q is %s", service, got)
 			}
 		}
+	})
+}
+
+// Each background loop is a service of its own, and can be watched. The daemon
+// as a whole serves on when one is stale.
+func TestHealthOfLoops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, conn, _ := serve(t, server.Config{Store: &faultyStore{}, Hub: make(hints)})
+		publish := func(stale bool) {
+			s.PublishLoops([]loop.Status{{Name: "sweep", Stale: stale}, {Name: "store"}})
+		}
+		publish(false)
+		client := healthv1.NewHealthClient(conn)
+		stream := must2(client.Watch(t.Context(), &healthv1.HealthCheckRequest{Service: "loop.sweep"}))(t)
+		next := func(want string) {
+			t.Helper()
+			if got := must2(stream.Recv())(t).GetStatus().String(); got != want {
+				t.Errorf("got %s, want %s", got, want)
+			}
+		}
+		check := func(want map[string]string) {
+			t.Helper()
+			for service, want := range want {
+				resp := must2(client.Check(t.Context(), &healthv1.HealthCheckRequest{Service: service}))(t)
+				if got := resp.GetStatus().String(); got != want {
+					t.Errorf("%q is %s, want %s", service, got, want)
+				}
+			}
+		}
+		next("SERVING")
+		for range 3 { // the watcher is told once
+			publish(true)
+		}
+		next("NOT_SERVING")
+		check(map[string]string{"": "SERVING", serviceName: "SERVING", "loop.sweep": "NOT_SERVING", "loop.store": "SERVING"})
+		publish(false)
+		next("SERVING")
+		s.Drain()
+		publish(false)
+		next("NOT_SERVING")
+		check(map[string]string{"": "NOT_SERVING", serviceName: "NOT_SERVING", "loop.sweep": "NOT_SERVING", "loop.store": "NOT_SERVING"})
+		_, err := stream.Recv()
+		wantCode(t, err, codes.Unavailable, "DRAINING")
 	})
 }
 

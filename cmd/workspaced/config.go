@@ -39,6 +39,7 @@ type config struct {
 	SocketGroup         string        `koanf:"socket_group" help:"group, by name or number, that may use the socket"`
 	Listen              string        `koanf:"listen" help:"also serve the API on this TCP address, host:port; loopback only, with --insecure"`
 	Insecure            bool          `koanf:"insecure" help:"allow --listen in plain text and without authentication: whoever can reach the address rules every workspace"`
+	MetricsListen       string        `koanf:"metrics_listen" help:"serve metrics for Prometheus over HTTP on this address: a loopback host:port, or the path of a unix socket (default: nowhere)"`
 	InitPath            string        `koanf:"init_path" help:"the workspace-init program (default: beside this one)"`
 	Containerd          string        `koanf:"containerd" help:"socket of the containerd to use (default: /run/containerd/containerd.sock if it answers, else a private one is started)"`
 	PrivateContainerd   bool          `koanf:"private_containerd" help:"start a private containerd even where one answers at the default address"`
@@ -329,8 +330,8 @@ func (c *config) check() error {
 			paths[i] = abs
 		}
 	}
-	if len(c.Socket) > 107 {
-		return bad("socket", "path %s has %d bytes, the kernel takes 107", c.Socket, len(c.Socket))
+	if err := checkSocketPath("socket", c.Socket); err != nil {
+		return err
 	}
 	if c.Containerd != "" && c.PrivateContainerd {
 		return bad("containerd", "only one of containerd and private_containerd can be set")
@@ -348,22 +349,66 @@ func (c *config) check() error {
 	if c.DrainTimeout <= 0 {
 		return bad("drain_timeout", "%v is not more than 0", c.DrainTimeout)
 	}
-	return c.checkListen()
+	if err := c.checkListen(); err != nil {
+		return err
+	}
+	return c.checkMetricsListen()
+}
+
+func checkSocketPath(key, path string) error {
+	if len(path) > 107 {
+		return bad(key, "path %s has %d bytes, the kernel takes 107", path, len(path))
+	}
+	return nil
+}
+
+// isLoopback reports whether only this machine can reach a host:port.
+func isLoopback(address string) (bool, error) {
+	host, _, err := net.SplitHostPort(address)
+	ip := net.ParseIP(host)
+	return host == "localhost" || ip != nil && ip.IsLoopback(), err
 }
 
 func (c *config) checkListen() error {
 	if c.Listen == "" {
 		return nil
 	}
-	host, _, err := net.SplitHostPort(c.Listen)
-	if err != nil {
+	switch local, err := isLoopback(c.Listen); {
+	case err != nil:
 		return bad("listen", "%q is no host:port", c.Listen)
-	}
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+	case !local:
 		return bad("listen", "%s is no loopback address, and the API has no authentication on TCP: use 127.0.0.1, or the unix socket over SSH", c.Listen)
 	}
 	if !c.Insecure {
 		return bad("listen", "the API on %s would be plain text, open to every local user: say --insecure if that is meant", c.Listen)
+	}
+	return nil
+}
+
+// metricsSocket is the path in metrics_listen; empty: it has none.
+func (c *config) metricsSocket() string {
+	if filepath.IsAbs(c.MetricsListen) {
+		return c.MetricsListen
+	}
+	return ""
+}
+
+func (c *config) checkMetricsListen() error {
+	c.MetricsListen = strings.TrimPrefix(c.MetricsListen, "unix://")
+	if c.MetricsListen == "" {
+		return nil
+	}
+	if path := c.metricsSocket(); path != "" {
+		if path == c.Socket {
+			return bad("metrics_listen", "%s is the socket of the API", path)
+		}
+		return checkSocketPath("metrics_listen", path)
+	}
+	switch local, err := isLoopback(c.MetricsListen); {
+	case err != nil:
+		return bad("metrics_listen", "%q is neither host:port nor an absolute path", c.MetricsListen)
+	case !local:
+		return bad("metrics_listen", "%s is no loopback address, and metrics are plain text without authentication: use 127.0.0.1 or a unix socket", c.MetricsListen)
 	}
 	return nil
 }

@@ -73,9 +73,11 @@ func TestConfigPrecedence(t *testing.T) {
 			edit: func(*config) {},
 		},
 		{
-			name: "containerd as an address",
-			args: []string{"--containerd=unix:///run/c.sock", "--socket=/x/y.sock"},
-			edit: func(c *config) { c.Containerd, c.Socket = "/run/c.sock", "/x/y.sock" },
+			name: "sockets as addresses",
+			args: []string{"--containerd=unix:///run/c.sock", "--socket=/x/y.sock", "--metrics-listen=unix:///x/m.sock"},
+			edit: func(c *config) {
+				c.Containerd, c.Socket, c.MetricsListen = "/run/c.sock", "/x/y.sock", "/x/m.sock"
+			},
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
@@ -127,6 +129,11 @@ func TestConfigRefused(t *testing.T) {
 		{name: "listen on another address", args: []string{"--listen=192.0.2.1:1", "--insecure"}, want: []string{"loopback"}},
 		{name: "listen on a name", args: []string{"--listen=example.com:1", "--insecure"}, want: []string{"loopback"}},
 		{name: "listen without port", args: []string{"--listen=localhost", "--insecure"}, want: []string{"host:port"}},
+		{name: "metrics everywhere", args: []string{"--metrics-listen=:9"}, want: []string{"metrics_listen", "loopback", "from flag --metrics-listen"}},
+		{name: "metrics on another address", args: []string{"--metrics-listen=192.0.2.1:9", "--insecure"}, want: []string{"metrics_listen", "loopback"}},
+		{name: "metrics on a relative path", args: []string{"--metrics-listen=m.sock"}, want: []string{"metrics_listen", "absolute path"}},
+		{name: "metrics on the API's socket", args: []string{"--metrics-listen=/s/a", "--socket=/s/a"}, want: []string{"metrics_listen", "/s/a"}},
+		{name: "metrics on a socket too long", args: []string{"--metrics-listen=/" + strings.Repeat("x", 120)}, want: []string{"metrics_listen", "107"}},
 		{name: "socket too long", args: []string{"--state-dir=/" + strings.Repeat("x", 120)}, want: []string{"socket", "107"}},
 		{name: "two containerds", args: []string{"--containerd=/x", "--private-containerd"}, want: []string{"private_containerd"}},
 	} {
@@ -159,7 +166,7 @@ func TestConfigWarnsOfUnknownEnvironment(t *testing.T) {
 
 // What --print-config prints is a file that brings the same about.
 func TestConfigYAMLRoundTrip(t *testing.T) {
-	want, _, err := load(t, "", nil, []string{"--drain-timeout=90s", "--import-images=/a.tar,/b.tar", "--listen=[::1]:9", "--insecure"})
+	want, _, err := load(t, "", nil, []string{"--drain-timeout=90s", "--import-images=/a.tar,/b.tar", "--listen=[::1]:9", "--insecure", "--metrics-listen=localhost:8"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -145,52 +145,82 @@ func groupID(group string) (int, error) {
 	return strconv.Atoi(g.Gid)
 }
 
-// listen opens the API's sockets.
-func listen(ctx context.Context, cfg config) (ls []net.Listener, err error) {
-	defer func() {
-		if err != nil {
-			for _, l := range ls {
-				_ = l.Close() // the error that is returned matters more
-			}
-		}
-	}()
-	l, err := listenUnix(ctx, cfg)
-	if err != nil {
-		return nil, err
-	}
-	ls = append(ls, l)
-	if cfg.Listen != "" {
-		l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", cfg.Listen)
-		if err != nil {
-			return ls, fmt.Errorf("listen: %w", err)
-		}
-		ls = append(ls, l)
-	}
-	return ls, nil
+// listeners are the daemon's sockets.
+type listeners struct {
+	api     []net.Listener
+	metrics net.Listener // nil: not wanted
 }
 
-func listenUnix(ctx context.Context, cfg config) (net.Listener, error) {
+func (ls *listeners) close() {
+	for _, l := range ls.api {
+		l.Close()
+	}
+	if ls.metrics != nil {
+		ls.metrics.Close()
+	}
+}
+
+// listen opens the sockets, all or none.
+func listen(ctx context.Context, cfg config) (_ *listeners, err error) {
+	ls := &listeners{}
+	defer func() {
+		if err != nil {
+			ls.close()
+		}
+	}()
 	gid, err := groupID(cfg.SocketGroup)
 	if err != nil {
 		return nil, err
 	}
-	dir := filepath.Dir(cfg.Socket)
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-		if err := errors.Join(os.MkdirAll(dir, 0o750), os.Chown(dir, -1, gid)); err != nil {
-			return nil, fmt.Errorf("socket: %w", err)
-		}
-	}
-	if err := removeStale(ctx, cfg.Socket); err != nil {
+	l, err := listenUnix(ctx, "socket", cfg.Socket, gid)
+	if err != nil {
 		return nil, err
 	}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", cfg.Socket)
+	ls.api = append(ls.api, l)
+	if cfg.Listen != "" {
+		l, err := listenTCP(ctx, "listen", cfg.Listen)
+		if err != nil {
+			return nil, err
+		}
+		ls.api = append(ls.api, l)
+	}
+	switch path := cfg.metricsSocket(); {
+	case path != "":
+		ls.metrics, err = listenUnix(ctx, "metrics_listen", path, gid)
+	case cfg.MetricsListen != "":
+		ls.metrics, err = listenTCP(ctx, "metrics_listen", cfg.MetricsListen)
+	}
+	return ls, err
+}
+
+// listenTCP opens the socket of a setting.
+func listenTCP(ctx context.Context, key, address string) (net.Listener, error) {
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", address)
 	if err != nil {
-		return nil, fmt.Errorf("socket: %w", err)
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	return l, nil
+}
+
+// listenUnix opens the socket of a setting for root and the group.
+func listenUnix(ctx context.Context, key, path string, gid int) (net.Listener, error) {
+	dir := filepath.Dir(path)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		if err := errors.Join(os.MkdirAll(dir, 0o750), os.Chown(dir, -1, gid)); err != nil {
+			return nil, fmt.Errorf("%s: %w", key, err)
+		}
+	}
+	if err := removeStale(ctx, path); err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", key, err)
 	}
 	// Made with umask 022: until here only root can connect.
-	if err := errors.Join(os.Chown(cfg.Socket, -1, gid), os.Chmod(cfg.Socket, 0o660)); err != nil {
+	if err := errors.Join(os.Chown(path, -1, gid), os.Chmod(path, 0o660)); err != nil {
 		l.Close()
-		return nil, fmt.Errorf("socket: %w", err)
+		return nil, fmt.Errorf("%s: %w", key, err)
 	}
 	return l, nil
 }
@@ -202,19 +232,19 @@ func removeStale(ctx context.Context, path string) error {
 		return nil
 	}
 	if err != nil {
-		return fmt.Errorf("socket: %w", err)
+		return err
 	}
 	if info.Mode().Type() != fs.ModeSocket {
-		return fmt.Errorf("socket: %s is there and is no socket", path)
+		return fmt.Errorf("%s is there and is no socket", path)
 	}
 	conn, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", path)
 	switch {
 	case err == nil:
 		conn.Close()
-		return fmt.Errorf("socket: another process serves %s", path)
+		return fmt.Errorf("another process serves %s", path)
 	case errors.Is(err, unix.ECONNREFUSED):
 		return os.Remove(path)
 	default:
-		return fmt.Errorf("socket: %s may be in use: %w", path, err)
+		return fmt.Errorf("%s may be in use: %w", path, err)
 	}
 }

@@ -125,7 +125,7 @@ others may use them.`,
 
 // purgeKeys are the settings that purge makes use of.
 var purgeKeys = []string{
-	"data_dir", "state_dir", "socket", "socket_group", "init_path", "containerd", "private_containerd",
+	"data_dir", "state_dir", "socket", "socket_group", "metrics_listen", "init_path", "containerd", "private_containerd",
 	"containerd_namespace", "containerd_binary", "runtime_binary", "log_level", "log_format",
 }
 

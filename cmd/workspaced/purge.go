@@ -160,7 +160,12 @@ func below(dir string) mountinfo.FilterFunc {
 // removeFiles removes what the instance made in its directories, and the
 // directories unless somebody else's files are there.
 func removeFiles(cfg config, out io.Writer) error {
-	ours := []string{cfg.Socket}
+	var ours []string
+	for _, path := range []string{cfg.Socket, cfg.metricsSocket()} {
+		if info, err := os.Lstat(path); err == nil && info.Mode().Type() == fs.ModeSocket {
+			ours = append(ours, path)
+		}
+	}
 	for _, name := range []string{"containerd", "containerd.log", "containerd.log.1", "containerd.address", "containerd.address.new", "volumes", "logs", "workspaced.db", "workspaced.key"} {
 		ours = append(ours, filepath.Join(cfg.DataDir, name))
 	}

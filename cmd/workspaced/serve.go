@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"net"
 	"os"
 	"os/signal"
 	"syscall"
@@ -15,7 +14,10 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 
+	"github.com/workspaced/workspaced/cmd/workspaced/internal/embedded"
+	"github.com/workspaced/workspaced/runtime/ctrd"
 	"github.com/workspaced/workspaced/server"
+	"github.com/workspaced/workspaced/server/loop"
 	"github.com/workspaced/workspaced/server/workspace"
 	"github.com/workspaced/workspaced/store"
 	"github.com/workspaced/workspaced/store/seal"
@@ -39,11 +41,12 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 	}
 	defer lock.release()
 
-	hub := workspace.NewHub()
+	hub, commits := workspace.NewHub(), new(commitCounter)
 	var supervisor *workspace.Supervisor // set before anything is committed
 	st, err := openStore(cfg, func(changes []store.Change) {
 		supervisor.OnCommit(changes)
 		hub.OnCommit(changes)
+		commits.OnCommit(changes)
 	})
 	if err != nil {
 		return err
@@ -86,11 +89,16 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		Around:              faultPoints(),
 	})
 	api := server.New(server.Config{Store: st, Hub: hub, Logger: log})
-	listeners, err := listen(soft, cfg)
+	sockets, err := listen(soft, cfg)
 	if err != nil {
 		return err
 	}
-	d := &running{cfg: cfg, log: log, supervisor: supervisor, hub: hub, api: api, grpc: api.NewGRPC(), listeners: listeners}
+	d := &running{
+		cfg: cfg, log: log, sockets: sockets,
+		store: st, driver: driver, supervisor: supervisor, hub: hub,
+		api: api, grpc: api.NewGRPC(), commits: commits,
+		containerd: address, private: private, loops: loop.New(log),
+	}
 	return d.run(soft, hard)
 }
 
@@ -107,22 +115,37 @@ func startError(soft context.Context, log *slog.Logger, err error) error {
 type running struct {
 	cfg        config
 	log        *slog.Logger
+	sockets    *listeners
+	store      *store.Store
+	driver     *ctrd.Driver
 	supervisor *workspace.Supervisor
 	hub        *workspace.Hub
 	api        *server.Server
 	grpc       *grpc.Server
-	listeners  []net.Listener
+	commits    *commitCounter
+	containerd string               // its address
+	private    *embedded.Containerd // nil: it is not ours
+	loops      *loop.Group
 }
 
 // run is the process as tasks: the first error, or the end of soft, ends all of
-// them, and all are waited for.
+// them, and all are waited for. Beside them are the loops of the background,
+// whose errors end nothing.
 func (d *running) run(soft, hard context.Context) error {
 	tasks, stopping := errgroup.WithContext(soft)
 	actors, endActors := context.WithCancel(context.WithoutCancel(soft))
 	defer endActors()
-	tasks.Go(func() error { return d.hub.Run(actors) })
+	// That it can't read the database at boot is fatal: the file was checked a
+	// moment ago, so it is the disk that fails, and the service manager's restart
+	// checks the file again before anything else is tried.
 	tasks.Go(func() error { return d.supervisor.Run(actors) })
-	for _, l := range d.listeners {
+	d.background(actors)
+	d.api.PublishLoops(d.status()) // before the first call
+	if l := d.sockets.metrics; l != nil {
+		m := &metrics{loops: d.status, commits: d.commits, supervisor: d.supervisor}
+		tasks.Go(func() error { return newMetricsServer(m, l, d.log).run(actors) })
+	}
+	for _, l := range d.sockets.api {
 		tasks.Go(func() error {
 			if err := d.grpc.Serve(l); err != nil {
 				return fmt.Errorf("serve on %s: %w", l.Addr(), err)
@@ -136,9 +159,10 @@ func (d *running) run(soft, hard context.Context) error {
 		endActors()
 		return nil
 	})
-	d.log.Info("ready", "socket", d.cfg.Socket, "listen", d.cfg.Listen, "pid", os.Getpid(), "version", version)
+	d.log.Info("ready", "socket", d.cfg.Socket, "listen", d.cfg.Listen, "metrics_listen", d.cfg.MetricsListen, "pid", os.Getpid(), "version", version)
 	d.notify(daemon.SdNotifyReady)
 	err := tasks.Wait()
+	d.loops.Wait()
 	if err != nil {
 		d.log.Error("stopped, containers go on running", "error", err)
 		return err
@@ -224,5 +248,5 @@ func openStore(cfg config, onCommit func([]store.Change)) (*store.Store, error) 
 	if err != nil {
 		return nil, err
 	}
-	return store.Open(store.Config{Path: cfg.database(), Sealer: sealer, OnCommit: onCommit})
+	return store.Open(store.Config{Path: cfg.database(), Sealer: sealer, OnCommit: onCommit, Around: faultPoints()})
 }

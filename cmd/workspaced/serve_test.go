@@ -158,7 +158,9 @@ func (in *instance) serve(more ...string) *serving {
 	wait, end := context.WithTimeout(context.Background(), time.Minute)
 	defer end()
 	for {
-		resp, err := healthv1.NewHealthClient(s.conn).Check(wait, &healthv1.HealthCheckRequest{}, grpc.WaitForReady(true))
+		try, cancel := context.WithTimeout(wait, time.Second) // then look whether it lives
+		resp, err := healthv1.NewHealthClient(s.conn).Check(try, &healthv1.HealthCheckRequest{}, grpc.WaitForReady(true))
+		cancel()
 		if resp.GetStatus() == healthv1.HealthCheckResponse_SERVING {
 			return s
 		}
@@ -247,7 +249,10 @@ func listenNotify(t *testing.T, path string) <-chan string {
 			if err != nil {
 				return
 			}
-			messages <- string(buf[:n])
+			select {
+			case messages <- string(buf[:n]):
+			default: // nobody reads them any more
+			}
 		}
 	}()
 	t.Cleanup(func() {

@@ -56,11 +56,11 @@ func New(log *slog.Logger) *Group { return &Group{log: log} }
 // over half a minute after its timeout.
 //
 // done is closed when the goroutine has ended.
-func (g *Group) Every(ctx context.Context, name string, interval, timeout time.Duration, round func(context.Context) error) (done <-chan struct{}) {
+func (g *Group) Every(ctx context.Context, name string, interval, timeout time.Duration, round func(context.Context) error) {
 	l := g.add(name, 3*interval+timeout)
 	l.timeout = timeout
 	wait := newBackOff(min(firstWait, interval), min(maxWait, interval))
-	return g.start(ctx, l, func() time.Duration {
+	g.start(ctx, l, func() time.Duration {
 		err := l.call(func() error {
 			ctx, cancel := context.WithTimeout(ctx, timeout)
 			defer cancel()
@@ -83,12 +83,10 @@ func (g *Group) Every(ctx context.Context, name string, interval, timeout time.D
 // whenever it has seen that all is well, and is stale when it did not for longer
 // than limit. With limit 0 it needs no heartbeat: it is stale while it does not
 // run.
-//
-// done is closed when the goroutine has ended.
-func (g *Group) Run(ctx context.Context, name string, limit time.Duration, run func(ctx context.Context, beat func()) error) (done <-chan struct{}) {
+func (g *Group) Run(ctx context.Context, name string, limit time.Duration, run func(ctx context.Context, beat func()) error) {
 	l := g.add(name, limit)
 	wait := newBackOff(firstWait, maxWait)
-	return g.start(ctx, l, func() time.Duration {
+	g.start(ctx, l, func() time.Duration {
 		began := time.Now()
 		err := l.call(func() error { return run(ctx, l.beat) })
 		if ctx.Err() != nil {
@@ -140,10 +138,8 @@ func (g *Group) add(name string, limit time.Duration) *loop {
 
 // start calls turn over and over until ctx ends, with the pause that it returns
 // in between.
-func (g *Group) start(ctx context.Context, l *loop, turn func() time.Duration) <-chan struct{} {
-	done := make(chan struct{})
+func (g *Group) start(ctx context.Context, l *loop, turn func() time.Duration) {
 	g.wg.Go(func() {
-		defer close(done)
 		defer l.end()
 		timer := time.NewTimer(0)
 		defer timer.Stop()
@@ -159,7 +155,6 @@ func (g *Group) start(ctx context.Context, l *loop, turn func() time.Duration) <
 			timer.Reset(turn())
 		}
 	})
-	return done
 }
 
 // loop is what is known of a loop. Its goroutine and those who ask for its status

@@ -16,7 +16,7 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
+	"github.com/workspaced/workspaced/server/loop"
 )
 
 // Config says where the private containerd lives.
@@ -44,15 +44,25 @@ func (c Config) configFile() string { return filepath.Join(c.State, "workspaced-
 
 // Containerd is a private containerd under supervision.
 type Containerd struct {
-	cfg  Config
-	stop context.CancelFunc
-	kill context.CancelFunc
-	done chan struct{}
+	cfg   Config
+	stop  context.CancelFunc
+	kill  context.CancelFunc
+	loops *loop.Group // one: who runs the process
 }
 
+// LoopName is the name of the supervision in Loops.
+const LoopName = "containerd-process"
+
+// lookInterval is how often a containerd that runs is looked at, and its log;
+// stale is how long that may not have happened.
+const (
+	lookInterval = 10 * time.Second
+	stale        = time.Minute
+)
+
 // Start stops what an earlier daemon, killed, left of this private containerd,
-// starts it anew and returns once it answers. It is restarted with backoff
-// whenever it ends, until Close.
+// starts it anew and returns once it answers. It is restarted whenever it ends,
+// after a wait, until Close.
 func Start(ctx context.Context, cfg Config) (*Containerd, error) {
 	cfg = withDefaults(cfg)
 	binary, err := exec.LookPath(cfg.Binary)
@@ -69,9 +79,19 @@ func Start(ctx context.Context, cfg Config) (*Containerd, error) {
 
 	run, stop := context.WithCancel(context.Background())
 	hard, kill := context.WithCancel(context.Background())
-	c := &Containerd{cfg: cfg, stop: stop, kill: kill, done: make(chan struct{})}
-	failed := make(chan error, 1)
-	go c.supervise(run, hard, failed)
+	c := &Containerd{cfg: cfg, stop: stop, kill: kill, loops: loop.New(cfg.Logger)}
+	failed := make(chan error, 1) // how the first one ended, or a later one
+	c.loops.Run(run, LoopName, stale, func(_ context.Context, beat func()) error {
+		err := c.runOnce(run, hard, beat)
+		if run.Err() == nil {
+			cfg.Logger.Error("private containerd ended, containers go on", "error", err, "log", cfg.LogFile)
+		}
+		select {
+		case failed <- err:
+		default:
+		}
+		return err
+	})
 
 	wait, cancel := context.WithTimeout(ctx, cfg.ReadyTimeout)
 	defer cancel()
@@ -117,16 +137,15 @@ func withDefaults(cfg Config) Config {
 // Address is the socket it serves on.
 func (c *Containerd) Address() string { return c.cfg.Address() }
 
+// Loops tells how its supervision does.
+func (c *Containerd) Loops() []loop.Status { return c.loops.Status() }
+
 // Close ends the supervision and containerd with it: SIGTERM, and SIGKILL after
 // the stop timeout or once ctx has ended. It returns when the process is gone.
 func (c *Containerd) Close(ctx context.Context) {
 	c.stop()
-	select {
-	case <-c.done:
-	case <-ctx.Done():
-		c.kill()
-		<-c.done
-	}
+	defer context.AfterFunc(ctx, c.kill)()
+	c.loops.Wait()
 	c.kill()
 }
 
@@ -178,39 +197,8 @@ func prepare(cfg Config) error {
 
 const maxSocketPath = 107
 
-// supervise runs containerd over and over until run ends. How the first one
-// ended goes to failed, which has room for it.
-func (c *Containerd) supervise(run, hard context.Context, failed chan<- error) {
-	defer close(c.done)
-	log := c.cfg.Logger
-	wait := backoff.NewExponentialBackOff()
-	wait.InitialInterval, wait.MaxInterval = 100*time.Millisecond, 10*time.Second
-	for first := true; ; first = false {
-		began := time.Now()
-		err := c.runOnce(run, hard)
-		if run.Err() != nil {
-			return
-		}
-		if first {
-			failed <- err
-		}
-		if time.Since(began) > time.Minute {
-			wait.Reset()
-		}
-		delay := wait.NextBackOff()
-		log.Error("private containerd ended, containers go on", "error", err, "restart_in", delay, "log", c.cfg.LogFile)
-		timer := time.NewTimer(delay)
-		select {
-		case <-timer.C:
-		case <-run.Done():
-			timer.Stop()
-			return
-		}
-	}
-}
-
 // runOnce starts containerd and waits for its end, which run's end brings about.
-func (c *Containerd) runOnce(run, hard context.Context) error {
+func (c *Containerd) runOnce(run, hard context.Context, beat func()) error {
 	out, err := openLog(c.cfg.LogFile, c.cfg.MaxLogBytes)
 	if err != nil {
 		return err
@@ -233,7 +221,7 @@ func (c *Containerd) runOnce(run, hard context.Context) error {
 	c.cfg.Logger.Info("private containerd started", "pid", cmd.Process.Pid, "binary", c.cfg.Binary, "address", c.cfg.Address())
 	exited := make(chan error, 1)
 	go func() { exited <- cmd.Wait() }()
-	tick := time.NewTicker(time.Minute)
+	tick := time.NewTicker(lookInterval)
 	defer tick.Stop()
 	for {
 		select {
@@ -243,6 +231,7 @@ func (c *Containerd) runOnce(run, hard context.Context) error {
 			}
 			return err
 		case <-tick.C:
+			beat()
 			if err := boundLog(c.cfg.LogFile, c.cfg.MaxLogBytes); err != nil {
 				c.cfg.Logger.Warn("private containerd's log can't be bounded", "error", err)
 			}

@@ -111,6 +111,9 @@ func TestRestartedWhenItDies(t *testing.T) {
 		pids := running(t, cfg)
 		return len(pids) == 1 && pids[0] != old && Answers(ctx, c.Address())
 	})
+	if loops := c.Loops(); len(loops) != 1 || loops[0].Name != LoopName || loops[0].Restarts != 1 || loops[0].Stale {
+		t.Errorf("its supervision: %+v", loops)
+	}
 }
 
 func TestStrayIsReplaced(t *testing.T) {
