@@ -9,13 +9,16 @@ import (
 
 	"github.com/workspaced/workspaced/cmd/workspaced/internal/embedded"
 	"github.com/workspaced/workspaced/server/loop"
+	"github.com/workspaced/workspaced/server/workspace"
 )
 
 // background starts the loops that work for as long as the daemon does; they end
 // with ctx. Their names are those in health and metrics.
 func (d *running) background(ctx context.Context) {
 	d.loops.Run(ctx, "hub", 0, func(ctx context.Context, _ func()) error { return d.hub.Run(ctx) })
-	// Does a change get through?
+	d.loops.Every(ctx, "sweep", workspace.SweepInterval, time.Minute, d.supervisor.Sweep)
+	d.loops.Every(ctx, "logs", 10*time.Second, time.Minute, d.driver.BoundLogs)
+	// Is the writer free?
 	d.loops.Every(ctx, "store", 10*time.Second, 5*time.Second, d.store.Ping)
 	// Does containerd answer, the private one or the one that was given?
 	d.loops.Every(ctx, "containerd", 10*time.Second, 5*time.Second, func(ctx context.Context) error {

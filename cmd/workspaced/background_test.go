@@ -131,7 +131,7 @@ func TestServeLoops(t *testing.T) {
 
 // loopNames are the loops of a daemon with a private containerd under a service
 // manager with a watchdog.
-var loopNames = []string{"hub", "store", "containerd", "containerd-process", "health", "watchdog"}
+var loopNames = []string{"hub", "sweep", "logs", "store", "containerd", "containerd-process", "health", "watchdog"}
 
 // The watchdog is fed while loops fail, but not while one hangs.
 func TestFeedWatchdog(t *testing.T) {
