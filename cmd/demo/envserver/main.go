@@ -4,9 +4,16 @@
 //
 //	GET /env  {"id": ..., "variables": ..., "env": {"KEY": "value", ...}}
 //	GET /id   the start's identity: another one after every start
+//
+// For tests its environment makes it do more:
+//
+//	ENVSERVER_JOURNAL=FILE   add each start to a journal
+//	ENVSERVER_EXIT=CODE      end at once
+//	ENVSERVER_ALLOCATE=any   take memory until the kernel says no
 package main
 
 import (
+	"bytes"
 	"cmp"
 	"crypto/rand"
 	"encoding/json"
@@ -16,6 +23,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -27,17 +35,44 @@ func main() {
 	// As process 1 we would not hear these without asking for them.
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM, syscall.SIGINT)
+	id, environ := rand.Text(), os.Environ()
+	if path := os.Getenv("ENVSERVER_JOURNAL"); path != "" {
+		if err := enroll(path, id, variables(environ)); err != nil {
+			fail(err)
+		}
+	}
+	if code, err := strconv.Atoi(os.Getenv("ENVSERVER_EXIT")); err == nil {
+		os.Exit(code)
+	}
+	if os.Getenv("ENVSERVER_ALLOCATE") != "" {
+		allocate()
+	}
 	failed := make(chan error, 1)
-	go func() { failed <- serve(cmp.Or(os.Getenv("ENVSERVER_SOCKET"), defaultSocket)) }()
+	go func() {
+		failed <- serve(cmp.Or(os.Getenv("ENVSERVER_SOCKET"), defaultSocket), handler(id, environ))
+	}()
 	select {
 	case <-end:
 	case err := <-failed:
-		fmt.Fprintln(os.Stderr, "envserver:", err)
-		os.Exit(1)
+		fail(err)
 	}
 }
 
-func serve(socket string) error {
+func fail(err error) {
+	fmt.Fprintln(os.Stderr, "envserver:", err)
+	os.Exit(1)
+}
+
+var memory [][]byte
+
+// allocate takes memory, and uses it, until this process is ended.
+func allocate() {
+	for {
+		memory = append(memory, bytes.Repeat([]byte{1}, 1<<20))
+	}
+}
+
+func serve(socket string, handler http.Handler) error {
 	// The socket of the container before lies there still: ours replaces it in
 	// one step.
 	mine := fmt.Sprintf("%s.%d", socket, time.Now().UnixNano())
@@ -52,16 +87,21 @@ func serve(socket string) error {
 		return err
 	}
 	fmt.Println("envserver: serving on", socket)
-	server := &http.Server{Handler: handler(rand.Text(), os.Environ()), ReadHeaderTimeout: 5 * time.Second}
+	server := &http.Server{Handler: handler, ReadHeaderTimeout: 5 * time.Second}
 	return server.Serve(l)
 }
 
-func handler(id string, environ []string) http.Handler {
+func variables(environ []string) map[string]string {
 	env := make(map[string]string, len(environ))
 	for _, kv := range environ {
 		key, value, _ := strings.Cut(kv, "=")
 		env[key] = value
 	}
+	return env
+}
+
+func handler(id string, environ []string) http.Handler {
+	env := variables(environ)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /id", func(w http.ResponseWriter, _ *http.Request) {
 		_, _ = io.WriteString(w, id)

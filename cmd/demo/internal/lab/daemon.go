@@ -8,7 +8,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"time"
 
@@ -40,7 +39,11 @@ type Daemon struct {
 	Args []string
 	// Path, if set, comes before the PATH of this process.
 	Path string
+	// Own, if not nil, is the containerd that the daemon is told to use; else it
+	// runs a private one.
+	Own *Containerd
 
+	faults string // the file with the rules; empty: the program knows none
 	cmd    *exec.Cmd
 	exited chan error
 	conn   *grpc.ClientConn
@@ -58,22 +61,26 @@ func (d *Daemon) DataDir() string { return filepath.Join(d.Base, "data") }
 // LogFile gets the daemon's output.
 func (d *Daemon) LogFile() string { return filepath.Join(d.Base, "daemon.log") }
 
-// Containerd is the socket of the private containerd.
+// Containerd is the socket of the containerd that it uses.
 func (d *Daemon) Containerd() string {
+	if d.Own != nil {
+		return d.Own.Address()
+	}
 	return filepath.Join(d.StateDir(), "containerd", "containerd.sock")
 }
 
 func (d *Daemon) command(ctx context.Context, verb string, more ...string) *exec.Cmd {
-	args := append([]string{verb, "--data-dir", d.DataDir(), "--state-dir", d.StateDir(), "--private-containerd"}, d.Args...)
-	cmd := exec.CommandContext(ctx, d.Binary, append(args, more...)...)
-	// Settings of the machine's own daemon are not ours.
-	for _, kv := range os.Environ() {
-		if !strings.HasPrefix(kv, "WORKSPACED_") && !strings.HasPrefix(kv, "NOTIFY_SOCKET=") {
-			cmd.Env = append(cmd.Env, kv)
-		}
+	args := []string{verb, "--data-dir", d.DataDir(), "--state-dir", d.StateDir()}
+	if d.Own != nil {
+		args = append(args, "--containerd", d.Own.Address())
+	} else {
+		args = append(args, "--private-containerd")
 	}
-	if d.Path != "" {
-		cmd.Env = append(cmd.Env, "PATH="+d.Path+":"+os.Getenv("PATH"))
+	args = append(args, d.Args...)
+	cmd := exec.CommandContext(ctx, d.Binary, append(args, more...)...)
+	cmd.Env = environ(d.Path)
+	if d.faults != "" {
+		cmd.Env = append(cmd.Env, "WORKSPACED_FAULTS=@"+d.faults)
 	}
 	// Ctrl-C in a terminal is for us; we then end the daemon.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
@@ -82,6 +89,26 @@ func (d *Daemon) command(ctx context.Context, verb string, more ...string) *exec
 
 // Start starts the daemon and returns once its health is SERVING.
 func (d *Daemon) Start(ctx context.Context) error {
+	if err := d.Launch(ctx); err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, startTimeout)
+	defer cancel()
+	if err := d.waitServing(ctx); err != nil {
+		_ = d.Kill() // the error that made it necessary is the one to tell
+		return fmt.Errorf("daemon does not start: %w\n%s", err, d.LogTail())
+	}
+	return nil
+}
+
+// Launch starts the daemon, and its own containerd if it is to have one that does
+// not run, and does not wait for it.
+func (d *Daemon) Launch(ctx context.Context) error {
+	if d.Own != nil && d.Own.PID() == 0 {
+		if err := d.Own.Start(ctx); err != nil {
+			return err
+		}
+	}
 	if d.cmd != nil {
 		return errors.New("daemon: runs already")
 	}
@@ -98,13 +125,6 @@ func (d *Daemon) Start(ctx context.Context) error {
 	}
 	d.exited = make(chan error, 1)
 	go func(cmd *exec.Cmd, exited chan<- error) { exited <- cmd.Wait() }(d.cmd, d.exited)
-
-	ctx, cancel := context.WithTimeout(ctx, startTimeout)
-	defer cancel()
-	if err := d.waitServing(ctx); err != nil {
-		_ = d.Kill() // the error that made it necessary is the one to tell
-		return fmt.Errorf("daemon does not start: %w\n%s", err, d.LogTail())
-	}
 	return nil
 }
 
@@ -176,6 +196,20 @@ func (d *Daemon) Kill() error {
 	return err
 }
 
+// WaitKilled returns once the daemon was ended by a SIGKILL, as one that kills
+// itself is. It is an error if it ends in another way, or not before ctx does.
+func (d *Daemon) WaitKilled(ctx context.Context) error {
+	err := d.WaitExit(ctx)
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	d.cmd = nil
+	if exit := (*exec.ExitError)(nil); errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL {
+		return nil
+	}
+	return fmt.Errorf("daemon was not killed, it ended by itself: %w\n%s", errors.Join(errEnded, err), d.LogTail())
+}
+
 // Signal sends the daemon a signal.
 func (d *Daemon) Signal(sig os.Signal) error { return d.cmd.Process.Signal(sig) }
 
@@ -234,8 +268,11 @@ func (d *Daemon) Purge(ctx context.Context) error {
 // LogTail is the end of the daemon's log.
 func (d *Daemon) LogTail() string { return tail(d.LogFile()) }
 
-// ContainerdLogTail is the end of the private containerd's log.
+// ContainerdLogTail is the end of containerd's log.
 func (d *Daemon) ContainerdLogTail() string {
+	if d.Own != nil {
+		return d.Own.LogTail()
+	}
 	return tail(filepath.Join(d.DataDir(), "containerd.log"))
 }
 

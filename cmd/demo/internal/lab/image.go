@@ -26,10 +26,9 @@ const DemoImage = "workspaced.local/demo:1"
 // ImagePath is the PATH that the demo's image sets.
 const ImagePath = "/usr/bin:/bin"
 
-// BuildImage makes an image from nothing but the static program at path, as its
-// entrypoint /envserver, and a file /version with the given text, which tells
-// images apart, in a layer of its own, the last.
-func BuildImage(program, version string) (v1.Image, error) {
+// buildBase makes an image from nothing but the static program at path, as its
+// entrypoint /envserver.
+func buildBase(program string) (v1.Image, error) {
 	data, err := os.ReadFile(program)
 	if err != nil {
 		return nil, err
@@ -43,23 +42,22 @@ func BuildImage(program, version string) (v1.Image, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, f := range []tar.Header{
-		{Name: "envserver", Mode: 0o755, Size: int64(len(data))},
-		{Name: "version", Mode: 0o644, Size: int64(len(version))},
-	} {
-		content := data
-		if f.Name == "version" {
-			content = []byte(version)
-		}
-		layer, err := fileLayer(f, content)
-		if err != nil {
-			return nil, err
-		}
-		if img, err = mutate.AppendLayers(img, layer); err != nil {
-			return nil, err
-		}
+	return AddFile(img, "envserver", 0o755, data)
+}
+
+// withVersion adds a file /version with the text, which tells images apart, in a
+// layer of its own, the last.
+func withVersion(base v1.Image, version string) (v1.Image, error) {
+	return AddFile(base, "version", 0o644, []byte(version))
+}
+
+// AddFile adds a file in a layer of its own.
+func AddFile(img v1.Image, name string, mode int64, content []byte) (v1.Image, error) {
+	layer, err := fileLayer(tar.Header{Name: name, Mode: mode, Size: int64(len(content))}, content)
+	if err != nil {
+		return nil, err
 	}
-	return img, nil
+	return mutate.AppendLayers(img, layer)
 }
 
 func fileLayer(header tar.Header, content []byte) (v1.Layer, error) {

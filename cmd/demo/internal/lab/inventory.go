@@ -66,7 +66,7 @@ func (d *Daemon) Take(ctx context.Context) (inv Inventory, err error) {
 		return inv, err
 	}
 	inv.FIFOs = len(fifos)
-	dirs, err := filepath.Glob(filepath.Join(d.StateDir(), "instances", "*", "*")) // workspace uid, instance id
+	dirs, err := d.instanceFiles("record.json")
 	if err != nil {
 		return inv, err
 	}
@@ -210,6 +210,29 @@ func MountsBelow(dir string) (points []string, err error) {
 		}
 	}
 	return points, nil
+}
+
+// InstanceFile finds a file in the driver's directory of a container.
+func (d *Daemon) InstanceFile(id, name string) (string, error) {
+	paths, err := d.instanceFiles(name)
+	for _, path := range paths {
+		if filepath.Base(filepath.Dir(path)) == id {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("%s of container %s: %w", name, id, errors.Join(err, fs.ErrNotExist))
+}
+
+// instanceFiles finds the files of this name in the driver's directories, one a
+// container.
+func (d *Daemon) instanceFiles(name string) (paths []string, err error) {
+	err = filepath.WalkDir(filepath.Join(d.StateDir(), "instances"), func(path string, e fs.DirEntry, err error) error {
+		if err == nil && e.Name() == name {
+			paths = append(paths, path)
+		}
+		return nil // what vanishes while we look is not there
+	})
+	return paths, err
 }
 
 func fifosBelow(dir string) (paths []string, err error) {

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 )
 
 // Stage is a place for a demo or a test: a directory with a daemon that has the
@@ -21,7 +22,7 @@ type Stage struct {
 	// VolumeDir is what workspaces mount at /demo.
 	VolumeDir string
 
-	program string
+	base v1.Image // what all versions of the demo's image share
 }
 
 // Options of a stage.
@@ -34,6 +35,12 @@ type Options struct {
 	Args []string
 	// Path, if set, comes before the daemon's PATH: another containerd and shim.
 	Path string
+	// Faults runs the daemon that fails as Daemon.SetFaults says.
+	Faults bool
+	// OwnContainerd starts a containerd that is not the daemon's child.
+	OwnContainerd bool
+	// Tmpfs puts everything into memory: quick where nothing depends on a disk.
+	Tmpfs bool
 }
 
 // NewStage makes a stage; its daemon is not started. Close removes it, also
@@ -43,7 +50,11 @@ func NewStage(opts Options) (_ *Stage, err error) {
 		return nil, errors.New("must run as root: containers, mounts and cgroups need it")
 	}
 	binaries := map[string]string{}
-	for _, name := range []string{"workspaced", "workspace-init", "envserver"} {
+	daemon := "workspaced"
+	if opts.Faults {
+		daemon = FaultsProgram
+	}
+	for _, name := range []string{daemon, "workspace-init", "envserver"} {
 		path, err := filepath.Abs(filepath.Join(opts.BinDir, name))
 		if err != nil {
 			return nil, err
@@ -62,19 +73,27 @@ func NewStage(opts Options) (_ *Stage, err error) {
 	if base, err = filepath.EvalSymlinks(base); err != nil {
 		return nil, err
 	}
-	s := &Stage{program: binaries["envserver"], VolumeDir: filepath.Join(base, "demo")}
+	s := &Stage{VolumeDir: filepath.Join(base, "demo")}
 	defer func() {
 		if err != nil {
 			if s.Registry != nil {
 				err = errors.Join(err, s.Registry.Close())
 			}
-			err = errors.Join(err, os.RemoveAll(base))
+			err = errors.Join(err, removeBase(base))
 		}
 	}()
+	if opts.Tmpfs {
+		if err := unix.Mount("lab", base, "tmpfs", 0, "mode=0700"); err != nil {
+			return nil, fmt.Errorf("tmpfs at %s: %w", base, err)
+		}
+	}
 	if err := os.Mkdir(s.VolumeDir, 0o755); err != nil {
 		return nil, err
 	}
-	img, err := BuildImage(s.program, "1")
+	if s.base, err = buildBase(binaries["envserver"]); err != nil {
+		return nil, err
+	}
+	img, err := s.Image("1")
 	if err != nil {
 		return nil, err
 	}
@@ -92,8 +111,29 @@ func NewStage(opts Options) (_ *Stage, err error) {
 		}
 		args = append(args, "--socket-group", strconv.Itoa(opts.Group))
 	}
-	s.Daemon = &Daemon{Binary: binaries["workspaced"], Base: base, Args: append(args, opts.Args...), Path: opts.Path}
+	s.Daemon = &Daemon{Binary: binaries[daemon], Base: base, Args: append(args, opts.Args...), Path: opts.Path}
+	if opts.Faults {
+		s.Daemon.faults = filepath.Join(base, "faults")
+	}
+	if opts.OwnContainerd {
+		s.Daemon.Own = &Containerd{Dir: filepath.Join(base, "ctrd"), Path: opts.Path}
+	}
 	return s, nil
+}
+
+// removeBase removes the directory, and the tmpfs on it if there is one.
+func removeBase(base string) error {
+	entries, err := os.ReadDir(base)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		err = errors.Join(err, os.RemoveAll(filepath.Join(base, e.Name())))
+	}
+	if err := unix.Unmount(base, 0); err != nil && !errors.Is(err, unix.EINVAL) { // EINVAL: it is no mount point
+		return fmt.Errorf("unmount %s: %w", base, err)
+	}
+	return errors.Join(err, os.Remove(base))
 }
 
 // PushSlow puts another version of the demo's image into the registry and holds
@@ -113,7 +153,7 @@ func (s *Stage) PushSlow(ctx context.Context, version string) (ref string, hold 
 }
 
 // Image is the demo's image in another version.
-func (s *Stage) Image(version string) (v1.Image, error) { return BuildImage(s.program, version) }
+func (s *Stage) Image(version string) (v1.Image, error) { return withVersion(s.base, version) }
 
 // Socket is where a workspace's envserver is reached that was created with
 // ENVSERVER_SOCKET=/demo/<id>.sock.
@@ -125,8 +165,15 @@ func (s *Stage) Close(ctx context.Context) error {
 	stopErr := s.Daemon.Stop()
 	instances, logErr := s.Daemon.instances()
 	regErr := s.Registry.Close()
+	own := s.Daemon.Own
+	if own != nil && own.PID() == 0 {
+		stopErr = errors.Join(stopErr, own.Start(ctx)) // purge asks it
+	}
 	if err := s.Daemon.Purge(ctx); err != nil {
 		return errors.Join(stopErr, regErr, err, fmt.Errorf("%s was not removed", s.Daemon.Base))
+	}
+	if own != nil {
+		stopErr = errors.Join(stopErr, own.Stop())
 	}
 	// What purge left below the data and state directory is a leak, not ours to
 	// sweep away.
@@ -135,7 +182,7 @@ func (s *Stage) Close(ctx context.Context) error {
 	if cgroups > 0 {
 		left = append(left, fmt.Sprintf("cgroups of %d containers", cgroups))
 	}
-	if err := errors.Join(stopErr, regErr, logErr, cgroupErr, os.RemoveAll(s.Daemon.Base)); err != nil {
+	if err := errors.Join(stopErr, regErr, logErr, cgroupErr, removeBase(s.Daemon.Base)); err != nil {
 		return err
 	}
 	more, err := s.waitNothing(ctx)
