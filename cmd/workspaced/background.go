@@ -15,7 +15,7 @@ import (
 // background starts the loops that work for as long as the daemon does; they end
 // with ctx. Their names are those in health and metrics.
 func (d *running) background(ctx context.Context) {
-	d.loops.Run(ctx, "hub", 0, func(ctx context.Context, _ func()) error { return d.hub.Run(ctx) })
+	d.loops.Run(ctx, "hub", 3*workspace.HubBeat, d.hub.Run)
 	d.loops.Every(ctx, "sweep", workspace.SweepInterval, time.Minute, d.supervisor.Sweep)
 	d.loops.Every(ctx, "logs", 10*time.Second, time.Minute, d.driver.BoundLogs)
 	// Is the writer free?

@@ -45,7 +45,10 @@ var faultyDay = []struct {
 		_, err := w.store.StopWorkspace(context.Background(), "a", store.Options{})
 		return err
 	}},
-	{"start", func(w *world) error { _, err := w.store.StartWorkspace(context.Background(), "a", store.Options{}); return err }},
+	{"start", func(w *world) error {
+		_, err := w.store.StartWorkspace(context.Background(), "a", store.Options{})
+		return err
+	}},
 	{"delete", func(w *world) error {
 		_, err := w.store.DeleteWorkspace(context.Background(), "a", false, store.Options{})
 		return err

@@ -3,6 +3,7 @@ package workspace
 import (
 	"context"
 	"sync"
+	"time"
 
 	"github.com/workspaced/workspaced/store"
 )
@@ -35,40 +36,58 @@ func NewHub() *Hub {
 // OnCommit takes note of what was committed. It is called on the store's writer
 // and leaves the fan-out to Run.
 func (h *Hub) OnCommit(changes []store.Change) {
+	h.note(changes)
+	signal(h.wake)
+}
+
+func (h *Hub) note(changes []store.Change) {
 	h.mu.Lock()
+	defer h.mu.Unlock()
 	h.changed = h.changed || len(changes) > 0
 	for _, c := range changes {
 		if _, ok := h.byID[c.ID]; ok {
 			h.pending[c.ID] = struct{}{}
 		}
 	}
-	h.mu.Unlock()
-	signal(h.wake)
 }
 
-// Run delivers hints until ctx ends. Its caller owns the goroutine.
-func (h *Hub) Run(ctx context.Context) error {
+// HubBeat is the longest time between two heartbeats of a hub that works.
+const HubBeat = 10 * time.Second
+
+// Run delivers hints until ctx ends, and calls beat when it has done so and every
+// HubBeat. Its caller owns the goroutine, and may call it again after a panic:
+// it begins with what was noted before.
+func (h *Hub) Run(ctx context.Context, beat func()) error {
+	tick := time.NewTicker(HubBeat)
+	defer tick.Stop()
 	for {
+		h.round()
+		beat()
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-h.wake:
+		case <-tick.C:
 		}
-		h.mu.Lock()
-		if h.changed {
-			for w := range h.all {
-				signal(w.hint)
-			}
-		}
-		for id := range h.pending {
-			for w := range h.byID[id] {
-				signal(w.hint)
-			}
-		}
-		clear(h.pending)
-		h.changed = false
-		h.mu.Unlock()
 	}
+}
+
+// round delivers the hints of what was noted since the last one.
+func (h *Hub) round() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.changed {
+		for w := range h.all {
+			signal(w.hint)
+		}
+	}
+	for id := range h.pending {
+		for w := range h.byID[id] {
+			signal(w.hint)
+		}
+	}
+	clear(h.pending)
+	h.changed = false
 }
 
 // Watch returns a channel of size 1 that gets a hint after each commit that

@@ -4,6 +4,7 @@ import (
 	"context"
 	"testing"
 	"testing/synctest"
+	"time"
 
 	"github.com/workspaced/workspaced/server/workspace"
 	"github.com/workspaced/workspaced/store"
@@ -16,7 +17,7 @@ func TestHub(t *testing.T) {
 		done := make(chan struct{})
 		go func() {
 			defer close(done)
-			_ = hub.Run(ctx)
+			_ = hub.Run(ctx, func() {})
 		}()
 		all, stopAll := hub.Watch("")
 		a, stopA := hub.Watch("a")
@@ -48,5 +49,40 @@ func TestHub(t *testing.T) {
 		want("nobody watches", 0, 0, 0)
 		cancel()
 		<-done
+	})
+}
+
+// TestHubBeats: a hub that works says so, with and without something to do; what
+// was noted while it did not run is delivered when it does.
+func TestHubBeats(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := workspace.NewHub()
+		hint, stop := hub.Watch("")
+		defer stop()
+		hub.OnCommit([]store.Change{{ID: "a"}})
+		ctx, cancel := context.WithCancel(t.Context())
+		beats := 0
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = hub.Run(ctx, func() { beats++ })
+		}()
+		defer func() {
+			cancel()
+			<-done
+			if want := 3 + 6; beats < want-1 || beats > want {
+				t.Errorf("%d heartbeats in a minute with one change, want about %d", beats, want)
+			}
+		}()
+		synctest.Wait()
+		select {
+		case <-hint:
+		default:
+			t.Error("what was noted before is not delivered")
+		}
+		hub.OnCommit([]store.Change{{ID: "a"}})
+		synctest.Wait()
+		<-hint
+		<-time.After(6*workspace.HubBeat + time.Second) // the bubble's clock
 	})
 }

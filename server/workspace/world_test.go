@@ -111,7 +111,7 @@ func (w *world) boot() error {
 	ctx, cancel := context.WithCancel(context.Background())
 	w.stop = cancel
 	w.ended.Go(func() { _ = sup.Run(ctx) })
-	w.ended.Go(func() { _ = hub.Run(ctx) })
+	w.ended.Go(func() { _ = hub.Run(ctx, func() {}) })
 	return nil
 }
 

@@ -97,7 +97,7 @@ func Start(cfg Config) (*Daemon, error) {
 	d.cancel = cancel
 	d.run(func() error { return d.Supervisor.Run(ctx) })
 	d.run(func() error { return d.grpc.Serve(d.listener) })
-	d.loops.Run(ctx, "hub", 0, func(ctx context.Context, _ func()) error { return hub.Run(ctx) })
+	d.loops.Run(ctx, "hub", 3*workspace.HubBeat, hub.Run)
 	d.loops.Every(ctx, "sweep", workspace.SweepInterval, workspace.SweepInterval, d.Supervisor.Sweep)
 	return d, nil
 }
