@@ -84,9 +84,6 @@ var defaultDeadlines = deadlines{
 	exit:    3 * time.Second,
 }
 
-// leaseTime is above every deadline that holds a lease.
-const leaseTime = 2 * time.Hour
-
 // Config configures a Driver.
 type Config struct {
 	// Address is containerd's socket.

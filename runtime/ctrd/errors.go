@@ -29,13 +29,13 @@ func failure(ctx context.Context, step string, err error) error {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded), errors.Is(err, context.DeadlineExceeded), code(err) == codes.DeadlineExceeded:
 		return &runtime.Error{
 			Reason:  runtime.ReasonTimeout,
-			Message: step + " took longer than its deadline",
+			Message: step + " took longer than its deadline" + at(err),
 			Err:     errors.Join(context.DeadlineExceeded, err),
 		}
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", step, errors.Join(ctx.Err(), err))
 	case unavailable(err):
-		return &runtime.Error{Reason: runtime.ReasonRuntimeUnavailable, Message: step + ": containerd does not answer", Err: err}
+		return &runtime.Error{Reason: runtime.ReasonRuntimeUnavailable, Message: step + ": containerd does not answer" + at(err), Err: err}
 	default:
 		return &runtime.Error{Reason: runtime.ReasonRuntimeError, Message: step + ": " + short(err), Err: err}
 	}

@@ -4,10 +4,20 @@ import (
 	"context"
 	"crypto/rand"
 	"fmt"
+	"time"
 
 	"github.com/containerd/containerd/v2/core/leases"
 	"github.com/containerd/errdefs"
 )
+
+// leaseMargin is how long a lease outlives the deadline of what holds it.
+const leaseMargin = 5 * time.Minute
+
+// leaseTime is how long a lease is needed at most. The callers have deadlines.
+func leaseTime(ctx context.Context) time.Duration {
+	deadline, _ := ctx.Deadline()
+	return max(time.Until(deadline), 0) + leaseMargin
+}
 
 // maxUnreleased is how many leases whose end has failed are tried again; more of
 // them expire by themselves.
@@ -26,7 +36,7 @@ func (d *Driver) lease(ctx context.Context) (leased context.Context, release fun
 	err = d.step(ctx, stepLeaseCreate, func(ctx context.Context) error {
 		_, err := d.client.LeasesService().Create(ctx,
 			leases.WithID(id),
-			leases.WithExpiration(leaseTime),
+			leases.WithExpiration(leaseTime(ctx)),
 			leases.WithLabel(labelInstanceUID, d.cfg.InstanceUID))
 		return err
 	})

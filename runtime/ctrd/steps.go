@@ -2,7 +2,7 @@ package ctrd
 
 import (
 	"context"
-	"fmt"
+	"errors"
 )
 
 // The steps, in the order of a cycle. What an effect does to the world, and what
@@ -98,9 +98,28 @@ var Steps = []string{
 // step does one step of an effect. Its name is part of the error.
 func (d *Driver) step(ctx context.Context, name string, do func(context.Context) error) error {
 	if err := d.around(ctx, name, do); err != nil {
-		return fmt.Errorf("%s: %w", name, err)
+		return &stepError{name, err}
 	}
 	return nil
+}
+
+// stepError is the error of a step.
+type stepError struct {
+	step string
+	err  error
+}
+
+func (e *stepError) Error() string { return e.step + ": " + e.err.Error() }
+
+func (e *stepError) Unwrap() error { return e.err }
+
+// at says in words in which step an error was made, the innermost; nothing if it
+// was in none.
+func at(err error) (text string) {
+	for e := (*stepError)(nil); errors.As(err, &e); err = e.err {
+		text = " at " + e.step
+	}
+	return text
 }
 
 // plain is what steps pass through unless Config.Around says otherwise.

@@ -205,6 +205,21 @@ func TestFailure(t *testing.T) {
 			}
 		})
 	}
+	// Which step it was is told, the innermost.
+	steps := &stepError{stepContainerCreate, fmt.Errorf("client: %w", &stepError{stepSnapshotPrepare, inner})}
+	for _, test := range []struct {
+		ctx  context.Context
+		err  error
+		want string
+	}{
+		{late, steps, "TIMEOUT: the call took longer than its deadline at snapshot.prepare"},
+		{t.Context(), &stepError{stepTaskGet, status.Error(codes.Unavailable, "down")}, "RUNTIME_UNAVAILABLE: the call: containerd does not answer at task.get"},
+		{t.Context(), steps, "RUNTIME_ERROR: the call: container.create: client: snapshot.prepare: inner"},
+	} {
+		if got := failure(test.ctx, "the call", test.err); got.Error() != test.want || !errors.Is(got, test.err) {
+			t.Errorf("got %v, want %s", got, test.want)
+		}
+	}
 	if failure(ended, "step", nil) != nil {
 		t.Error("no error became one")
 	}

@@ -6,7 +6,8 @@ import (
 )
 
 var (
-	_ workspace.Runtime = (*runtimetest.Fake)(nil)
-	_ workspace.Runtime = (*runtimetest.Daemon)(nil)
-	_ workspace.Runtime = runtimetest.Runtime(nil)
+	_ workspace.Runtime   = (*runtimetest.Fake)(nil)
+	_ workspace.Runtime   = (*runtimetest.Daemon)(nil)
+	_ workspace.Runtime   = runtimetest.Runtime(nil) // the same methods, both ways
+	_ runtimetest.Runtime = workspace.Runtime(nil)
 )

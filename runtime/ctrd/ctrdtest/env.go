@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -152,12 +153,32 @@ func RemoveAll(tb testing.TB, d *ctrd.Driver) {
 
 // Leaks describes everything that is there of instances and workspaces, one per
 // string: containers, tasks, snapshots, leases, shims, mounts, FIFOs and other
-// files, cgroups. An Env in which everything was removed has none.
-func (e *Env) Leaks(tb testing.TB) []string {
+// files, cgroups. An Env in which everything was removed has none. What contains
+// one of kept is meant to be there.
+func (e *Env) Leaks(tb testing.TB, kept ...string) []string {
+	tb.Helper()
+	isKept := func(leak string) bool {
+		return slices.ContainsFunc(kept, func(k string) bool { return strings.Contains(leak, k) })
+	}
+	// A shim ends a moment after its task was deleted.
+	var leaks []string
+	for range 500 {
+		if leaks = slices.DeleteFunc(e.shims(), isKept); len(leaks) == 0 {
+			break
+		}
+		Pause()
+	}
+	leaks = append(leaks, e.remoteLeaks(tb)...)
+	return slices.DeleteFunc(append(leaks, e.localLeaks(tb)...), isKept)
+}
+
+// remoteLeaks are those that containerd is asked for.
+func (e *Env) remoteLeaks(tb testing.TB) []string {
 	tb.Helper()
 	ctx, cancel := context.WithTimeout(namespaces.WithNamespace(context.Background(), e.Namespace), patience)
 	defer cancel()
-	cl := e.Containerd.Client(tb, e.Namespace)
+	cl := e.Containerd.client(tb)
+	defer cl.Close()
 	var leaks []string
 	add := func(what, which string) { leaks = append(leaks, what+" "+which) }
 
@@ -191,23 +212,13 @@ func (e *Env) Leaks(tb testing.TB) []string {
 	for _, l := range leases {
 		add("lease", l.ID)
 	}
-	return append(leaks, e.localLeaks(tb)...)
+	return leaks
 }
 
-// localLeaks are those that containerd is not asked for.
+// localLeaks are those that containerd is not asked for, but for shims.
 func (e *Env) localLeaks(tb testing.TB) []string {
 	tb.Helper()
 	var leaks []string
-	// A shim ends a moment after its task was deleted.
-	var shims []string
-	for range 500 {
-		if shims = e.shims(); shims == nil {
-			break
-		}
-		Pause()
-	}
-	leaks = append(leaks, shims...)
-
 	instances := filepath.Join(e.StateDir, "instances")
 	mounts, err := mountinfo.GetMounts(nil)
 	if err != nil {

@@ -102,8 +102,9 @@ const (
 // or has ended.
 func AwaitReady(tb testing.TB, pid int) {
 	tb.Helper()
+	waits := true
 	defer func() {
-		if tb.Failed() {
+		if waits {
 			for _, file := range []string{"cmdline", "comm", "stack", "status", "cgroup"} {
 				b, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, file))
 				tb.Logf("process %d, %s: %q %v", pid, file, b, err)
@@ -114,6 +115,7 @@ func AwaitReady(tb testing.TB, pid int) {
 		b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
 		return err != nil || string(b) == "ready\n" || Ended(pid)
 	})
+	waits = false
 }
 
 // Ended tells whether there is no process, or one that only waits for its
