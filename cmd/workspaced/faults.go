@@ -23,7 +23,7 @@ import (
 const faultsVariable = "WORKSPACED_FAULTS"
 
 // hangTime is how long a step hangs: as if its deadline were that short.
-const hangTime = 500 * time.Millisecond
+const hangTime = 200 * time.Millisecond
 
 var faults = loadFaults()
 
