@@ -337,7 +337,7 @@ func TestForgottenBundleIsRemoved(t *testing.T) {
 		const id = "w-0123456789ab"
 		bundle := filepath.Join(filepath.Dir(c.Address), "io.containerd.runtime.v2.task", b.e.Namespace, id)
 		rootfs := filepath.Join(bundle, "rootfs")
-		for _, dir := range []string{rootfs, filepath.Join(b.e.StateDir, "instances", "uid-w", id)} {
+		for _, dir := range []string{rootfs, filepath.Join(b.e.StateDir, "instances", b.e.InstanceUID, "uid-w", id)} {
 			if err := os.MkdirAll(dir, 0o700); err != nil {
 				t.Fatal(err)
 			}

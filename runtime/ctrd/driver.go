@@ -14,9 +14,10 @@
 //
 //	StateDir/instances/         a tmpfs, 0700
 //	  .init-<hash>              workspace-init, bind-mounted into every container
-//	  <workspace uid>/<instance id>/
-//	    record.json             what the instance was started with
-//	    io/{go,result}          the FIFOs, bind-mounted as /run/workspaced
+//	  <instance uid>/           of the daemon's database: another one sees none of it
+//	    <workspace uid>/<instance id>/
+//	      record.json           what the instance was started with
+//	      io/{go,result}        the FIFOs, bind-mounted as /run/workspaced
 //	StateDir/runc/              the OCI runtime's own state
 //	DataDir/volumes/<workspace id>/<name>/
 //	DataDir/logs/<workspace id>.log, .log.1
@@ -124,7 +125,8 @@ type Driver struct {
 	deadlines deadlines
 	log       *slog.Logger
 	client    *client.Client
-	instances string // StateDir/instances
+	tmpfs     string // StateDir/instances
+	instances string // StateDir/instances/<instance uid>
 	runcRoot  string
 	volumes   string
 	logs      string
@@ -166,8 +168,8 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if cfg.Around == nil {
 		cfg.Around = plain
 	}
-	if cfg.InstanceUID == "" {
-		return nil, errors.New("containerd driver: no instance uid")
+	if !workspaceUID.MatchString(cfg.InstanceUID) { // it becomes a file name too
+		return nil, fmt.Errorf("containerd driver: %q is no instance uid", cfg.InstanceUID)
 	}
 	for name, path := range map[string]string{"state directory": cfg.StateDir, "data directory": cfg.DataDir, "workspace-init": cfg.InitPath} {
 		if !filepath.IsAbs(path) {
@@ -192,7 +194,8 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		around:    cfg.Around,
 		deadlines: defaultDeadlines,
 		log:       cfg.Logger,
-		instances: filepath.Join(cfg.StateDir, "instances"),
+		tmpfs:     filepath.Join(cfg.StateDir, "instances"),
+		instances: filepath.Join(cfg.StateDir, "instances", cfg.InstanceUID),
 		runcRoot:  filepath.Join(cfg.StateDir, "runc"),
 		volumes:   filepath.Join(cfg.DataDir, "volumes"),
 		logs:      filepath.Join(cfg.DataDir, "logs"),

@@ -573,7 +573,7 @@ func TestStopGoesOnWithoutARecord(t *testing.T) {
 		b := newBench(t, c)
 		in := b.run(spec("handled"))
 		// Nothing can be written where a directory is.
-		if err := os.Mkdir(filepath.Join(b.e.StateDir, "instances", "uid-w", in.ID, "record.json.new"), 0o700); err != nil {
+		if err := os.Mkdir(filepath.Join(b.e.StateDir, "instances", b.e.InstanceUID, "uid-w", in.ID, "record.json.new"), 0o700); err != nil {
 			t.Fatal(err)
 		}
 		b.wantGone(in)
@@ -583,7 +583,7 @@ func TestStopGoesOnWithoutARecord(t *testing.T) {
 		if got := b.list()[in.ID]; got.Phase != runtime.PhaseExited {
 			t.Errorf("%+v, want it exited", got)
 		}
-		if err := os.Remove(filepath.Join(b.e.StateDir, "instances", "uid-w", in.ID, "record.json.new")); err != nil {
+		if err := os.Remove(filepath.Join(b.e.StateDir, "instances", b.e.InstanceUID, "uid-w", in.ID, "record.json.new")); err != nil {
 			t.Fatal(err)
 		}
 		b.nothingLeft()
@@ -597,7 +597,7 @@ func TestInstanceWithoutRecord(t *testing.T) {
 		in := b.run(spec())
 		standby := b.prepare(spec())
 		for _, id := range []string{in.ID, standby.ID} {
-			if err := os.Remove(filepath.Join(b.e.StateDir, "instances", "uid-w", id, "record.json")); err != nil {
+			if err := os.Remove(filepath.Join(b.e.StateDir, "instances", b.e.InstanceUID, "uid-w", id, "record.json")); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -632,7 +632,7 @@ func TestDamagedRecord(t *testing.T) {
 		}
 		for name, damage := range damage {
 			in := b.run(spec("handled"))
-			if err := damage(filepath.Join(b.e.StateDir, "instances", "uid-w", in.ID, "record.json")); err != nil {
+			if err := damage(filepath.Join(b.e.StateDir, "instances", b.e.InstanceUID, "uid-w", in.ID, "record.json")); err != nil {
 				t.Fatal(err)
 			}
 			if list, err := b.d.List(b.ctx(), "uid-other"); err != nil || len(list) != 1 || list[0].ID != healthy.ID || list[0].Phase != runtime.PhaseRunning {
@@ -654,7 +654,7 @@ func TestDamagedRecord(t *testing.T) {
 		}
 		// A directory of which containerd knows nothing: whoever made it died then.
 		const id = "w-0123456789ab"
-		if err := os.MkdirAll(filepath.Join(b.e.StateDir, "instances", "uid-w", id, "io"), 0o700); err != nil {
+		if err := os.MkdirAll(filepath.Join(b.e.StateDir, "instances", b.e.InstanceUID, "uid-w", id, "io"), 0o700); err != nil {
 			t.Fatal(err)
 		}
 		if list, err := b.d.List(b.ctx(), "uid-w"); err != nil || len(list) != 1 || list[0].ID != id || list[0].Phase != runtime.PhaseRemnant {
@@ -679,24 +679,21 @@ func TestSecondDriverOfTheSameDirectory(t *testing.T) {
 		if err != nil || len(list) != 1 || list[0].ID != in.ID || list[0].Phase != runtime.PhaseRunning {
 			t.Errorf("List = %+v, %v", list, err)
 		}
-		stranger := b.e.NewDriver(t, func(cfg *ctrd.Config) {
-			cfg.InstanceUID, cfg.StateDir = "stranger", filepath.Join(cfg.StateDir, "stranger")
-		})
-		if list, err := stranger.List(b.ctx(), ""); err != nil || len(list) != 0 {
-			t.Errorf("another daemon's List = %+v, %v", list, err)
+		// As after a new database was made: what runs is another one's.
+		stranger := b.e.NewDriver(t, func(cfg *ctrd.Config) { cfg.InstanceUID = "stranger" })
+		for _, uid := range []string{"", "uid-w"} {
+			if list, err := stranger.List(b.ctx(), uid); err != nil || len(list) != 0 {
+				t.Errorf("another database's List(%q) = %+v, %v", uid, list, err)
+			}
 		}
-		b.nothingLeftBut(filepath.Join(b.e.StateDir, "stranger"))
+		if foreign, err := stranger.Foreign(b.ctx()); err != nil || len(foreign) != 1 || foreign[b.e.InstanceUID] != 1 {
+			t.Errorf("another database's Foreign = %v, %v", foreign, err)
+		}
+		if err := os.Remove(filepath.Join(b.e.StateDir, "instances", "stranger")); err != nil {
+			t.Errorf("another database's directory: %v", err)
+		}
+		b.nothingLeft()
 	})
-}
-
-func (b *bench) nothingLeftBut(dir string) {
-	b.Helper()
-	ctrdtest.RemoveAll(b, b.d)
-	ctrdtest.UnmountBelow(b, dir)
-	if err := os.RemoveAll(dir); err != nil {
-		b.Error(err)
-	}
-	b.nothingLeft()
 }
 
 func TestNewRefusesBadConfiguration(t *testing.T) {

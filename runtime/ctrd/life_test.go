@@ -245,9 +245,16 @@ func (l *life) check(c faultCase, old runtime.Instance) {
 	if len(leaks) != 0 {
 		l.Errorf("%v: left beside what runs: %q", c, leaks)
 	}
+	l.checkOpen("")
+}
+
+// checkOpen wants none of the workspace's files open whose name has the suffix. It
+// is called soon: what is forgotten is closed by Go's garbage collector later.
+func (l *life) checkOpen(suffix string) {
+	l.Helper()
 	for file := range openFiles() {
-		if strings.HasPrefix(file, l.e.StateDir) {
-			l.Errorf("%v: open: %s", c, file)
+		if strings.HasPrefix(file, l.e.StateDir) && strings.HasSuffix(file, suffix) {
+			l.Errorf("%v: open: %s", l.fault, file)
 		}
 	}
 }
@@ -255,7 +262,7 @@ func (l *life) check(c faultCase, old runtime.Instance) {
 // loseRecord is what an unmounted tmpfs does to an instance.
 func (l *life) loseRecord(id string) {
 	l.Helper()
-	if err := os.Remove(filepath.Join(l.e.StateDir, "instances", "uid-w", id, "record.json")); err != nil {
+	if err := os.Remove(filepath.Join(l.e.StateDir, "instances", l.e.InstanceUID, "uid-w", id, "record.json")); err != nil {
 		l.Fatal(err)
 	}
 }

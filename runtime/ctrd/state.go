@@ -15,13 +15,16 @@ import (
 
 // prepareState makes the directories, mounts the tmpfs and puts init there.
 func (d *Driver) prepareState() error {
-	for _, dir := range []string{d.cfg.StateDir, d.instances, d.runcRoot, d.volumes, d.logs} {
+	for _, dir := range []string{d.cfg.StateDir, d.tmpfs, d.runcRoot, d.volumes, d.logs} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
 		}
 	}
-	if err := mountTmpfs(d.instances); err != nil {
-		return fmt.Errorf("tmpfs at %s: %w", d.instances, err)
+	if err := mountTmpfs(d.tmpfs); err != nil {
+		return fmt.Errorf("tmpfs at %s: %w", d.tmpfs, err)
+	}
+	if err := os.MkdirAll(d.instances, 0o700); err != nil {
+		return err
 	}
 	if err := d.installInit(); err != nil {
 		return err
@@ -75,7 +78,7 @@ func (d *Driver) installInit() error {
 		return fmt.Errorf("workspace-init: %s is no program", d.cfg.InitPath)
 	}
 	sum := sha256.Sum256(b)
-	d.initPath = filepath.Join(d.instances, ".init-"+hex.EncodeToString(sum[:8]))
+	d.initPath = filepath.Join(d.tmpfs, ".init-"+hex.EncodeToString(sum[:8]))
 	if have, err := os.ReadFile(d.initPath); err != nil || sha256.Sum256(have) != sum {
 		if err := os.WriteFile(d.initPath+".new", b, 0o555); err != nil {
 			return err
@@ -88,7 +91,7 @@ func (d *Driver) installInit() error {
 		return err
 	}
 	// Those of earlier versions: who runs one has it mounted.
-	old, err := filepath.Glob(filepath.Join(d.instances, ".init-*"))
+	old, err := filepath.Glob(filepath.Join(d.tmpfs, ".init-*"))
 	if err != nil {
 		return err
 	}

@@ -236,7 +236,7 @@ func (e *Env) localLeaks(tb testing.TB) []string {
 				return nil
 			case err != nil:
 				return err
-			case path == dir, path == instances, path == filepath.Join(e.DataDir, "volumes"), path == filepath.Join(e.DataDir, "logs"),
+			case path == dir, path == instances, path == filepath.Join(instances, e.InstanceUID), path == filepath.Join(e.DataDir, "volumes"), path == filepath.Join(e.DataDir, "logs"),
 				path == filepath.Join(e.StateDir, "runc"), path == filepath.Join(e.StateDir, "runc", e.Namespace),
 				strings.HasPrefix(path, filepath.Join(instances, ".init-")):
 				return nil
