@@ -7,7 +7,7 @@
 //
 // # Schema
 //
-// Version 1. Numbers are 8 bytes big endian, records are JSON.
+// Version 2. Numbers are 8 bytes big endian, records are JSON.
 //
 //	meta
 //	├── schema      number  version of this schema

@@ -3,15 +3,14 @@ package store
 import (
 	"errors"
 	"fmt"
-	"runtime/debug"
 	"strings"
 	"syscall"
 
-	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
 )
 
-// Errors of Open; they come as *OpenError.
+// Errors of Open; they come as *OpenError. ErrDamaged is also what was found of
+// the file while it is open: a *RowError or *PanicError.
 var (
 	// ErrLocked: another process has the database open.
 	ErrLocked = errors.New("database is in use")
@@ -22,6 +21,10 @@ var (
 	// ErrSchema: a newer version of the program wrote the database.
 	ErrSchema = errors.New("unknown schema version")
 )
+
+// ErrReadOnly: nothing was written, the file system does not let itself be
+// written to any more; reading goes on.
+var ErrReadOnly = errors.New("file system is read-only")
 
 // ErrInDoubt: nobody knows whether the change is made, or lasts: the disk failed
 // at the very end of a commit, or did not answer before the caller's deadline.
@@ -45,30 +48,15 @@ func (e *OpenError) Error() string { return fmt.Sprintf("database %s %s", e.Path
 // Unwrap returns Err.
 func (e *OpenError) Unwrap() error { return e.Err }
 
-// PanicError is a panic inside a transaction, which was rolled back. It is
-// internal.
-type PanicError struct {
-	Value any
-	Stack []byte
+// diskErrors tell what a disk's errors mean, in the order in which they are
+// looked for. They are told apart by text too: bbolt flattens some of its errors.
+var diskErrors = []struct {
+	errno syscall.Errno
+	means error
+}{
+	{syscall.ENOSPC, ErrDiskFull}, {syscall.EDQUOT, ErrDiskFull}, {syscall.EFBIG, ErrDiskFull},
+	{syscall.EROFS, ErrReadOnly},
 }
-
-func (e *PanicError) Error() string { return fmt.Sprintf("store: panic: %v", e.Value) }
-
-// guard runs f and turns a panic into an error: bbolt panics on damaged pages.
-// A damaged page can also point outside of the mapped file; that fault, which
-// would end the process, becomes a panic as well.
-func guard(f func() error) (err error) {
-	defer debug.SetPanicOnFault(debug.SetPanicOnFault(true))
-	defer func() {
-		if p := recover(); p != nil {
-			err = &PanicError{Value: p, Stack: debug.Stack()}
-		}
-	}()
-	return f()
-}
-
-// diskFullErrors are told apart by text too: bbolt flattens some of its errors.
-var diskFullErrors = []syscall.Errno{syscall.ENOSPC, syscall.EDQUOT, syscall.EFBIG}
 
 // translate maps bbolt's errors to the store's.
 func translate(err error) error {
@@ -81,15 +69,10 @@ func translate(err error) error {
 	if errors.Is(err, ErrInDoubt) { // so it is not known that nothing was written
 		return err
 	}
-	for _, full := range diskFullErrors {
-		if errors.Is(err, full) || strings.HasSuffix(err.Error(), full.Error()) {
-			return fmt.Errorf("%w: %w", ErrDiskFull, err)
+	for _, e := range diskErrors {
+		if errors.Is(err, e.errno) || strings.HasSuffix(err.Error(), e.errno.Error()) {
+			return fmt.Errorf("%w: %w", e.means, err)
 		}
 	}
 	return err
-}
-
-// view runs f in a read transaction of its own.
-func (s *Store) view(f func(*bolt.Tx) error) error {
-	return translate(guard(func() error { return s.db.View(f) }))
 }

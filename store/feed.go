@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"slices"
 	"time"
 
@@ -65,9 +66,15 @@ func (s *Store) Feed(after uint64, limit int) (FeedPage, error) {
 // on with Feed(page.Next, n).
 func (s *Store) FeedSince(since, after uint64, limit int) (page FeedPage, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
-		meta := tx.Bucket(bucketMeta)
-		newest := parseNumber(meta.Get(metaRevision))
-		if since < parseNumber(meta.Get(metaFloor)) || since > newest || after > newest {
+		newest, err := metaNumber(tx, metaRevision)
+		if err != nil {
+			return err
+		}
+		floor, err := metaNumber(tx, metaFloor)
+		if err != nil {
+			return err
+		}
+		if since < floor || since > newest || after > newest {
 			return ErrCompacted
 		}
 		page = FeedPage{Next: newest}
@@ -82,7 +89,11 @@ func (s *Store) FeedSince(since, after uint64, limit int) (page FeedPage, err er
 			if err := decode(bucketFeed, k, v, &row); err != nil {
 				return err
 			}
-			e := FeedEntry{Revision: parseNumber(k)}
+			revision, err := parseNumber(bucketFeed, k, k)
+			if err != nil {
+				return err
+			}
+			e := FeedEntry{Revision: revision}
 			if !row.RemoveTime.IsZero() {
 				if e.Revision <= since {
 					continue // gone before the reader began
@@ -90,6 +101,9 @@ func (s *Store) FeedSince(since, after uint64, limit int) (page FeedPage, err er
 				e.RemovedID, e.RemovedUID = row.ID, row.UID
 			} else {
 				w, err := getWorkspace(tx, row.ID)
+				if errors.Is(err, ErrNotFound) {
+					err = &RowError{string(bucketFeed), string(k)}
+				}
 				if err != nil {
 					return err
 				}
@@ -123,23 +137,70 @@ func (t *txn) putTombstone(w *Workspace) error {
 		return err
 	}
 	t.changes = append(t.changes, Change{ID: w.ID, UID: w.UID, Revision: revision})
-	if err := t.put(bucketRemoved, number(revision), number(uint64(t.now.UnixNano()))); err != nil {
+	if err := t.bringBackRemoved(); err != nil {
 		return err
 	}
-	if err := t.putMetaNumber(metaTombstones, t.metaNumber(metaTombstones)+1); err != nil {
+	if err := t.put(bucketRemoved, number(revision), number(nanos(t.now))); err != nil {
+		return err
+	}
+	count, err := metaNumber(t.Tx, metaTombstones)
+	if err != nil {
+		return err
+	}
+	if err := t.putMetaNumber(metaTombstones, count+1); err != nil {
 		return err
 	}
 	return t.pruneTombstones()
 }
 
+// parseRemoved reads a row of the tombstones: when it was removed.
+func parseRemoved(k, v []byte) (time.Time, error) {
+	if len(k) != 8 {
+		return time.Time{}, &RowError{string(bucketRemoved), string(k)}
+	}
+	n, err := parseNumber(bucketRemoved, k, v)
+	return time.Unix(0, int64(n)), err
+}
+
+// bringBackRemoved gives tombstones of the future the present time: the clock
+// was set back since. So their times never fall, and none is kept for longer
+// than a day of the clock as it goes now.
+func (t *txn) bringBackRemoved() error {
+	var future [][]byte
+	c := t.Bucket(bucketRemoved).Cursor()
+	for k, v := c.Last(); k != nil; k, v = c.Prev() {
+		removed, err := parseRemoved(k, v)
+		if err != nil {
+			return err
+		}
+		if !removed.After(t.now) {
+			break
+		}
+		future = append(future, slices.Clone(k))
+	}
+	for _, k := range future {
+		if err := t.put(bucketRemoved, k, number(nanos(t.now))); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // pruneTombstones forgets the oldest removed workspaces and raises the floor.
 func (t *txn) pruneTombstones() error {
-	count := t.metaNumber(metaTombstones)
-	horizon := t.now.Add(-maxTombstoneAge).UnixNano()
+	count, err := metaNumber(t.Tx, metaTombstones)
+	if err != nil {
+		return err
+	}
+	horizon := t.now.Add(-maxTombstoneAge)
 	c := t.Bucket(bucketRemoved).Cursor()
 	var old [][]byte
 	for k, v := c.First(); k != nil && len(old) < pruneTombstonesMax; k, v = c.Next() {
-		if count-uint64(len(old)) <= maxTombstones && int64(parseNumber(v)) >= horizon {
+		removed, err := parseRemoved(k, v)
+		if err != nil {
+			return err
+		}
+		if count-uint64(len(old)) <= maxTombstones && !removed.Before(horizon) {
 			break
 		}
 		old = append(old, slices.Clone(k))
@@ -158,5 +219,5 @@ func (t *txn) pruneTombstones() error {
 	if err := t.putMetaNumber(metaTombstones, count-uint64(len(old))); err != nil {
 		return err
 	}
-	return t.putMetaNumber(metaFloor, parseNumber(old[len(old)-1]))
+	return t.put(bucketMeta, metaFloor, old[len(old)-1])
 }

@@ -110,10 +110,11 @@ func TestMigrations_FromEachVersion(t *testing.T) {
 				t.Errorf("the deleted secret has version %d", secret.Version)
 			}
 			if err := s.view(func(tx *bolt.Tx) error {
-				if v := parseNumber(tx.Bucket(bucketMeta).Get(metaSchema)); v != schemaVersion {
+				v, err := metaNumber(tx, metaSchema)
+				if v != schemaVersion {
 					t.Errorf("schema version %d", v)
 				}
-				return nil
+				return err
 			}); err != nil {
 				t.Error(err)
 			}

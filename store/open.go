@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -62,11 +61,15 @@ var Steps = []string{stepCommit}
 type Store struct {
 	cfg      Config
 	db       *bolt.DB
+	file     *os.File // db's
+	pageSize int
 	instance string
 	revision atomic.Uint64 // of the last commit
 
 	commits  atomic.Uint64 // how many there were, for tests
 	watchdog watchdog
+	limits   limits
+	inDoubt  bool // the last commit is; the writer's
 
 	ops       chan *op
 	pings     chan struct{}
@@ -112,24 +115,27 @@ func open(cfg Config, steps []func(*bolt.Tx) error) (*Store, error) {
 		return nil, &OpenError{cfg.Path, ErrDamaged, "is empty: restore it from a backup, or remove the file to begin anew"}
 	}
 
-	// Everything is looked at through a read-only mapping first, so that a
-	// database that is refused stays as it is, byte for byte.
-	db, closeFile, err := openFile(cfg.Path, true)
+	// Everything is looked at, through a read-only mapping, before anything is
+	// written, so that a database that is refused stays as it is, byte for byte.
+	if err := checkOpenFile(&cfg); err != nil {
+		return nil, readError(cfg.Path, err)
+	}
+	db, file, err := openFile(cfg.Path, true)
 	if err != nil {
 		return nil, err
 	}
 	err = guard(func() error { return db.View(func(tx *bolt.Tx) error { return verify(tx, cfg, len(steps)+1) }) })
-	closeFile()
+	closeFile(db, file)
 	if err != nil {
 		return nil, openError(cfg.Path, err)
 	}
 
-	db, closeFile, err = openFile(cfg.Path, false)
+	db, file, err = openFile(cfg.Path, false)
 	if err != nil {
 		return nil, err
 	}
 	s := &Store{
-		cfg: cfg, db: db, watchdog: watchdog{log: cfg.Logger},
+		cfg: cfg, db: db, file: file, pageSize: db.Info().PageSize, watchdog: watchdog{log: cfg.Logger},
 		ops: make(chan *op), pings: make(chan struct{}),
 	}
 	s.life, s.endLife = context.WithCancel(context.Background())
@@ -137,7 +143,7 @@ func open(cfg Config, steps []func(*bolt.Tx) error) (*Store, error) {
 	err = guard(func() error { return s.load(steps) })
 	if err != nil {
 		s.endLife()
-		closeFile()
+		closeFile(db, file)
 		return nil, openError(cfg.Path, err)
 	}
 	s.writer.Go(s.write)
@@ -146,23 +152,33 @@ func open(cfg Config, steps []func(*bolt.Tx) error) (*Store, error) {
 
 // load migrates and reads what the store keeps in memory.
 func (s *Store) load(steps []func(*bolt.Tx) error) error {
+	read := func(tx *bolt.Tx) (version uint64, err error) {
+		s.instance = string(tx.Bucket(bucketMeta).Get(metaInstance))
+		revision, err := metaNumber(tx, metaRevision)
+		if err != nil {
+			return 0, err
+		}
+		s.revision.Store(revision)
+		s.committed(tx.ID())
+		return metaNumber(tx, metaSchema)
+	}
 	var version uint64
-	err := s.db.View(func(tx *bolt.Tx) error {
-		meta := tx.Bucket(bucketMeta)
-		version = parseNumber(meta.Get(metaSchema))
-		s.instance = string(meta.Get(metaInstance))
-		s.revision.Store(parseNumber(meta.Get(metaRevision)))
-		return nil
+	err := s.db.View(func(tx *bolt.Tx) (err error) {
+		version, err = read(tx)
+		return err
 	})
 	if err != nil || version == uint64(len(steps)+1) {
 		return err
 	}
-	if err := s.db.Update(func(tx *bolt.Tx) error { return migrate(tx, steps) }); err != nil {
+	return s.db.Update(func(tx *bolt.Tx) error {
+		if err := migrate(tx, steps); err != nil {
+			return err
+		}
+		if err := checkRows(tx); err != nil {
+			return damagedError(s.cfg.Path, err)
+		}
+		_, err := read(tx)
 		return err
-	}
-	return s.db.View(func(tx *bolt.Tx) error {
-		s.revision.Store(parseNumber(tx.Bucket(bucketMeta).Get(metaRevision)))
-		return nil
 	})
 }
 
@@ -197,10 +213,8 @@ func create(cfg Config) (err error) {
 	return errors.Join(d.Sync(), d.Close())
 }
 
-// openFile opens the file with bbolt. closeFile closes it also when bbolt has
-// panicked and left it open.
-func openFile(path string, readOnly bool) (db *bolt.DB, closeFile func(), err error) {
-	var file *os.File
+// openFile opens the file with bbolt.
+func openFile(path string, readOnly bool) (db *bolt.DB, file *os.File, err error) {
 	err = guard(func() (err error) {
 		db, err = bolt.Open(path, 0o600, &bolt.Options{
 			Timeout:         lockTimeout,
@@ -220,17 +234,16 @@ func openFile(path string, readOnly bool) (db *bolt.DB, closeFile func(), err er
 		if file != nil {
 			_ = file.Close() // closed already, unless it was a panic
 		}
-		var errno syscall.Errno
-		var paniced *PanicError
-		switch {
-		case errors.Is(err, berrors.ErrTimeout), errors.As(err, &errno), errors.As(err, &paniced):
-			err = openError(path, err)
-		default: // it is about what bbolt has read
-			err = damagedError(path, err)
-		}
-		return nil, nil, err
+		return nil, nil, readError(path, err)
 	}
-	return db, func() { _ = guard(db.Close) }, nil
+	return db, file, nil
+}
+
+// closeFile closes the database also when bbolt has panicked and can't.
+func closeFile(db *bolt.DB, file *os.File) {
+	if guard(db.Close) != nil {
+		_ = file.Close()
+	}
 }
 
 // verify checks that the database can be used as it is.
@@ -238,21 +251,13 @@ func verify(tx *bolt.Tx, cfg Config, newest int) error {
 	damaged := func(format string, args ...any) error {
 		return damagedError(cfg.Path, fmt.Sprintf(format, args...))
 	}
-	info, err := os.Stat(tx.DB().Path())
-	if err != nil {
-		return err
-	}
-	if info.Size() < tx.Size() {
-		return damaged("%d of %d bytes are there", info.Size(), tx.Size())
-	}
-
 	meta := tx.Bucket(bucketMeta)
 	if meta == nil {
 		return damaged("it is no database of workspaced")
 	}
-	version := parseNumber(meta.Get(metaSchema))
+	version, err := metaNumber(tx, metaSchema)
 	switch {
-	case version == 0:
+	case err != nil || version == 0:
 		return damaged("it has no schema version")
 	case version > uint64(newest):
 		return &OpenError{cfg.Path, ErrSchema, fmt.Sprintf(
@@ -266,25 +271,18 @@ func verify(tx *bolt.Tx, cfg Config, newest int) error {
 	if err != nil || string(plain) != string(instance) {
 		return &OpenError{cfg.Path, ErrWrongKey, "was sealed with another key: give the key file that belongs to it"}
 	}
-	if version == uint64(newest) {
+	if version == uint64(newest) { // an older one's rows are checked when it is migrated
 		for _, name := range allBuckets {
 			if tx.Bucket(name) == nil {
 				return damaged("%s is missing", name)
 			}
 		}
-	}
-
-	// What bbolt's own check, which runs in a goroutine of its own, must not meet
-	// is looked for first: lengths that make it endless, and faults, which in this
-	// goroutine are panics.
-	if id, err := strayPage(tx); err != nil || id >= 0 {
-		return damaged("page %d makes no sense", id)
-	}
-	if err := tx.ForEach(func(_ []byte, b *bolt.Bucket) error { return walk(b) }); err != nil {
-		return err
+		if err := checkRows(tx); err != nil {
+			return damaged("%v", err)
+		}
 	}
 	var problem error
-	for err := range tx.Check() {
+	for err := range tx.Check() { // bbolt's own opinion; its goroutine ends when all is told
 		problem = err
 	}
 	if problem != nil {
@@ -293,40 +291,8 @@ func verify(tx *bolt.Tx, cfg Config, newest int) error {
 	return nil
 }
 
-// strayPage returns a page that reaches beyond the file, or -1.
-func strayPage(tx *bolt.Tx) (int, error) {
-	for id := 0; ; {
-		page, err := tx.Page(id)
-		if err != nil || page == nil { // nil: behind the last one
-			return -1, err
-		}
-		if page.Type != "free" { // a free one may hold anything
-			end := int64(id+1+page.OverflowCount) * int64(tx.DB().Info().PageSize)
-			if end > tx.Size() {
-				return id, nil
-			}
-			id += page.OverflowCount
-		}
-		id++
-	}
-}
-
-// walk touches every page of a bucket.
-func walk(b *bolt.Bucket) error {
-	return b.ForEach(func(k, v []byte) error {
-		if v == nil {
-			if nested := b.Bucket(k); nested != nil {
-				return walk(nested)
-			}
-		}
-		return nil
-	})
-}
-
-// damagedError says why, without bbolt's word for how it found out.
 func damagedError(path string, why any) error {
-	why = strings.TrimPrefix(strings.TrimPrefix(fmt.Sprint(why), "panic: "), "assertion failed: ")
-	return &OpenError{path, ErrDamaged, fmt.Sprintf("is damaged (%v): restore it from a backup", why)}
+	return &OpenError{path, ErrDamaged, fmt.Sprintf("is damaged (%s): restore it from a backup", inShort(why))}
 }
 
 // openError says in one sentence what bbolt says in its own words.
@@ -344,6 +310,15 @@ func openError(path string, err error) error {
 	return fmt.Errorf("database %s can't be opened: %w", path, translate(err))
 }
 
+// readError is openError for what may be about the file's content.
+func readError(path string, err error) error {
+	var errno syscall.Errno
+	if errors.As(err, &errno) || errors.Is(err, berrors.ErrTimeout) {
+		return openError(path, err)
+	}
+	return damagedError(path, err)
+}
+
 // Close waits for the changes that were begun, refuses further ones with
 // ErrClosed, and closes the database once its readers are done. It returns an
 // error when the disk does not answer for 10 s: what was not acknowledged by
@@ -354,7 +329,7 @@ func (s *Store) Close() error {
 		closed := make(chan error, 1)
 		go func() { // outlives Close only with a hung disk, until the process ends
 			s.writer.Wait()
-			closed <- guard(s.db.Close)
+			closed <- s.close()
 		}()
 		select {
 		case s.closeErr = <-closed:
@@ -366,11 +341,14 @@ func (s *Store) Close() error {
 }
 
 // Ping returns nil once the writer's goroutine has answered, which is alive then
-// and not held up by the disk. It touches neither file nor transaction.
+// and not held up by the disk, or why nothing is written any more: the database
+// was found to be damaged. It touches neither file nor transaction.
 func (s *Store) Ping(ctx context.Context) error {
 	select {
 	case s.pings <- struct{}{}:
-		return nil
+		s.limits.mu.Lock()
+		defer s.limits.mu.Unlock()
+		return s.limits.writing
 	case <-ctx.Done():
 		return ctx.Err()
 	case <-s.closing:

@@ -21,11 +21,14 @@ import (
 
 // filled returns a harness with some of everything, large enough for a tree of
 // pages.
-func filled(t testing.TB) *harness {
+func filled(t testing.TB) *harness { return filledWith(t, 40, 300) }
+
+// filledWith is filled with so many workspaces, and a secret of that size each.
+func filledWith(t testing.TB, workspaces, size int) *harness {
 	t.Helper()
 	h := newHarness(t)
-	for i := range 40 {
-		h.create(fmt.Sprintf("w%02d", i), value("K", strings.Repeat("v", 300)), value("L", "2"))
+	for i := range workspaces {
+		h.create(fmt.Sprintf("w%02d", i), value("K", strings.Repeat("v", size)), value("L", "2"))
 	}
 	must(h.UpdateSecrets(ctx, Scope{}, set("G", strings.Repeat("g", 20_000)), request("id", "one")))(t)
 	h.remove("w07")

@@ -75,19 +75,23 @@ func ownerIn(tx *bolt.Tx, scope Scope) (owner, error) {
 	return ownerOf(&w), err
 }
 
-// Secret returns one secret's metadata, or a *NotFoundError.
+// Secret returns one secret's metadata, or a *NotFoundError, or a *KeyError with
+// ErrUnreadable when its row is damaged.
 func (s *Store) Secret(scope Scope, key string) (secret Secret, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
 		o, err := ownerIn(tx, scope)
 		if err != nil {
 			return err
 		}
-		r, found, err := o.get(tx, key)
-		if err == nil && !found {
-			err = &NotFoundError{WorkspaceID: scope.WorkspaceID, Key: key}
+		r, known := o.get(tx, key)
+		switch {
+		case !known || r.Deleted:
+			return &NotFoundError{WorkspaceID: scope.WorkspaceID, Key: key}
+		case r.damaged:
+			return &KeyError{Key: key, Err: ErrUnreadable}
 		}
 		secret = o.metadata(key, &r)
-		return err
+		return nil
 	})
 	if err != nil {
 		return Secret{}, err
@@ -96,15 +100,16 @@ func (s *Store) Secret(scope Scope, key string) (secret Secret, err error) {
 }
 
 // ListSecrets returns the metadata of a scope's secrets whose key comes after
-// the given one, by key, at most limit (0: all), and whether there are more. It
-// returns a *NotFoundError when there is no such workspace.
+// the given one, by key, at most limit (0: all), and whether there are more. Of
+// one whose row is damaged only the key is known: its version is 0. It returns a
+// *NotFoundError when there is no such workspace.
 func (s *Store) ListSecrets(scope Scope, after string, limit int) (secrets []Secret, more bool, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
 		o, err := ownerIn(tx, scope)
 		if err != nil {
 			return err
 		}
-		return o.each(tx, after, func(key string, r *secretRecord) bool {
+		o.each(tx, after, func(key string, r *secretRecord) bool {
 			switch {
 			case r.Deleted:
 			case limit > 0 && len(secrets) == limit:
@@ -115,6 +120,7 @@ func (s *Store) ListSecrets(scope Scope, after string, limit int) (secrets []Sec
 			}
 			return true
 		})
+		return nil
 	})
 	if err != nil {
 		return nil, false, err
@@ -124,8 +130,8 @@ func (s *Store) ListSecrets(scope Scope, after string, limit int) (secrets []Sec
 
 // Snapshot returns a workspace with the values of all the secrets that its
 // container gets, from one read transaction: the global ones and its own, which
-// win, by key. It returns a *NotFoundError, or a *KeyError with ErrUnreadable
-// when one of them can't be opened.
+// win, by key. It returns a *NotFoundError, a *KeyError with ErrUnreadable when
+// one of them can't be opened, or ErrDamaged when one is missing.
 func (s *Store) Snapshot(id string) (snapshot Snapshot, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
 		w, err := getWorkspace(tx, id)
@@ -136,17 +142,17 @@ func (s *Store) Snapshot(id string) (snapshot Snapshot, err error) {
 			owner owner
 			row   secretRecord
 		}
-		merged := map[string]source{}
+		merged, sums := map[string]source{}, map[owner]ownerRecord{}
 		for _, o := range []owner{{}, ownerOf(&w)} {
-			err := o.each(tx, "", func(key string, r *secretRecord) bool {
+			var rows ownerRecord
+			o.each(tx, "", func(key string, r *secretRecord) bool {
+				rows.add(key, r)
 				if !r.Deleted {
 					merged[key] = source{o, *r}
 				}
 				return true
 			})
-			if err != nil {
-				return err
-			}
+			sums[o] = rows
 		}
 		snapshot.Workspace = w
 		for key, from := range merged {
@@ -155,6 +161,11 @@ func (s *Store) Snapshot(id string) (snapshot Snapshot, err error) {
 				return err
 			}
 			snapshot.Secrets = append(snapshot.Secrets, OpenedSecret{Key: key, Version: from.row.Version, Value: value})
+		}
+		for o, rows := range sums { // now that no secret is to be named
+			if err := o.checkSums(tx, rows); err != nil {
+				return err
+			}
 		}
 		return nil
 	})

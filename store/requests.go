@@ -34,14 +34,29 @@ type requestSums struct {
 	Bytes int64 `json:"bytes"`
 }
 
+// endsAt reports whether the request is the one that the key of
+// requests_by_expiry means.
+func (r *requestRecord) endsAt(id string, key []byte) bool {
+	return string(expiryKey(id, r.Expiry)) == string(key)
+}
+
 func requestAssociated(id string) []byte {
 	return seal.AssociatedData("workspaced request", id)
 }
 
 // expiryKey sorts requests by their end.
-func expiryKey(id string, expiry time.Time) []byte {
-	return append(number(uint64(expiry.UnixNano())), id...)
+func expiryKey(id string, expiry time.Time) []byte { return append(number(nanos(expiry)), id...) }
+
+func parseExpiryKey(k []byte) (expiry time.Time, id string, err error) {
+	if len(k) <= 8 {
+		return time.Time{}, "", &RowError{string(bucketRequestsByExpiry), string(k)}
+	}
+	n, err := parseNumber(bucketRequestsByExpiry, k, k[:8])
+	return time.Unix(0, int64(n)).UTC(), string(k[8:]), err
 }
+
+// nanos is a time as it is stored.
+func nanos(t time.Time) uint64 { return uint64(max(0, t.UnixNano())) }
 
 // replay finds the result of a request that was done before.
 func (t *txn) replay(id string, fingerprint [sha256.Size]byte) (result Result, found bool, err error) {
@@ -72,22 +87,32 @@ func (t *txn) remember(id string, fingerprint [sha256.Size]byte, result Result) 
 	if _, err := getRecord(t.Tx, bucketMeta, metaRequests, &sums); err != nil {
 		return err
 	}
-	if err := t.forget(id, &sums); err != nil { // an expired one
+	var expired requestRecord
+	if found, err := getRecord(t.Tx, bucketRequests, []byte(id), &expired); err != nil {
 		return err
+	} else if found {
+		if err := t.forget(expiryKey(id, expired.Expiry), &sums); err != nil {
+			return err
+		}
 	}
 	for sums.Count >= maxRequests || (sums.Count > 0 && sums.Bytes+int64(len(b)) > maxRequestBytes) {
 		k, _ := t.Bucket(bucketRequestsByExpiry).Cursor().First()
 		if k == nil {
 			break
 		}
-		if err := t.forget(string(k[8:]), &sums); err != nil {
+		if err := t.forget(slices.Clone(k), &sums); err != nil {
 			return err
 		}
 	}
+	return t.putRequest(id, row.Expiry, b, &sums)
+}
+
+// putRequest stores a request, and the sums with it.
+func (t *txn) putRequest(id string, expiry time.Time, b []byte, sums *requestSums) error {
 	if err := t.put(bucketRequests, []byte(id), b); err != nil {
 		return err
 	}
-	if err := t.put(bucketRequestsByExpiry, expiryKey(id, row.Expiry), nil); err != nil {
+	if err := t.put(bucketRequestsByExpiry, expiryKey(id, expiry), nil); err != nil {
 		return err
 	}
 	sums.Count++
@@ -95,43 +120,80 @@ func (t *txn) remember(id string, fingerprint [sha256.Size]byte, result Result) 
 	return t.putRecord(bucketMeta, metaRequests, sums)
 }
 
-// forget removes a request if it is there.
-func (t *txn) forget(id string, sums *requestSums) error {
-	b := t.Bucket(bucketRequests).Get([]byte(id))
-	if b == nil {
-		return nil
-	}
-	var row requestRecord
-	if err := decode(bucketRequests, []byte(id), b, &row); err != nil {
+// forget removes the request that a key of requests_by_expiry names. Damaged
+// rows go as well: they must not stay in the way of every commit.
+func (t *txn) forget(key []byte, sums *requestSums) error {
+	if err := t.delete(bucketRequestsByExpiry, key); err != nil {
 		return err
+	}
+	_, id, err := parseExpiryKey(key)
+	if err != nil {
+		return nil //nolint:nilerror // it names none
+	}
+	b := t.Bucket(bucketRequests).Get([]byte(id))
+	var row requestRecord
+	if b == nil || decode(bucketRequests, []byte(id), b, &row) == nil && !row.endsAt(id, key) {
+		return nil
 	}
 	sums.Count--
 	sums.Bytes -= int64(len(b))
-	if err := t.delete(bucketRequests, []byte(id)); err != nil {
-		return err
-	}
-	return t.delete(bucketRequestsByExpiry, expiryKey(id, row.Expiry))
+	return t.delete(bucketRequests, []byte(id))
 }
 
-// purgeRequests forgets some expired requests.
+// endAt gives the request that a key of requests_by_expiry names another end.
+func (t *txn) endAt(expiry time.Time, key []byte, sums *requestSums) error {
+	_, id, err := parseExpiryKey(key)
+	if err != nil {
+		return err
+	}
+	var row requestRecord
+	found, err := getRecord(t.Tx, bucketRequests, []byte(id), &row)
+	if err := t.forget(key, sums); err != nil {
+		return err
+	}
+	if err != nil || !found || !row.endsAt(id, key) {
+		return nil //nolint:nilerror // there is nothing to be kept
+	}
+	row.Expiry = expiry
+	b, err := json.Marshal(row)
+	if err != nil {
+		return err
+	}
+	return t.putRequest(id, expiry, b, sums)
+}
+
+// purgeRequests forgets some expired requests. Those that end too late, because
+// the clock was set back since, get the end that they would get now.
 func (t *txn) purgeRequests() error {
-	var expired []string
+	latest := t.now.Add(requestAge)
 	c := t.Bucket(bucketRequestsByExpiry).Cursor()
+	var expired, late [][]byte
 	for k, _ := c.First(); k != nil && len(expired) < purgeRequestsMax; k, _ = c.Next() {
-		if parseNumber(k[:8]) > uint64(t.now.UnixNano()) {
+		if expiry, _, err := parseExpiryKey(k); err == nil && expiry.After(t.now) {
 			break
 		}
-		expired = append(expired, string(slices.Clone(k[8:])))
+		expired = append(expired, slices.Clone(k))
 	}
-	if len(expired) == 0 {
+	for k, _ := c.Last(); k != nil && len(late) < purgeRequestsMax; k, _ = c.Prev() {
+		if expiry, _, err := parseExpiryKey(k); err != nil || !expiry.After(latest) {
+			break
+		}
+		late = append(late, slices.Clone(k))
+	}
+	if len(expired)+len(late) == 0 {
 		return nil
 	}
 	var sums requestSums
 	if _, err := getRecord(t.Tx, bucketMeta, metaRequests, &sums); err != nil {
 		return err
 	}
-	for _, id := range expired {
-		if err := t.forget(id, &sums); err != nil {
+	for _, key := range late {
+		if err := t.endAt(latest, key, &sums); err != nil {
+			return err
+		}
+	}
+	for _, key := range expired {
+		if err := t.forget(key, &sums); err != nil {
 			return err
 		}
 	}

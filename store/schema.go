@@ -1,8 +1,6 @@
 package store
 
 import (
-	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 
@@ -71,7 +69,11 @@ func initialize(tx *bolt.Tx, sealer *seal.Sealer) error {
 // migrate brings the database to the version after the last of steps.
 func migrate(tx *bolt.Tx, steps []func(*bolt.Tx) error) error {
 	meta := tx.Bucket(bucketMeta)
-	for v := parseNumber(meta.Get(metaSchema)); v <= uint64(len(steps)); v++ {
+	version, err := metaNumber(tx, metaSchema)
+	if err != nil {
+		return err
+	}
+	for v := version; v <= uint64(len(steps)); v++ {
 		if err := steps[v-1](tx); err != nil {
 			return fmt.Errorf("migration from version %d: %w", v, err)
 		}
@@ -83,33 +85,3 @@ func migrate(tx *bolt.Tx, steps []func(*bolt.Tx) error) error {
 }
 
 func checkAssociated() []byte { return seal.AssociatedData("workspaced key check") }
-
-func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
-
-// parseNumber returns 0 for what is not there.
-func parseNumber(b []byte) uint64 {
-	if len(b) != 8 {
-		return 0
-	}
-	return binary.BigEndian.Uint64(b)
-}
-
-// getRecord decodes a row into v and reports whether it is there. Decoding
-// copies, so v outlives the transaction.
-func getRecord(tx *bolt.Tx, bucket, key []byte, v any) (bool, error) {
-	b := tx.Bucket(bucket).Get(key)
-	if b == nil {
-		return false, nil
-	}
-	if err := decode(bucket, key, b, v); err != nil {
-		return false, err
-	}
-	return true, nil
-}
-
-func decode(bucket, key, value []byte, v any) error {
-	if err := json.Unmarshal(value, v); err != nil {
-		return fmt.Errorf("row %q in %s can't be read: %w", key, bucket, err)
-	}
-	return nil
-}

@@ -25,6 +25,20 @@ type secretRecord struct {
 	Size       int       `json:"size,omitempty"`
 	CreateTime time.Time `json:"createTime,omitzero"`
 	UpdateTime time.Time `json:"updateTime,omitzero"`
+
+	// damaged: the row can't be read. What else is known the sealed value tells,
+	// which can't be opened without the version.
+	damaged bool
+}
+
+// decodeSecret decodes the row of an owner and key. It never fails: what can't be
+// read is damaged.
+func decodeSecret(tx *bolt.Tx, key, value []byte) (r secretRecord) {
+	if decode(bucketSecrets, key, value, &r) != nil {
+		sealed := tx.Bucket(bucketSealed).Get(key)
+		return secretRecord{damaged: true, Deleted: sealed == nil, Size: max(0, len(sealed)-seal.Overhead)}
+	}
+	return r
 }
 
 // ownerRecord sums up an owner's secrets.
@@ -81,15 +95,25 @@ func (o owner) metadata(key string, r *secretRecord) Secret {
 	}
 }
 
-// get returns the row of a secret that is there.
-func (o owner) get(tx *bolt.Tx, key string) (r secretRecord, found bool, err error) {
-	found, err = getRecord(tx, bucketSecrets, o.row(key), &r)
-	return r, found && !r.Deleted, err
+// get returns a key's row, and whether the key is known, which one of a deleted
+// secret is as well.
+func (o owner) get(tx *bolt.Tx, key string) (r secretRecord, known bool) {
+	b := tx.Bucket(bucketSecrets).Get(o.row(key))
+	if b == nil {
+		return r, false
+	}
+	return decodeSecret(tx, o.row(key), b), true
+}
+
+// has reports whether there is a secret under the key.
+func (o owner) has(tx *bolt.Tx, key string) bool {
+	r, known := o.get(tx, key)
+	return known && !r.Deleted
 }
 
 // each calls f with each row, also those of deleted keys, from the first key
 // after the given one on, until f returns false.
-func (o owner) each(tx *bolt.Tx, after string, f func(key string, r *secretRecord) bool) error {
+func (o owner) each(tx *bolt.Tx, after string, f func(key string, r *secretRecord) bool) {
 	prefix := o.row("")
 	c := tx.Bucket(bucketSecrets).Cursor()
 	// No key contains a NUL: this is the first place behind after.
@@ -98,19 +122,41 @@ func (o owner) each(tx *bolt.Tx, after string, f func(key string, r *secretRecor
 		seek = append(o.row(after), 0)
 	}
 	for k, v := c.Seek(seek); bytes.HasPrefix(k, prefix); k, v = c.Next() {
-		var r secretRecord
-		if err := decode(bucketSecrets, k, v, &r); err != nil {
-			return err
-		}
+		r := decodeSecret(tx, k, v)
 		if !f(string(k[len(prefix):]), &r) {
 			break
 		}
+	}
+}
+
+// add adds a row to the sums.
+func (s *ownerRecord) add(key string, r *secretRecord) {
+	if r.Deleted {
+		s.Retired++
+		return
+	}
+	s.Bytes += r.Size
+	s.KeyBytes += len(key)
+}
+
+// checkSums returns an error unless the owner has had these rows: a page that the
+// disk has lost must not cost a container a part of its secrets in silence.
+func (o owner) checkSums(tx *bolt.Tx, sums ownerRecord) error {
+	var want ownerRecord
+	if _, err := getRecord(tx, bucketOwners, []byte(o.name()), &want); err != nil {
+		return err
+	}
+	if want.KeyBytes != sums.KeyBytes || want.Retired != sums.Retired {
+		return &RowError{string(bucketOwners), o.name()}
 	}
 	return nil
 }
 
 // open returns a secret's value, or a *KeyError.
 func (o owner) open(tx *bolt.Tx, sealer *seal.Sealer, key string, r *secretRecord) (seal.Plaintext, error) {
+	if r.damaged {
+		return seal.Plaintext{}, &KeyError{Key: key, Err: ErrUnreadable}
+	}
 	plain, err := sealer.Open(tx.Bucket(bucketSealed).Get(o.row(key)), o.associated(key, r.Version))
 	if err != nil {
 		return seal.Plaintext{}, &KeyError{Key: key, Err: ErrUnreadable}

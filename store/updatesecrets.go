@@ -82,15 +82,16 @@ func (t *txn) planSecrets(o owner, u *SecretsUpdate, etag string) (*secretsPlan,
 		if err := once(key); err != nil {
 			return nil, err
 		}
-		r, found, err := o.get(t.Tx, key)
-		if err != nil {
-			return nil, err
-		}
+		r, known := o.get(t.Tx, key)
+		found := known && !r.Deleted
 		if !found && u.MustExist {
 			return nil, &NotFoundError{WorkspaceID: o.scope.WorkspaceID, Key: key}
 		}
 		if err := checkSecretEtag(o, key, &r, found, etag); err != nil {
 			return nil, err
+		}
+		if r.damaged {
+			r.Version = t.unusedVersion(&p.sums)
 		}
 		if found {
 			p.sums.Bytes -= r.Size
@@ -106,11 +107,7 @@ func (t *txn) planSecrets(o owner, u *SecretsUpdate, etag string) (*secretsPlan,
 		if n := value.Value.Len(); n > MaxValueBytes {
 			return nil, &QuotaError{Scope: o.scope, Limit: MaxValueBytes, Size: n}
 		}
-		var old secretRecord
-		known, err := getRecord(t.Tx, bucketSecrets, o.row(value.Key), &old)
-		if err != nil {
-			return nil, err
-		}
+		old, known := o.get(t.Tx, value.Key)
 		found := known && !old.Deleted
 		if err := checkSecretEtag(o, value.Key, &old, found, etag); err != nil {
 			return nil, err
@@ -121,6 +118,9 @@ func (t *txn) planSecrets(o owner, u *SecretsUpdate, etag string) (*secretsPlan,
 				p.sets = append(p.sets, plannedSet{value: value, row: old})
 				continue
 			}
+		}
+		if old.damaged {
+			old.Version, old.CreateTime = t.unusedVersion(&p.sums), t.now
 		}
 		row := secretRecord{
 			Version:    old.Version + 1,
@@ -146,6 +146,11 @@ func (t *txn) planSecrets(o owner, u *SecretsUpdate, etag string) (*secretsPlan,
 		return nil, &QuotaError{Scope: o.scope, Limit: maxKeyBytes, Size: p.sums.KeyBytes}
 	}
 	return p, nil
+}
+
+// unusedVersion returns a version above any that a damaged row can have had.
+func (t *txn) unusedVersion(sums *ownerRecord) int64 {
+	return max(sums.LastVersion, int64(t.revision), t.now.Unix()) + 1
 }
 
 func checkSecretEtag(o owner, key string, r *secretRecord, found bool, etag string) error {
@@ -201,16 +206,13 @@ func (t *txn) applySecrets(p *secretsPlan) error {
 // keys begin above the highest version among them.
 func (t *txn) foldRetired(p *secretsPlan) error {
 	var keys []string
-	err := p.owner.each(t.Tx, "", func(key string, r *secretRecord) bool {
+	p.owner.each(t.Tx, "", func(key string, r *secretRecord) bool {
 		if r.Deleted {
 			keys = append(keys, key)
 			p.sums.LastVersion = max(p.sums.LastVersion, r.Version)
 		}
 		return true
 	})
-	if err != nil {
-		return err
-	}
 	for _, key := range keys {
 		if err := t.delete(bucketSecrets, p.owner.row(key)); err != nil {
 			return err
@@ -223,13 +225,10 @@ func (t *txn) foldRetired(p *secretsPlan) error {
 // deleteOwner removes all that an owner has.
 func (t *txn) deleteOwner(o owner) error {
 	var keys []string
-	err := o.each(t.Tx, "", func(key string, _ *secretRecord) bool {
+	o.each(t.Tx, "", func(key string, _ *secretRecord) bool {
 		keys = append(keys, key)
 		return true
 	})
-	if err != nil {
-		return err
-	}
 	for _, key := range keys {
 		if err := errors.Join(t.delete(bucketSecrets, o.row(key)), t.delete(bucketSealed, o.row(key))); err != nil {
 			return err
@@ -327,20 +326,27 @@ func (t *txn) updateGlobalSecrets(u *SecretsUpdate, etag string) (Result, error)
 	return result, nil
 }
 
+// affectedRecord is what of a workspace's record says whether global secrets
+// reach it.
+type affectedRecord struct {
+	ID       string    `json:"id"`
+	UID      string    `json:"uid"`
+	Deleting *Deleting `json:"deleting"`
+	Model    string    `json:"model"`
+	Spec     struct {
+		ModelEnv []string `json:"modelEnv"`
+	} `json:"spec"`
+}
+
+func (r *affectedRecord) valid(key []byte) bool { return r.ID == string(key) && r.UID != "" }
+
 // affectedBy returns the workspaces that see a change of one of these global
 // keys.
 func (t *txn) affectedBy(keys []string) ([]string, error) {
 	var ids []string
 	c := t.Bucket(bucketWorkspaces).Cursor()
 	for k, v := c.First(); k != nil; k, v = c.Next() {
-		var w struct {
-			UID      string    `json:"uid"`
-			Deleting *Deleting `json:"deleting"`
-			Model    string    `json:"model"`
-			Spec     struct {
-				ModelEnv []string `json:"modelEnv"`
-			} `json:"spec"`
-		}
+		var w affectedRecord
 		if err := decode(bucketWorkspaces, k, v, &w); err != nil {
 			return nil, err
 		}
@@ -353,11 +359,7 @@ func (t *txn) affectedBy(keys []string) ([]string, error) {
 			hidden = (&Spec{ModelEnv: w.Spec.ModelEnv}).ModelVars()
 		}
 		for _, key := range keys {
-			_, shadowed, err := own.get(t.Tx, key)
-			if err != nil {
-				return nil, err
-			}
-			if !shadowed && !slices.Contains(hidden, key) {
+			if !own.has(t.Tx, key) && !slices.Contains(hidden, key) {
 				ids = append(ids, string(k))
 				break
 			}

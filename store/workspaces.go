@@ -163,11 +163,7 @@ func (s *Store) UpdateWorkspace(ctx context.Context, id string, edit func(*Edita
 			return Result{Workspace: w}, nil
 		}
 		for _, key := range spec.ModelVars() {
-			_, found, err := ownerOf(&w).get(t.Tx, key)
-			if err != nil {
-				return Result{}, err
-			}
-			if found {
+			if ownerOf(&w).has(t.Tx, key) {
 				return Result{}, &KeyError{Key: key, Err: ErrModelKey}
 			}
 		}

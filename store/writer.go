@@ -36,7 +36,8 @@ type txn struct {
 	*bolt.Tx
 	store    *Store
 	now      time.Time
-	revision uint64
+	begun    uint64   // the newest revision before
+	revision uint64   // the newest one by now
 	dirty    bool     // the operation has written
 	changes  []Change // of the operation
 }
@@ -58,8 +59,6 @@ func (t *txn) delete(bucket, key []byte) error {
 	t.dirty = true
 	return t.Bucket(bucket).Delete(key)
 }
-
-func (t *txn) metaNumber(key []byte) uint64 { return parseNumber(t.Bucket(bucketMeta).Get(key)) }
 
 func (t *txn) putMetaNumber(key []byte, n uint64) error { return t.put(bucketMeta, key, number(n)) }
 
@@ -169,10 +168,16 @@ func (s *Store) process(batch []*op) {
 
 // rehearse runs an operation and rolls it back.
 func (s *Store) rehearse(o *op) {
-	tx, err := s.db.Begin(true)
+	tx, err := s.begin(true)
 	if err == nil {
-		err = guard(func() error { return o.run(s.newTxn(tx)) })
-		rollback(tx)
+		err = guard(func() error {
+			t, err := s.newTxn(tx)
+			if err != nil {
+				return err
+			}
+			return o.run(t)
+		})
+		s.rollback(tx)
 	}
 	o.done <- translate(err)
 }
@@ -204,14 +209,19 @@ var errClean = errors.New("clean")
 // attempt runs and commits the batch. It returns the index of an operation
 // because of which all had to be rolled back, or -1 and the commit's outcome.
 func (s *Store) attempt(batch []*op) (spoiled int, err error) {
-	tx, err := s.db.Begin(true)
+	if err := guard(s.ready); err != nil {
+		return -1, err
+	}
+	tx, err := s.begin(true)
 	if err != nil {
 		return -1, err
 	}
 	var t *txn
 	spoiled = -1
-	err = guard(func() error {
-		t = s.newTxn(tx)
+	err = guard(func() (err error) {
+		if t, err = s.newTxn(tx); err != nil {
+			return err
+		}
 		wrote := false
 		for i, o := range batch {
 			t.dirty, t.changes = false, nil
@@ -233,10 +243,10 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 			close(o.committing)
 		}
 		defer s.watchdog.watch()()
-		return s.cfg.Around(s.life, stepCommit, func(context.Context) error { return tx.Commit() })
+		return s.cfg.Around(s.life, stepCommit, func(context.Context) error { return s.commitTx(tx) })
 	})
 	if err != nil {
-		rollback(tx)
+		s.rollback(tx)
 	}
 	switch {
 	case spoiled >= 0:
@@ -250,6 +260,7 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 	// it may not be durable. Its callers get the error, and the actors look.
 	if err != nil {
 		err = fmt.Errorf("%w: %w", ErrInDoubt, err)
+		s.inDoubt = true
 	}
 	s.revision.Store(t.revision)
 	s.commits.Add(1)
@@ -259,6 +270,36 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 	}
 	s.tell(changes)
 	return -1, err
+}
+
+// ready makes sure that what is written next counts.
+func (s *Store) ready() error {
+	if err := s.checkFile(); err != nil {
+		return err
+	}
+	if s.inDoubt {
+		if err := s.settle(); err != nil {
+			return fmt.Errorf("an earlier commit can't be made sure of: %w", err)
+		}
+		s.inDoubt = false
+	}
+	return nil
+}
+
+// commitTx commits. If bbolt panics there, as on a damaged page, its last word
+// was not written, and it must not go on.
+func (s *Store) commitTx(tx *bolt.Tx) error {
+	txid := tx.ID()
+	err := guard(tx.Commit)
+	var paniced *PanicError
+	switch {
+	case errors.As(err, &paniced):
+		return s.stopWriting(err)
+	case err != nil:
+		return fmt.Errorf("database %s can't be written: %w", s.cfg.Path, err)
+	}
+	s.committed(txid)
+	return nil
 }
 
 // tell tells a commit's changes. A panic there is not the writer's end.
@@ -279,28 +320,33 @@ func (s *Store) visible(revision uint64) bool {
 		return false
 	}
 	var now uint64
-	err := s.view(func(tx *bolt.Tx) error {
-		now = parseNumber(tx.Bucket(bucketMeta).Get(metaRevision))
-		return nil
+	var txid int
+	err := s.view(func(tx *bolt.Tx) (err error) {
+		txid = tx.ID()
+		now, err = metaNumber(tx, metaRevision)
+		return err
 	})
-	return err == nil && now == revision
+	if err != nil || now != revision {
+		return false
+	}
+	s.committed(txid)
+	return true
 }
 
-func (s *Store) newTxn(tx *bolt.Tx) *txn {
-	t := &txn{Tx: tx, store: s, now: s.cfg.Now().UTC().Round(0)}
-	t.revision = t.metaNumber(metaRevision)
-	return t
+func (s *Store) newTxn(tx *bolt.Tx) (*txn, error) {
+	revision, err := metaNumber(tx, metaRevision)
+	if err != nil {
+		return nil, err
+	}
+	return &txn{Tx: tx, store: s, now: s.cfg.Now().UTC().Round(0), begun: revision, revision: revision}, nil
 }
 
 // finish is what every commit does once.
 func (t *txn) finish() error {
-	if t.revision != t.metaNumber(metaRevision) {
+	if t.revision != t.begun {
 		if err := t.putMetaNumber(metaRevision, t.revision); err != nil {
 			return err
 		}
 	}
 	return t.purgeRequests()
 }
-
-// rollback ends a transaction; one that bbolt has ended already is fine.
-func rollback(tx *bolt.Tx) { _ = guard(tx.Rollback) }

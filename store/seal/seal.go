@@ -22,6 +22,9 @@ import (
 // together. Nothing tells which of them is wrong.
 var ErrOpen = errors.New("sealed data can't be opened")
 
+// Overhead is how many bytes sealing adds: Tink's prefix, the nonce, the tag.
+const Overhead = 5 + 12 + 16
+
 // Sealer seals and opens. It may be used by many goroutines at once.
 type Sealer struct {
 	aead tink.AEAD

@@ -37,6 +37,16 @@ func TestSealer_OpensWhatItSealed(t *testing.T) {
 	})
 }
 
+func TestSealer_Overhead(t *testing.T) {
+	s := newSealer(t)
+	for _, n := range []int{0, 1, 33, 64 << 10} {
+		sealed, err := s.Seal(make([]byte, n), nil)
+		if err != nil || len(sealed) != n+seal.Overhead {
+			t.Errorf("%d bytes are sealed to %d, %v", n, len(sealed), err)
+		}
+	}
+}
+
 func TestSealer_Confidential(t *testing.T) {
 	s := newSealer(t)
 	plain := bytes.Repeat([]byte(canary), 10)

@@ -1,0 +1,74 @@
+package store
+
+import (
+	"encoding/binary"
+	"encoding/json"
+	"fmt"
+
+	bolt "go.etcd.io/bbolt"
+)
+
+// RowError names a row that can't be read. It says nothing of what is in it.
+type RowError struct{ Bucket, Key string }
+
+func (e *RowError) Error() string { return fmt.Sprintf("row %q in %s can't be read", e.Key, e.Bucket) }
+
+// Is reports that the error is an ErrDamaged.
+func (e *RowError) Is(target error) bool { return target == ErrDamaged }
+
+// record is what a row is decoded into. valid reports whether it makes sense
+// under the row's key: JSON that is of something else, like null, decodes as well.
+type record interface{ valid(key []byte) bool }
+
+func (w *Workspace) valid(key []byte) bool {
+	return w.ID == string(key) && w.UID != "" && w.Generation > 0 && w.Revision > 0
+}
+
+func (r *feedRow) valid([]byte) bool { return r.ID != "" }
+
+func (r *ownerRecord) valid([]byte) bool {
+	return r.Bytes >= 0 && r.KeyBytes >= 0 && r.Retired >= 0 && r.LastVersion >= 0
+}
+
+func (r *secretRecord) valid([]byte) bool { return r.Version > 0 && r.Size >= 0 }
+
+func (r *requestRecord) valid([]byte) bool { return !r.Expiry.IsZero() && len(r.Fingerprint) > 0 }
+
+func (s *requestSums) valid([]byte) bool { return s.Count >= 0 && s.Bytes >= 0 }
+
+// getRecord decodes a row into v and reports whether it is there. Decoding
+// copies, so v outlives the transaction.
+func getRecord(tx *bolt.Tx, bucket, key []byte, v record) (bool, error) {
+	b := tx.Bucket(bucket).Get(key)
+	if b == nil {
+		return false, nil
+	}
+	return true, decode(bucket, key, b, v)
+}
+
+// decode returns a *RowError when the row can't be decoded.
+func decode(bucket, key, value []byte, v record) error {
+	if json.Unmarshal(value, v) != nil || !v.valid(key) {
+		return &RowError{string(bucket), string(key)}
+	}
+	return nil
+}
+
+func number(n uint64) []byte { return binary.BigEndian.AppendUint64(nil, n) }
+
+// parseNumber parses what number made: part of a row, or all of it.
+func parseNumber(bucket, key, b []byte) (uint64, error) {
+	if len(b) != 8 {
+		return 0, &RowError{string(bucket), string(key)}
+	}
+	return binary.BigEndian.Uint64(b), nil
+}
+
+// metaNumber returns a number in meta; 0 when it is not there.
+func metaNumber(tx *bolt.Tx, key []byte) (uint64, error) {
+	b := tx.Bucket(bucketMeta).Get(key)
+	if b == nil {
+		return 0, nil
+	}
+	return parseNumber(bucketMeta, key, b)
+}
