@@ -22,6 +22,7 @@ import (
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/runtime/ctrd"
 	"github.com/workspaced/workspaced/runtime/ctrd/ctrdtest"
+	"github.com/workspaced/workspaced/runtime/runtimetest/fault"
 )
 
 // bench is a driver with the test image present, and short words for what tests
@@ -716,4 +717,34 @@ func TestNewRefusesBadConfiguration(t *testing.T) {
 			t.Errorf("error %v, want one about %q", err, want)
 		}
 	}
+}
+
+// TestFIFOsOfAnAdoptedInstance: a daemon that died when the command had just been
+// executed leaves the FIFOs, which its successor removes.
+func TestFIFOsOfAnAdoptedInstance(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		in := fault.New(fault.Rule{Step: "fifo.remove", Moment: fault.Before, Action: fault.Error})
+		b.d = b.e.NewDriver(t, func(cfg *ctrd.Config) { cfg.Around = in.Around })
+		running := b.run(spec())
+		io := filepath.Join(b.e.StateDir, "instances", b.e.InstanceUID, "uid-w", running.ID, "io")
+		fifos := func() int {
+			entries, err := os.ReadDir(io)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return len(entries)
+		}
+		if n := fifos(); n != 2 {
+			t.Fatalf("%d FIFOs are left, want both", n)
+		}
+		b.d = b.e.NewDriver(t, nil)
+		if got := b.list()[running.ID]; got.Phase != runtime.PhaseRunning {
+			t.Errorf("it is %v", got.Phase)
+		}
+		if n := fifos(); n != 0 {
+			t.Errorf("%d FIFOs are left", n)
+		}
+		b.nothingLeft()
+	})
 }

@@ -291,7 +291,7 @@ func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) 
 		return err
 	}
 	// The command runs, and has inherited neither FIFO. Nobody opens them again.
-	if err := d.step(ctx, stepFIFORemove, func(context.Context) error { return s.unlink() }); err != nil {
+	if err := d.step(ctx, stepFIFORemove, func(context.Context) error { return unlinkFIFOs(s.dir) }); err != nil {
 		d.log.Warn("FIFOs not removed, they go with the instance", "instance", s.record.ID, "error", err)
 	}
 	return nil
@@ -332,10 +332,11 @@ func (d *Driver) recordLaunch(ctx context.Context, rec *record) error {
 	return err
 }
 
-func (s *standby) unlink() error {
+// unlinkFIFOs removes those in an instance's io directory that are there.
+func unlinkFIFOs(dir string) error {
 	var errs []error
 	for _, name := range []string{handshake.GoAheadName, handshake.ResultName} {
-		if err := os.Remove(filepath.Join(s.dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
 			errs = append(errs, err)
 		}
 	}
