@@ -27,6 +27,9 @@ func (s *Supervisor) Sweep(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, s.cfg.Deadlines.Sweep)
 	defer cancel()
 	foreignErr := s.countForeign(ctx)
+	if s.cfg.Store.Revision() == 0 { // nothing can be its own yet
+		return foreignErr
+	}
 
 	lctx, cancel := context.WithTimeout(ctx, s.cfg.Deadlines.List)
 	defer cancel()

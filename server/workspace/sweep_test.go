@@ -97,10 +97,14 @@ func TestSweepLeavesOthersAlone(t *testing.T) {
 	inConfiguredWorld(t, logging(&log), func(t *testing.T, w *world) {
 		w.fake.SetForeign("other", 3)
 		w.fake.SetForeign("", 1)
+		orphan := w.orphan(t, "x", "uid-x", true) // can't be, and is left alone all the same
 		for range 3 {
 			if err := w.sweep(); err != nil {
 				t.Error(err)
 			}
+		}
+		if in, ok := w.fake.Running("x"); !ok || in.ID != orphan.ID {
+			t.Error("a new database has removed what it can't know")
 		}
 		if n := log.count("left alone"); n != 2 {
 			t.Errorf("told %d times, want once for each", n)
@@ -123,6 +127,7 @@ func TestSweepLeavesOthersAlone(t *testing.T) {
 // being swept; the error says so, and the next sweep does the rest.
 func TestSweepGoesOn(t *testing.T) {
 	inWorld(t, func(t *testing.T, w *world) {
+		w.running(t, "a")
 		errStuck := errors.New("stuck")
 		first := w.orphan(t, "x", "uid-x", true)
 		w.orphan(t, "y", "uid-y", true)
@@ -133,8 +138,8 @@ func TestSweepGoesOn(t *testing.T) {
 		if err := w.sweep(); !errors.Is(err, errStuck) || strings.Count(err.Error(), "stuck") != 2 {
 			t.Errorf("error %v", err)
 		}
-		if in := w.fake.Instances(); len(in) != 1 || in[0].ID != first.ID {
-			t.Errorf("left are %v", in)
+		if _, ok := w.fake.Running("y"); ok || len(w.fake.Instances()) != 2 {
+			t.Errorf("left are %v", w.fake.Instances())
 		}
 		for _, h := range heal {
 			h()
@@ -145,7 +150,7 @@ func TestSweepGoesOn(t *testing.T) {
 			t.Errorf("a removal that hangs: %v after %v", err, time.Since(begun))
 		}
 		gate.Release()
-		if err := w.sweep(); err != nil || len(w.fake.Instances()) != 0 {
+		if err := w.sweep(); err != nil || len(w.fake.Instances()) != 1 {
 			t.Errorf("%v, left are %v", err, w.fake.Instances())
 		}
 	})
