@@ -175,6 +175,7 @@ const (
 	ReasonEnvironmentTooLarge  Reason = "ENVIRONMENT_TOO_LARGE"      // more than the kernel takes
 	ReasonExecFailed           Reason = "EXEC_FAILED"                // execve said no, after every check said yes
 	ReasonStartInterrupted     Reason = "START_INTERRUPTED"          // the first process ended before it became the command
+	ReasonStorage              Reason = "STORAGE_UNAVAILABLE"        // a disk of this machine is full, read-only or broken
 	ReasonRuntimeUnavailable   Reason = "RUNTIME_UNAVAILABLE"        // containerd does not answer
 	ReasonTimeout              Reason = "TIMEOUT"                    // a step took longer than its deadline
 	ReasonRuntimeError         Reason = "RUNTIME_ERROR"              // anything else the runtime says

@@ -4,9 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"strings"
 
 	"github.com/containerd/errdefs"
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -34,6 +36,8 @@ func failure(ctx context.Context, step string, err error) error {
 		}
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", step, errors.Join(ctx.Err(), err))
+	case storageCause(err) != "":
+		return &runtime.Error{Reason: runtime.ReasonStorage, Message: step + ": " + storageCause(err) + at(err), Err: err}
 	case unavailable(err):
 		return &runtime.Error{Reason: runtime.ReasonRuntimeUnavailable, Message: step + ": containerd does not answer" + at(err), Err: err}
 	default:
@@ -47,6 +51,22 @@ func unavailable(err error) bool {
 	return errdefs.IsUnavailable(err) || code(err) == codes.Unavailable
 }
 
+// storageCause says in words what is wrong with a disk, ours or containerd's,
+// whose errors come without a type. It is empty for other errors.
+func storageCause(err error) string {
+	for _, errno := range []unix.Errno{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO} {
+		if !errors.Is(err, errno) && !strings.Contains(err.Error(), errno.Error()) {
+			continue
+		}
+		var at *os.PathError
+		if errors.As(err, &at) {
+			return at.Path + ": " + errno.Error()
+		}
+		return errno.Error()
+	}
+	return ""
+}
+
 func code(err error) codes.Code {
 	if err == nil {
 		return codes.OK
@@ -57,7 +77,7 @@ func code(err error) codes.Code {
 // short makes one line of a runtime's error. Nothing secret ever reaches
 // containerd, so none comes back.
 func short(err error) string {
-	text := strings.Join(strings.Fields(err.Error()), " ")
+	text := strings.Join(strings.Fields(strings.ToValidUTF8(err.Error(), "?")), " ")
 	const limit = 300
 	if len(text) > limit {
 		text = strings.ToValidUTF8(text[:limit], "") + "..."

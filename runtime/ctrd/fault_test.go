@@ -204,6 +204,7 @@ func (l *life) until(what string, f func(context.Context) error) {
 			return
 		}
 		l.checkError(err)
+		l.checkOpen(" (deleted)")
 		if l.fault.reopen && l.struck() && !l.reopened {
 			l.reopened = true
 			l.end()

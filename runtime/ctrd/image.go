@@ -22,7 +22,7 @@ func normalize(ref string) (string, error) {
 	named, err := reference.ParseDockerRef(ref)
 	if err != nil {
 		return "", &runtime.Error{
-			Reason: runtime.ReasonImageInvalid, Message: fmt.Sprintf("%q is no image reference: %v", ref, err), Permanent: true, Err: err,
+			Reason: runtime.ReasonImageInvalid, Message: fmt.Sprintf("%.100q is no image reference: %s", ref, short(err)), Permanent: true, Err: err,
 		}
 	}
 	return named.String(), nil

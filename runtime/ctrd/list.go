@@ -209,7 +209,7 @@ func (d *Driver) inspect(ctx context.Context, f *found) (runtime.Instance, error
 		phase, err := d.livePhase(ctx, rec, p)
 		if phase == runtime.PhaseRunning {
 			// Those of one that an earlier daemon started with its last breath.
-			if err := unlinkFIFOs(d.ioDir(rec.WorkspaceUID, rec.ID)); err != nil {
+			if err := d.dropHandshake(rec); err != nil {
 				d.log.Warn("FIFOs not removed, they go with the instance", "instance", rec.ID, "error", err)
 			}
 		}

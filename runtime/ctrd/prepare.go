@@ -118,7 +118,9 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_
 	if err != nil {
 		return nil, err
 	}
-	err = d.step(ctx, stepRecordCreate, func(context.Context) error { return d.writeRecord(rec) })
+	err = d.step(ctx, stepRecordCreate, func(context.Context) error {
+		return errors.Join(d.writeRecord(rec), d.makeReserve(rec, spec.LaunchBytes))
+	})
 	if err != nil {
 		return nil, err
 	}

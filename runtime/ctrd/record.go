@@ -139,12 +139,27 @@ func (d *Driver) readRecord(uid, id string) (*record, error) {
 	case err != nil:
 		return nil, fmt.Errorf("%w of instance %s: %w", errDamaged, id, err)
 	}
-	var r record
-	if err := json.Unmarshal(b, &r); err != nil {
+	r, err := decodeRecord(b, uid, id)
+	if err != nil {
 		return nil, fmt.Errorf("%w of instance %s: %w", errDamaged, id, err)
 	}
-	if r.ID != id || r.WorkspaceUID != uid {
-		return nil, fmt.Errorf("%w of instance %s: it is of instance %q, workspace %q", errDamaged, id, r.ID, r.WorkspaceUID)
+	return r, nil
+}
+
+// decodeRecord reads the record of that instance and refuses any other. What it
+// holds becomes path names, and numbers of processes that are killed.
+func decodeRecord(b []byte, uid, id string) (*record, error) {
+	var r record
+	if err := json.Unmarshal(b, &r); err != nil {
+		return nil, err
+	}
+	switch {
+	case r.ID != id || r.WorkspaceUID != uid:
+		return nil, fmt.Errorf("it is of instance %q, workspace %q", r.ID, r.WorkspaceUID)
+	case !workspaceID.MatchString(r.WorkspaceID):
+		return nil, fmt.Errorf("%q is no workspace id", r.WorkspaceID)
+	case r.PID < 0 || (r.PID == 0) != (r.PIDStart == 0):
+		return nil, fmt.Errorf("there is no process %d begun at %d", r.PID, r.PIDStart)
 	}
 	return &r, nil
 }
@@ -160,7 +175,11 @@ func (d *Driver) updateRecord(ctx context.Context, step string, old *record, cha
 			return err
 		}
 		change(rec)
-		return d.writeRecord(rec)
+		err := d.writeRecord(rec)
+		if errors.Is(err, unix.ENOSPC) && d.dropReserve(rec) == nil {
+			err = d.writeRecord(rec)
+		}
+		return err
 	})
 	return rec, err
 }
@@ -185,9 +204,37 @@ func (d *Driver) writeRecord(r *record) error {
 	}
 	path := filepath.Join(d.instanceDir(r.WorkspaceUID, r.ID), recordFile)
 	if err := os.WriteFile(path+".new", b, 0o600); err != nil {
-		return err
+		return errors.Join(err, ignoreMissing(os.Remove(path+".new")))
 	}
 	return os.Rename(path+".new", path)
+}
+
+// ignoreMissing drops an error that says there is nothing to remove.
+func ignoreMissing(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// A standby keeps room for its later records: when the tmpfs is full it must show
+// before the old instance is stopped. A secret's name and version take less room
+// than what it takes of the launch, but for a few bytes.
+const (
+	reserveFile = "reserve"
+	minReserve  = 8 << 10
+	maxReserve  = 256 << 10
+)
+
+// makeReserve makes room for the records of a launch of so many bytes.
+func (d *Driver) makeReserve(r *record, launchBytes int) error {
+	size := min(minReserve+2*launchBytes, maxReserve)
+	return os.WriteFile(filepath.Join(d.instanceDir(r.WorkspaceUID, r.ID), reserveFile), make([]byte, size), 0o600)
+}
+
+// dropReserve gives the room back, once the launch is on record.
+func (d *Driver) dropReserve(r *record) error {
+	return ignoreMissing(os.Remove(filepath.Join(d.instanceDir(r.WorkspaceUID, r.ID), reserveFile)))
 }
 
 // recordedUIDs returns the uids of the workspaces that have a directory.

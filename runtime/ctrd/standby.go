@@ -291,7 +291,7 @@ func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) 
 		return err
 	}
 	// The command runs, and has inherited neither FIFO. Nobody opens them again.
-	if err := d.step(ctx, stepFIFORemove, func(context.Context) error { return unlinkFIFOs(s.dir) }); err != nil {
+	if err := d.step(ctx, stepFIFORemove, func(context.Context) error { return d.dropHandshake(s.record) }); err != nil {
 		d.log.Warn("FIFOs not removed, they go with the instance", "instance", s.record.ID, "error", err)
 	}
 	return nil
@@ -332,13 +332,11 @@ func (d *Driver) recordLaunch(ctx context.Context, rec *record) error {
 	return err
 }
 
-// unlinkFIFOs removes those in an instance's io directory that are there.
-func unlinkFIFOs(dir string) error {
-	var errs []error
+// dropHandshake removes what only a standby needs, as far as it is there.
+func (d *Driver) dropHandshake(rec *record) error {
+	errs := []error{d.dropReserve(rec)}
 	for _, name := range []string{handshake.GoAheadName, handshake.ResultName} {
-		if err := os.Remove(filepath.Join(dir, name)); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
+		errs = append(errs, ignoreMissing(os.Remove(filepath.Join(d.ioDir(rec.WorkspaceUID, rec.ID), name))))
 	}
 	return errors.Join(errs...)
 }

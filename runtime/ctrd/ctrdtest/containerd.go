@@ -161,6 +161,59 @@ func (c *Containerd) Kill(tb testing.TB) {
 	}
 }
 
+// Terminate ends the daemon with SIGTERM, as a service manager does. Its shims and
+// containers live on.
+func (c *Containerd) Terminate(tb testing.TB) {
+	tb.Helper()
+	if err := c.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		tb.Fatal(err)
+	}
+	select {
+	case <-c.exited:
+	case <-time.After(patience):
+		tb.Fatal("containerd does not end")
+	}
+}
+
+// Reboot is what a reboot of the machine does to the daemon: no process of it is
+// left, and nothing that was in /run or mounted; what is on the disk stays. What
+// down does happens meanwhile.
+func (c *Containerd) Reboot(tb testing.TB, down func()) {
+	tb.Helper()
+	c.crash(tb)
+	UnmountBelow(tb, filepath.Join(c.Dir, "state"))
+	if err := os.RemoveAll(filepath.Join(c.Dir, "state")); err != nil {
+		tb.Fatal(err)
+	}
+	down()
+	c.Start(tb)
+}
+
+// crash ends the daemon, its shims and their containers, and removes the shims'
+// sockets.
+func (c *Containerd) crash(tb testing.TB) {
+	tb.Helper()
+	c.Kill(tb)
+	// Shims that are killed leave theirs.
+	var sockets []string
+	files, _ := filepath.Glob(filepath.Join(c.Dir, "state", "*", "*", "*", "address"))
+	for _, file := range files {
+		if b, err := os.ReadFile(file); err == nil {
+			sockets = append(sockets, strings.TrimPrefix(string(b), "unix://"))
+		}
+	}
+	for _, shim := range c.Shims() {
+		for _, child := range childrenOf(shim) {
+			_ = unix.Kill(child, unix.SIGKILL)
+		}
+		_ = unix.Kill(shim, unix.SIGKILL)
+	}
+	Eventually(tb, "shims end", func() bool { return len(c.Shims()) == 0 })
+	for _, path := range sockets {
+		_ = os.Remove(path)
+	}
+}
+
 // Log returns the last lines of the daemon's log.
 func (c *Containerd) Log() string {
 	b, err := os.ReadFile(filepath.Join(c.Dir, "log"))
@@ -222,25 +275,7 @@ func (c *Containerd) cleanup(tb testing.TB) {
 	if tb.Failed() {
 		tb.Logf("containerd %s says at its end:\n%s", c.Version, c.Log())
 	}
-	c.Kill(tb)
-	// The sockets of shims that are killed now; others remove theirs.
-	var sockets []string
-	files, _ := filepath.Glob(filepath.Join(c.Dir, "state", "*", "*", "*", "address"))
-	for _, file := range files {
-		if b, err := os.ReadFile(file); err == nil {
-			sockets = append(sockets, strings.TrimPrefix(string(b), "unix://"))
-		}
-	}
-	for _, shim := range c.Shims() {
-		for _, child := range childrenOf(shim) {
-			_ = unix.Kill(child, unix.SIGKILL)
-		}
-		_ = unix.Kill(shim, unix.SIGKILL)
-	}
-	Eventually(tb, "shims end", func() bool { return len(c.Shims()) == 0 })
-	for _, path := range sockets {
-		_ = os.Remove(path)
-	}
+	c.crash(tb)
 	UnmountBelow(tb, c.Dir)
 	if err := os.RemoveAll(c.Dir); err != nil {
 		tb.Errorf("containerd's files: %v", err)

@@ -110,6 +110,24 @@ func (e *Env) NewDriver(tb testing.TB, edit func(*ctrd.Config)) *ctrd.Driver {
 	return d
 }
 
+// Reboot is what a reboot of the machine does to the Env: its state directory is
+// gone, and every cgroup. It is called in Containerd.Reboot.
+func (e *Env) Reboot(tb testing.TB) {
+	tb.Helper()
+	UnmountBelow(tb, e.StateDir)
+	if err := os.RemoveAll(e.StateDir); err != nil {
+		tb.Fatal(err)
+	}
+	for _, path := range e.cgroups() {
+		Eventually(tb, "the cgroup is empty", func() bool { return os.Remove(path) == nil || !exists(path) })
+	}
+}
+
+func exists(path string) bool {
+	_, err := os.Lstat(path)
+	return err == nil
+}
+
 // AddForeign makes a container beside those of the Env's drivers: another
 // daemon's, or with an empty uid nobody's.
 func (e *Env) AddForeign(tb testing.TB, instanceUID string) (remove func()) {

@@ -44,8 +44,8 @@ const (
 
 const (
 	version = 1
-	// MaxGoAhead bounds a go-ahead's payload, well above what execve takes.
-	MaxGoAhead = 16 << 20
+	// MaxGoAhead bounds a go-ahead's payload, well above the 2 MiB that execve takes.
+	MaxGoAhead = 4 << 20
 	maxResult  = 2048 // a result and its header must fit PIPE_BUF, to be written at once
 	headerSize = 4 + 1 + 4 + sha256.Size
 )

@@ -2,8 +2,6 @@ package handshake
 
 import (
 	"bytes"
-	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"io"
 	"slices"
@@ -89,44 +87,4 @@ func TestLongResultIsCutToOneAtomicWrite(t *testing.T) {
 	if res, err := ReadResult(&b); err != nil || !strings.HasPrefix(res.Message, "mmm") {
 		t.Fatalf("got %+v, %v", res, err)
 	}
-}
-
-func FuzzReadGoAhead(f *testing.F) {
-	f.Add(goAhead(f))
-	f.Add(goAhead(f, "A=1", "B="))
-	f.Add(goAhead(f, "A=1")[:20])
-	huge := binary.BigEndian.AppendUint32(nil, 0xffffffff)
-	sum := sha256.Sum256(huge)
-	frame := append([]byte("WSGO\x01\x00\x00\x00\x04"), sum[:]...)
-	f.Add(append(frame, huge...))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		g, err := ReadGoAhead(bytes.NewReader(data))
-		if err != nil {
-			return
-		}
-		// What was taken is exactly what those bytes say.
-		if again := goAhead(t, g.Env...); !bytes.HasPrefix(data, again) {
-			t.Fatalf("%q was taken as %q", data, g.Env)
-		}
-	})
-}
-
-func FuzzReadResult(f *testing.F) {
-	for _, r := range []Result{{Kind: Ready}, {Kind: Failed, Cause: CauseFormat, Errno: 2, Message: "no"}} {
-		var b bytes.Buffer
-		if err := WriteResult(&b, r); err != nil {
-			f.Fatal(err)
-		}
-		f.Add(b.Bytes())
-	}
-	f.Fuzz(func(t *testing.T, data []byte) {
-		res, err := ReadResult(bytes.NewReader(data))
-		if err != nil {
-			return
-		}
-		var b bytes.Buffer
-		if err := WriteResult(&b, res); err != nil || !bytes.HasPrefix(data, b.Bytes()) {
-			t.Fatalf("%q was taken as %+v", data, res)
-		}
-	})
 }
