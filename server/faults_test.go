@@ -9,7 +9,6 @@ import (
 	"strings"
 	"testing"
 	"testing/synctest"
-	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
 	"google.golang.org/grpc"
@@ -269,53 +268,5 @@ func TestReadsGoOnWhileDraining(t *testing.T) {
 		if _, err := changes(h, "")["SetModel"]("1"); err != nil {
 			t.Errorf("the next one: %v", err)
 		}
-	})
-}
-
-// TestGracefulStopIsNotHeldUp: after Drain no watch, wait or health watch keeps
-// the server.
-func TestGracefulStopIsNotHeldUp(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		s := server.New(server.Config{
-			Store: &faultyStore{
-				workspace: func(string) (store.Workspace, error) { return store.Workspace{ID: "w", Generation: 1}, nil },
-				feed:      func(_, _ uint64) (store.FeedPage, error) { return store.FeedPage{Next: 7}, nil },
-			},
-			Hub:    make(hints),
-			Logger: slog.New(slog.DiscardHandler),
-		})
-		g := s.NewGRPC()
-		listener := bufconn.Listen(1 << 16)
-		served := make(chan error, 1)
-		go func() { served <- g.Serve(listener) }()
-		conn := must2(grpc.NewClient("passthrough:///x",
-			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }),
-			grpc.WithTransportCredentials(insecure.NewCredentials())))(t)
-		defer func() { _ = conn.Close() }()
-		client := workspacev1.NewWorkspaceControlClient(conn)
-
-		health := watchHealth(t, conn)
-		stream := must2(client.WatchWorkspaces(t.Context(), &workspacev1.WatchWorkspacesRequest{}))(t)
-		recvUntil(t, stream, isSynced)
-		waited := make(chan error, 1)
-		go func() {
-			_, err := client.WaitWorkspace(t.Context(), &workspacev1.WaitWorkspaceRequest{Name: "workspaces/w"})
-			waited <- err
-		}()
-		synctest.Wait()
-
-		start := time.Now()
-		s.Drain()
-		g.GracefulStop()
-		if d := time.Since(start); d > 0 {
-			t.Errorf("it took %v", d)
-		}
-		if err := <-served; err != nil {
-			t.Error(err)
-		}
-		wantCode(t, <-waited, codes.Unavailable, "DRAINING")
-		_, err := stream.Recv()
-		wantCode(t, err, codes.Unavailable, "DRAINING")
-		health("NOT_SERVING")
 	})
 }

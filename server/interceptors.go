@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"strings"
+	"sync/atomic"
 
 	"github.com/google/uuid"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
@@ -24,6 +25,7 @@ import (
 // and what maps errors sees panics as errors.
 func (s *Server) unaryInterceptors() []grpc.UnaryServerInterceptor {
 	return []grpc.UnaryServerInterceptor{
+		s.countUnary,
 		identifyUnary,
 		logging.UnaryServerInterceptor(s.logger(), loggingOptions()...),
 		s.mapErrorsUnary,
@@ -41,6 +43,40 @@ func (s *Server) streamInterceptors() []grpc.StreamServerInterceptor {
 		recovery.StreamServerInterceptor(recovery.WithRecoveryHandler(panicked)),
 		s.guardStream,
 	}
+}
+
+// inFlight counts calls.
+type inFlight struct {
+	n    atomic.Int64
+	idle chan struct{} // size 1: n was 0
+}
+
+func (f *inFlight) leave() {
+	if f.n.Add(-1) == 0 {
+		select {
+		case f.idle <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// wait returns nil once nothing is in flight, or the error of ctx. It is for one
+// caller at a time, after which nothing new comes.
+func (f *inFlight) wait(ctx context.Context) error {
+	for f.n.Load() > 0 {
+		select {
+		case <-f.idle:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+	return nil
+}
+
+func (s *Server) countUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	s.unary.n.Add(1)
+	defer s.unary.leave()
+	return handler(ctx, req)
 }
 
 // callIDKey is the context's key for the id under which the log knows a call.

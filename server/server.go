@@ -76,6 +76,7 @@ type Server struct {
 
 	drainOnce sync.Once
 	draining  chan struct{} // closed by Drain
+	unary     inFlight
 }
 
 var _ workspacev1.WorkspaceControlServer = (*Server)(nil)
@@ -89,6 +90,7 @@ func New(cfg Config) *Server {
 		health:   health.NewServer(),
 		readOnly: readOnlyMethods(),
 		draining: make(chan struct{}),
+		unary:    inFlight{idle: make(chan struct{}, 1)},
 	}
 	s.health.SetServingStatus(workspacev1.WorkspaceControl_ServiceDesc.ServiceName, healthv1.HealthCheckResponse_SERVING)
 	return s
@@ -117,12 +119,39 @@ func (s *Server) NewGRPC(options ...grpc.ServerOption) *grpc.Server {
 
 // Drain makes health NOT_SERVING, ends watches and waits, and refuses changes;
 // reading goes on. It returns at once, may be called more than once, and is
-// followed by GracefulStop and, after a deadline, Stop of the gRPC server.
+// followed by Shutdown.
 func (s *Server) Drain() {
 	s.drainOnce.Do(func() {
 		s.health.Shutdown()
 		close(s.draining)
 	})
+}
+
+// streamGrace is how long streams have to tell their clients of a shutdown.
+const streamGrace = time.Second
+
+// Shutdown drains and stops a gRPC server that NewGRPC has made. Calls in flight
+// may finish until ctx ends. Streams have ended with Drain, all but those whose
+// clients do not read: they are not waited for. It reports whether every call
+// was finished.
+func (s *Server) Shutdown(ctx context.Context, g *grpc.Server) bool {
+	s.Drain()
+	graceful := make(chan struct{})
+	go func() {
+		defer close(graceful)
+		g.GracefulStop()
+	}()
+	finished := s.unary.wait(ctx) == nil
+	grace := time.NewTimer(streamGrace)
+	defer grace.Stop()
+	select {
+	case <-graceful:
+	case <-grace.C:
+	case <-ctx.Done():
+	}
+	g.Stop()
+	<-graceful
+	return finished
 }
 
 func (s *Server) isDraining() bool {

@@ -11,8 +11,9 @@ import (
 )
 
 // watchPageSize is how many workspaces a watch reads at once, in one
-// transaction that has ended before the first of them is sent.
-const watchPageSize = 256
+// transaction that has ended before the first of them is sent. A watch whose
+// client does not read holds a page for as long.
+const watchPageSize = 32
 
 // position is where a watch is: what resume_token holds.
 type position struct {

@@ -183,17 +183,8 @@ func (d *running) drain(hard context.Context) {
 	if err := d.supervisor.Drain(ctx); err != nil {
 		d.log.Warn("cycles in flight are broken off, they are taken up at the next start", "error", err)
 	}
-	graceful := make(chan struct{})
-	go func() {
-		defer close(graceful)
-		d.grpc.GracefulStop()
-	}()
-	select {
-	case <-graceful:
-	case <-ctx.Done():
-		d.log.Warn("calls in flight are broken off")
-		d.grpc.Stop()
-		<-graceful
+	if !d.api.Shutdown(ctx, d.grpc) {
+		d.log.Warn("calls in flight were broken off")
 	}
 }
 
