@@ -14,9 +14,8 @@ import (
 func TestContract13_OneShimHangs(t *testing.T) {
 	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
 		b := newBench(t, c)
-		b.d.Close()
-		b.d = b.e.NewDriver(t, nil)
-		b.d.LimitDeadlines(time.Second)
+		impatient := b.e.NewDriver(t, nil)
+		impatient.LimitDeadlines(time.Second)
 		in := b.run(spec())
 		shims := c.Shims()
 		other := spec()
@@ -37,16 +36,16 @@ func TestContract13_OneShimHangs(t *testing.T) {
 			t.Fatal(err)
 		}
 		ctrdtest.Eventually(t, "the process ends", func() bool { return ctrdtest.Ended(in.PID) })
-		list, err := b.d.List(b.ctx(), "")
+		list, err := impatient.List(b.ctx(), "")
 		wantReason(t, err, runtime.ReasonTimeout)
 		if len(list) != 2 || list[0].ID != in.ID || list[0].Phase != runtime.PhaseUnknown || list[0].WorkspaceUID != "uid-w" ||
 			list[0].Generation != 1 || list[0].Exit != nil || list[1].ID != healthy.ID || list[1].Phase != runtime.PhaseRunning {
 			t.Errorf("List of all = %+v", list)
 		}
-		if list, err := b.d.List(b.ctx(), "uid-other"); err != nil || len(list) != 1 || list[0].Phase != runtime.PhaseRunning {
+		if list, err := impatient.List(b.ctx(), "uid-other"); err != nil || len(list) != 1 || list[0].Phase != runtime.PhaseRunning {
 			t.Errorf("List of the other = %+v, %v", list, err)
 		}
-		if _, err := b.d.List(b.ctx(), "uid-w"); err == nil {
+		if _, err := impatient.List(b.ctx(), "uid-w"); err == nil {
 			t.Error("List of the one that can't be asked has no error")
 		}
 

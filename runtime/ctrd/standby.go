@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"time"
 
@@ -78,7 +79,7 @@ func (s *standby) close() {
 func (d *Driver) awaitReady(ctx context.Context, s *standby, limits runtime.Resources) error {
 	ctx, cancel := context.WithTimeout(ctx, d.deadlines.ready)
 	defer cancel()
-	err := d.step(ctx, stepInitReady, func(ctx context.Context) error { return s.readReady(ctx, limits) })
+	err := d.step(ctx, stepInitReady, func(ctx context.Context) error { return d.readReady(ctx, s, limits) })
 	if err != nil {
 		return failure(ctx, "the container's first process", err)
 	}
@@ -92,16 +93,19 @@ func (d *Driver) awaitReady(ctx context.Context, s *standby, limits runtime.Reso
 }
 
 // readReady reads init's report.
-func (s *standby) readReady(ctx context.Context, limits runtime.Resources) error {
+func (d *Driver) readReady(ctx context.Context, s *standby, limits runtime.Resources) error {
 	// Until init opens the result FIFO, its end is not to be seen there.
 	watch, stop := context.WithCancel(ctx)
 	watching := make(chan struct{})
 	go func() {
 		defer close(watching)
-		if s.process == nil || s.process.wait(watch) == nil {
+		_ = d.guard("the watch of a container's first process", func() error {
+			if s.process != nil && s.process.wait(watch) != nil {
+				return nil
+			}
 			// What it wrote before its end is still to be read.
-			_ = s.result.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
-		}
+			return s.result.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+		}) // without it the deadline for its report is its end
 	}()
 	res, err := s.readResult(ctx)
 	stop()
@@ -162,7 +166,8 @@ func (s *standby) readResult(ctx context.Context) (handshake.Result, error) {
 // refusal is what init's report of a failure means.
 func refusal(res handshake.Result) *runtime.Error {
 	errno := syscall.Errno(res.Errno)
-	e := &runtime.Error{Message: res.Message, Permanent: permanent(errno), Err: errno}
+	// A message that was too long may be cut within a letter.
+	e := &runtime.Error{Message: strings.ToValidUTF8(res.Message, "?"), Permanent: permanent(errno), Err: errno}
 	switch res.Cause {
 	case handshake.CauseNotFound:
 		e.Reason = runtime.ReasonCommandNotFound

@@ -1,6 +1,7 @@
 package ctrd_test
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,30 +14,49 @@ import (
 	"github.com/workspaced/workspaced/runtime/ctrd/ctrdtest"
 )
 
-// fill leaves no byte free in the tmpfs at dir, until the returned func is called.
-func fill(t *testing.T, dir string) (free func()) {
-	t.Helper()
-	remount := func(options string) {
-		t.Helper()
-		if err := unix.Mount("workspaced", dir, "tmpfs", unix.MS_REMOUNT|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
-			t.Fatalf("remount of %s with %s: %v", dir, options, err)
-		}
-	}
-	remount("size=16m")
-	f, err := os.OpenFile(filepath.Join(dir, "filler"), os.O_CREATE|os.O_WRONLY, 0o600)
-	if err != nil {
+// filler takes what is free in the tmpfs at dir.
+type filler struct {
+	t    *testing.T
+	dir  string
+	file *os.File
+}
+
+func newFiller(t *testing.T, dir string) *filler {
+	f := &filler{t: t, dir: dir}
+	f.remount("size=16m")
+	var err error
+	if f.file, err = os.Create(filepath.Join(dir, "filler")); err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	return f
+}
+
+func (f *filler) remount(options string) {
+	f.t.Helper()
+	if err := unix.Mount("workspaced", f.dir, "tmpfs", unix.MS_REMOUNT|unix.MS_NOSUID|unix.MS_NODEV, options); err != nil {
+		f.t.Fatalf("remount of %s with %s: %v", f.dir, options, err)
+	}
+}
+
+// fill leaves no byte free.
+func (f *filler) fill() {
+	f.t.Helper()
+	var err error
 	for page := make([]byte, 4<<10); err == nil; {
-		_, err = f.Write(page)
+		_, err = f.file.Write(page)
 	}
-	return func() {
-		if err := os.Remove(f.Name()); err != nil {
-			t.Fatal(err)
-		}
-		remount("size=50%")
+	if !errors.Is(err, unix.ENOSPC) {
+		f.t.Fatal(err)
 	}
+}
+
+// free gives back what was taken, and more.
+func (f *filler) free() {
+	f.t.Helper()
+	if err := errors.Join(f.file.Close(), os.Remove(f.file.Name())); err != nil {
+		f.t.Fatal(err)
+	}
+	f.remount("size=50%")
 }
 
 // When the state directory's tmpfs is full: no new instance is begun, and what was
@@ -51,7 +71,8 @@ func TestContract05_StateDirectoryIsFull(t *testing.T) {
 		large.LaunchBytes = 64 << 10
 		standby, spare := b.prepare(large), b.prepare(spec())
 
-		free := fill(t, filepath.Join(b.e.StateDir, "instances"))
+		disk := newFiller(t, filepath.Join(b.e.StateDir, "instances"))
+		disk.fill()
 		_, err := b.d.Prepare(b.ctx(), spec())
 		wantReason(t, err, runtime.ReasonStorage, "no space left on device", "record.create", b.e.StateDir)
 		if list := b.list(); len(list) != 4 || list[old.ID].Phase != runtime.PhaseRunning {
@@ -70,13 +91,14 @@ func TestContract05_StateDirectoryIsFull(t *testing.T) {
 		if got := b.list()[started.ID]; got.Phase != runtime.PhaseRunning || got.Generation != 2 || len(got.SecretVersions) != len(versions) {
 			t.Errorf("what was started is %+v", got)
 		}
-		// Removal makes room.
+		// Removal makes room and needs none.
+		disk.fill()
 		for _, in := range []runtime.Instance{old, exited, spare} {
 			if err := b.d.Remove(b.ctx(), in.ID); err != nil {
 				t.Errorf("Remove: %v", err)
 			}
 		}
-		free()
+		disk.free()
 		if _, err := b.d.Prepare(b.ctx(), spec()); err != nil {
 			t.Errorf("with room again: %v", err)
 		}

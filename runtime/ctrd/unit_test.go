@@ -16,6 +16,7 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+	"unicode/utf8"
 
 	remoteerrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/containerd/v2/pkg/identifiers"
@@ -27,6 +28,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/workspaced/workspaced/runtime"
+	"github.com/workspaced/workspaced/runtime/ctrd/handshake"
 )
 
 // unit returns a driver without a containerd, for tests of its parts.
@@ -222,6 +224,23 @@ func TestFailure(t *testing.T) {
 	}
 	if failure(ended, "step", nil) != nil {
 		t.Error("no error became one")
+	}
+}
+
+// What init reports is what a caller of the API may read, in letters.
+func TestRefusal(t *testing.T) {
+	for _, test := range []struct {
+		res    handshake.Result
+		reason runtime.Reason
+	}{
+		{handshake.Result{Cause: handshake.CauseNotFound, Errno: uint32(syscall.ENOENT), Message: "cut ä"[:5]}, runtime.ReasonCommandNotFound},
+		{handshake.Result{Cause: handshake.CauseExec, Errno: uint32(syscall.E2BIG), Message: "x"}, runtime.ReasonEnvironmentTooLarge},
+		{handshake.Result{Cause: handshake.CauseExec, Errno: uint32(syscall.ENOMEM), Message: "x"}, runtime.ReasonExecFailed},
+		{handshake.Result{Cause: handshake.CauseNone, Message: "x"}, runtime.ReasonExecFailed},
+	} {
+		if e := refusal(test.res); e.Reason != test.reason || !utf8.ValidString(e.Message) || e.Message == "" {
+			t.Errorf("%+v is %v", test.res, e)
+		}
 	}
 }
 
