@@ -24,8 +24,7 @@ func TestContract23_DamagedRows(t *testing.T) {
 	h.create("gone")
 	h.remove("gone")
 	rows := dump(t, h.db)
-	h.close()
-	good := must(os.ReadFile(h.cfg.Path))(t)
+	good := h.closeAndRead()
 
 	garbage := []string{"", "x", "null", "{}", "[]", `"text"`, `{"id":7}`, `{"id":"another"}`, "12345678", strings.Repeat("{", 1000)}
 	for bucket, some := range map[string][]string{
@@ -63,8 +62,7 @@ func TestContract23_LostRows(t *testing.T) {
 	h.remove("gone")
 	must(h.UpdateSecrets(ctx, in("w03"), SecretsUpdate{Delete: []string{"L"}}, Options{}))(t)
 	rows := dump(t, h.db)
-	h.close()
-	good := must(os.ReadFile(h.cfg.Path))(t)
+	good := h.closeAndRead()
 	for bucket := range rows {
 		for _, key := range []string{firstKey(rows[bucket]), lastKey(rows[bucket])} {
 			if bucket == "meta" && key != "tombstones" || bucket == "requests_by_expiry" {
@@ -288,8 +286,7 @@ func TestContract18_MissingSecret(t *testing.T) {
 func TestDamagedPages_WhileRunning(t *testing.T) {
 	seed := filledWith(t, 12, 1000)
 	want := readAll(t, seed)
-	seed.close()
-	good := must(os.ReadFile(seed.cfg.Path))(t)
+	good := seed.closeAndRead()
 	size := os.Getpagesize()
 	random := rand.New(rand.NewPCG(1, 2))
 	noise := make([]byte, size)
@@ -476,8 +473,11 @@ func TestTruncatedFile_WhileRunning(t *testing.T) {
 			h.cfg.Logger = log.logger()
 			h.reopen()
 			want := readAll(t, h)
-			size := must(os.Stat(h.cfg.Path))(t).Size()
-			if err := os.Truncate(h.cfg.Path, int64(float64(size)*left)); err != nil {
+			var used int64
+			if err := h.view(func(tx *bolt.Tx) error { used = tx.Size(); return nil }); err != nil {
+				t.Fatal(err)
+			}
+			if err := os.Truncate(h.cfg.Path, int64(float64(used)*left)); err != nil {
 				t.Fatal(err)
 			}
 			within(t, time.Minute, func() {

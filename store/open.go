@@ -23,6 +23,12 @@ const (
 	// lockTimeout is how long Open waits for another process to let go of the
 	// file.
 	lockTimeout = time.Second
+	// mapSize is how much of the file is mapped from the start, and growSize by
+	// how much the file grows at once. A file that grows beyond its mapping is
+	// mapped anew: that waits for all readers, and if it fails, as it does when a
+	// failing disk makes the file system go read-only, nothing can be read any more.
+	mapSize  = 1 << 30
+	growSize = 1 << 20
 	// closeTimeout is how long Close waits for a disk that does not answer.
 	closeTimeout = 10 * time.Second
 )
@@ -220,6 +226,7 @@ func openFile(path string, readOnly bool) (db *bolt.DB, file *os.File, err error
 			Timeout:         lockTimeout,
 			FreelistType:    bolt.FreelistMapType,
 			PreLoadFreelist: true,
+			InitialMmapSize: mapSize,
 			ReadOnly:        readOnly,
 			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
 				// It is there: whoever removes it meanwhile must not get a new one.
@@ -236,6 +243,7 @@ func openFile(path string, readOnly bool) (db *bolt.DB, file *os.File, err error
 		}
 		return nil, nil, readError(path, err)
 	}
+	db.AllocSize = growSize
 	return db, file, nil
 }
 

@@ -35,6 +35,18 @@ func filledWith(t testing.TB, workspaces, size int) *harness {
 	return h
 }
 
+// closeAndRead closes the database and returns the part of its file that is used:
+// what the file has grown ahead is nothing but a hole.
+func (h *harness) closeAndRead() []byte {
+	h.t.Helper()
+	var used int64
+	if err := h.view(func(tx *bolt.Tx) error { used = tx.Size(); return nil }); err != nil {
+		h.t.Fatal(err)
+	}
+	h.close()
+	return must(os.ReadFile(h.cfg.Path))(h.t)[:used]
+}
+
 // refused checks that Open refuses the file with one clear sentence, changes
 // nothing and holds on to nothing.
 func refused(t *testing.T, cfg Config, want error) {
@@ -82,12 +94,7 @@ func readDir(t *testing.T, path string) map[string][]byte {
 
 func TestContract23_DamagedDatabase(t *testing.T) {
 	h := filled(t)
-	var used int64
-	if err := h.view(func(tx *bolt.Tx) error { used = tx.Size(); return nil }); err != nil {
-		t.Fatal(err)
-	}
-	h.close()
-	good := must(os.ReadFile(h.cfg.Path))(t)
+	good := h.closeAndRead()
 
 	write := func(b []byte) func(*testing.T, string) {
 		return func(t *testing.T, path string) {
@@ -109,7 +116,7 @@ func TestContract23_DamagedDatabase(t *testing.T) {
 		"short":        write([]byte("x")),
 		"text":         write([]byte(strings.Repeat("not a database\n", 10_000))),
 		"zeros":        write(make([]byte, len(good))),
-		"a byte short": write(good[:used-1]),
+		"a byte short": write(good[:len(good)-1]),
 		"cut in half":  write(good[:len(good)/2]),
 		"two pages":    write(good[:2*os.Getpagesize()]),
 		"one page":     write(good[:os.Getpagesize()]),
@@ -161,8 +168,7 @@ func TestContract23_DamagedPages(t *testing.T) {
 	for key := range want["sealed"] {
 		want["sealed"][key] = ""
 	}
-	h.close()
-	good := must(os.ReadFile(h.cfg.Path))(t)
+	good := h.closeAndRead()
 	size := os.Getpagesize()
 	random := rand.New(rand.NewPCG(1, 2))
 	noise := make([]byte, size)
