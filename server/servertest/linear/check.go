@@ -31,8 +31,8 @@ type Violation struct {
 	Entries []Entry
 	// Explained is the longest order that was found, which is not complete.
 	Explained []Entry
-	// States are what may hold after it.
-	States []string
+	// State is what holds after it.
+	State string
 	// Next are those of which one would have to come next, and none can.
 	Next []Entry
 
@@ -46,10 +46,8 @@ func (v *Violation) Error() string {
 	for _, e := range v.Explained {
 		fmt.Fprintf(&b, "  %s\n", e)
 	}
-	for _, s := range v.States {
-		fmt.Fprintf(&b, "which makes\n  %s\n", s)
-	}
-	b.WriteString("and none of these can come next:\n")
+	fmt.Fprintf(&b, "which makes\n  %s\n", v.State)
+	b.WriteString("and none of these can come next (or it could, and one that was called later tells of an older generation):\n")
 	for _, e := range v.Next {
 		fmt.Fprintf(&b, "  %s\n", e)
 	}
@@ -70,7 +68,7 @@ func (v *Violation) Visualize(path string) error {
 // recorded meanwhile. It must not be called inside a bubble of testing/synctest.
 func (h *History) Check(o Options) error {
 	entries := h.Entries()
-	m := &model{keys: keysOf(entries), allLaunches: o.AllLaunches}
+	m := newModel(entries, o)
 	pm := m.porcupine()
 	ops := operations(entries)
 	switch porcupine.CheckOperationsTimeout(pm, ops, o.Timeout) {
@@ -85,7 +83,8 @@ func (h *History) Check(o Options) error {
 }
 
 func operations(entries []Entry) []porcupine.Operation {
-	// The visualization wants an end that can be drawn.
+	// One of unknown outcome may come last; the visualization wants an end that can
+	// be drawn.
 	end := int64(0)
 	for i := range entries {
 		if end = max(end, entries[i].Call+1); entries[i].Return != math.MaxInt64 {
@@ -95,7 +94,10 @@ func operations(entries []Entry) []porcupine.Operation {
 	ops := make([]porcupine.Operation, len(entries))
 	for i := range entries {
 		e := &entries[i]
-		ops[i] = porcupine.Operation{ClientId: e.Client, Input: e, Call: e.Call, Output: e, Return: min(e.Return, end)}
+		ops[i] = porcupine.Operation{ClientId: e.Client, Input: e, Call: e.Call, Output: e, Return: e.Return}
+		if e.Result.Outcome == Unknown {
+			ops[i].Return = end
+		}
 	}
 	return ops
 }
@@ -114,15 +116,12 @@ func keysOf(entries []Entry) map[string]bool {
 }
 
 func (m *model) porcupine() porcupine.Model {
-	nm := porcupine.NondeterministicModel{
-		Init: func() []any { return []any{&state{}} },
-		Step: func(s, in, _ any) []any {
-			e := in.(*Entry)
-			var next []any
-			for _, n := range m.step(s.(*state), &e.Op, &e.Result) {
-				next = append(next, n)
-			}
-			return next
+	return porcupine.Model{
+		Partition: partition,
+		Init:      func() any { return &state{} },
+		Step: func(s, in, _ any) (bool, any) {
+			next := m.step(s.(*state), in.(*Entry))
+			return next != nil, next
 		},
 		Equal:         func(a, b any) bool { return a.(*state).equal(b.(*state)) },
 		Hash:          func(s any) uint64 { return s.(*state).hash() },
@@ -132,9 +131,6 @@ func (m *model) porcupine() porcupine.Model {
 			return e.Op.String() + " -> " + e.Result.describe(e.Op.Kind)
 		},
 	}
-	pm := nm.ToModel()
-	pm.Partition = partition
-	return pm
 }
 
 // partition takes workspaces apart that nothing connects: no operation on global
@@ -177,9 +173,7 @@ func (m *model) explain(entries []Entry, pm porcupine.Model, info porcupine.Line
 			done[e] = true
 			v.Explained = append(v.Explained, *e)
 		}
-		for _, one := range s.([]any) {
-			v.States = append(v.States, one.(*state).String())
-		}
+		v.State = s.(*state).String()
 		v.Next = candidates(parts[i], done)
 		break
 	}
@@ -191,7 +185,7 @@ func (m *model) explain(entries []Entry, pm porcupine.Model, info porcupine.Line
 func candidates(ops []porcupine.Operation, done map[*Entry]bool) (next []Entry) {
 	first := int64(math.MaxInt64)
 	for _, op := range ops {
-		if e := op.Input.(*Entry); !done[e] {
+		if e := op.Input.(*Entry); !done[e] && e.Result.Outcome != Unknown {
 			first = min(first, e.Return)
 		}
 	}

@@ -1,6 +1,7 @@
 package linear
 
 import (
+	"cmp"
 	"fmt"
 	"hash/maphash"
 	"maps"
@@ -13,6 +14,9 @@ import (
 type state struct {
 	global     scope
 	workspaces map[string]*workspace
+	// time is when the newest of the operations so far was called: whatever was
+	// called later has yet to come.
+	time int64
 }
 
 // scope is a set of secrets by key.
@@ -151,7 +155,7 @@ func (s *state) applyGlobal(op *Op) (next *state, told Result) {
 	if !told.Changed {
 		return s, told
 	}
-	next = &state{global: global, workspaces: s.workspaces}
+	next = &state{global: global, workspaces: s.workspaces, time: s.time}
 	if op.NextStart {
 		return next, told
 	}
@@ -280,27 +284,76 @@ func (m *model) sees(s *state, w *workspace, env map[string]string) bool {
 type model struct {
 	keys        map[string]bool // all that occur in the history
 	allLaunches bool
+	// told are the generations that somebody was told of a workspace, by the time of
+	// the call, each the least of those from then on.
+	told map[string][]tellings
 }
 
-// step returns the states that may come of an operation with this result; none
-// when it can't have come about.
-func (m *model) step(s *state, op *Op, r *Result) []*state {
-	if !op.Kind.changes() {
-		if next, ok := m.look(s, op, r); ok {
-			return []*state{next}
+type tellings struct{ call, least int64 }
+
+func newModel(entries []Entry, o Options) *model {
+	m := &model{keys: keysOf(entries), allLaunches: o.AllLaunches, told: make(map[string][]tellings)}
+	for _, e := range slices.Backward(entries) { // they are in order of their calls
+		id := e.Op.Workspace
+		if id == "" || e.Result.Outcome != Done || e.Op.Kind == List || e.Op.Kind == Secret {
+			continue
 		}
+		least := e.Result.Generation
+		if n := len(m.told[id]); n > 0 {
+			least = min(least, m.told[id][n-1].least)
+		}
+		m.told[id] = append(m.told[id], tellings{e.Call, least})
+	}
+	return m
+}
+
+// fits reports whether nobody is told of an older generation than there is now
+// who has yet to call. It makes the search short: what is unknown is not tried
+// where it can't have happened.
+func (m *model) fits(s *state) bool {
+	for id, w := range s.workspaces {
+		told := m.told[id] // latest first
+		n, _ := slices.BinarySearchFunc(told, s.time, func(t tellings, time int64) int { return cmp.Compare(time, t.call) })
+		if n > 0 && told[n-1].least < w.generation {
+			return false
+		}
+	}
+	return true
+}
+
+// step returns what comes of an operation with this result, or nil when it can't
+// have come about.
+//
+// An operation of unknown outcome takes effect here, unless its time is over. One
+// that never did comes after all others: nobody looks any more.
+func (m *model) step(s *state, e *Entry) *state {
+	var next *state
+	switch {
+	case e.Result.Outcome == Unknown && s.time > e.Return:
+		next = s
+	case e.Op.Kind.changes():
+		var told Result
+		if next, told = s.apply(&e.Op); e.Result.Outcome != Unknown && !told.equal(&e.Result) {
+			return nil
+		}
+	default:
+		var ok bool
+		if next, ok = m.look(s, &e.Op, &e.Result); !ok {
+			return nil
+		}
+	}
+	if e.Call > next.time {
+		later := *next
+		later.time = e.Call
+		next = &later
+	}
+	if !m.fits(next) {
 		return nil
 	}
-	next, told := s.apply(op)
-	switch {
-	case r.Outcome == Unknown && next != s:
-		return []*state{s, next}
-	case r.Outcome == Unknown || told.equal(r):
-		return []*state{next}
-	}
-	return nil
+	return next
 }
 
+// equal leaves out the time: it is compared for the same operations only.
 func (s *state) equal(o *state) bool {
 	if s == o {
 		return true

@@ -218,7 +218,7 @@ type listener struct {
 	isCut bool
 }
 
-func newListener() *listener { return &listener{Listener: bufconn.Listen(1 << 20)} }
+func newListener() *listener { return &listener{Listener: bufconn.Listen(64 << 10)} }
 
 // Accept implements net.Listener.
 func (l *listener) Accept() (net.Conn, error) {
