@@ -4,8 +4,6 @@ import (
 	"fmt"
 	"maps"
 	"math/rand/v2"
-	"os"
-	"strconv"
 	"testing"
 	"time"
 
@@ -19,6 +17,7 @@ import (
 type identity struct {
 	Container string
 	PID       int32
+	Started   time.Time
 	Restarts  int64
 	Inside    string // of the program
 }
@@ -26,7 +25,7 @@ type identity struct {
 func (s *stage) identity(id string) identity {
 	s.t.Helper()
 	w := s.get(id)
-	return identity{w.ContainerId, w.Pid, w.RestartCount, s.inside(id, w.ObservedGeneration)["WORKSPACE_GENERATION"]}
+	return identity{w.ContainerId, w.Pid, w.StartTime.AsTime(), w.RestartCount, s.inside(id, w.ObservedGeneration)["WORKSPACE_GENERATION"]}
 }
 
 // Promise 8: the daemon is killed at a random moment after it acknowledged a
@@ -66,7 +65,7 @@ func testKillNine(t *testing.T, s *stage, short bool) {
 			t.Fatal(err)
 		}
 		if random.IntN(4) == 0 { // the power fails for containerd too
-			if err := killContainerd(s); err != nil {
+			if err := s.Daemon.KillContainerd(s.ctx); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -105,26 +104,6 @@ func checkEnv(t *testing.T, env, want map[string]string) {
 	if err := proof.Compare(want, got); err != nil {
 		t.Fatal(err)
 	}
-}
-
-func killContainerd(s *stage) error {
-	var pid int
-	s.poll(s.ctx, func() (err error) {
-		pid, err = s.Daemon.ContainerdPID() // two for a moment, while it forks
-		return err
-	})
-	if err := unix.Kill(pid, unix.SIGKILL); err != nil {
-		return err
-	}
-	s.poll(s.ctx, func() error {
-		// As an orphan it is reaped by init, or stays a zombie: both are dead.
-		stat, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/cmdline")
-		if err != nil || len(stat) == 0 {
-			return nil
-		}
-		return fmt.Errorf("containerd, pid %d, lives on", pid)
-	})
-	return nil
 }
 
 // SIGTERM ends the daemon and not the containers; the next one adopts them.
@@ -174,10 +153,8 @@ func TestContract11_ParkedOverRestart(t *testing.T) {
 	if _, err := s.client().StopWorkspace(s.ctx, &workspacev1.StopWorkspaceRequest{Name: "workspaces/parked"}); err != nil {
 		t.Fatal(err)
 	}
-	stopped := func(w *workspacev1.Workspace) bool {
-		return w.State == workspacev1.WorkspaceState_WORKSPACE_STATE_STOPPED
-	}
-	s.until("parked", "STOPPED", stopped)
+	isStopped := func(w *workspacev1.Workspace) bool { return w.State == stopped }
+	s.until("parked", "STOPPED", isStopped)
 	generation := s.set("parked", "LATE", "while parked")
 	was := s.get("died")
 	if err := s.Daemon.Stop(); err != nil {
@@ -191,7 +168,7 @@ func TestContract11_ParkedOverRestart(t *testing.T) {
 		return w.State == workspacev1.WorkspaceState_WORKSPACE_STATE_RUNNING && w.ContainerId != was.ContainerId
 	})
 	s.settle(1)
-	if w := s.get("parked"); !stopped(w) || w.ContainerId != "" {
+	if w := s.get("parked"); !isStopped(w) || w.ContainerId != "" {
 		t.Errorf("parked is %v", w)
 	}
 	resp, err := s.client().StartWorkspace(s.ctx, &workspacev1.StartWorkspaceRequest{Name: "workspaces/parked"})

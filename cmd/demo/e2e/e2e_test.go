@@ -67,6 +67,11 @@ func build(dir string) error {
 			return fmt.Errorf("building %s: %w\n%s", pkg, err, out)
 		}
 	}
+	cmd := exec.Command("go", "build", "-tags", "faults", "-o", filepath.Join(dir, lab.FaultsProgram), "github.com/workspaced/workspaced/cmd/workspaced")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("building %s: %w\n%s", lab.FaultsProgram, err, out)
+	}
 	return nil
 }
 
@@ -75,15 +80,22 @@ func build(dir string) error {
 func onEach(t *testing.T, timeout time.Duration, test func(t *testing.T, s *stage, short bool)) {
 	t.Run("installed", func(t *testing.T) { test(t, newStage(t, timeout), testing.Short()) })
 	t.Run("containerd-2.3", func(t *testing.T) {
-		dir, err := filepath.Abs(filepath.Join(binDir, "containerd-2.3"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := os.Stat(filepath.Join(dir, "containerd")); err != nil {
-			t.Skip("SKIPPED, NOT TESTED: containerd 2.3 is not built: make containerd23")
-		}
-		test(t, newStageWith(t, timeout, dir), true)
+		test(t, newStageWith(t, timeout, newerContainerd(t)), true)
 	})
+}
+
+// newerContainerd is the directory of the containerd that make builds beside the
+// programs. Where it is not, the test is skipped.
+func newerContainerd(t *testing.T) string {
+	t.Helper()
+	dir, err := filepath.Abs(filepath.Join(binDir, "containerd-2.3"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "containerd")); err != nil {
+		t.Skip("SKIPPED, NOT TESTED: containerd 2.3 is not built: make containerd23")
+	}
+	return dir
 }
 
 // stage is a lab.Stage in a test.
@@ -103,11 +115,18 @@ func newStage(t *testing.T, timeout time.Duration, args ...string) *stage {
 // newStageWith is newStage with a directory before the daemon's PATH.
 func newStageWith(t *testing.T, timeout time.Duration, path string, args ...string) *stage {
 	t.Helper()
+	return newStageOpts(t, timeout, lab.Options{Args: args, Path: path})
+}
+
+// newStageOpts is newStage with any options but where the programs are.
+func newStageOpts(t *testing.T, timeout time.Duration, opts lab.Options) *stage {
+	t.Helper()
 	if why := missing(); why != "" {
 		t.Skip("SKIPPED, NOT TESTED: " + why)
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), timeout)
-	s, err := lab.NewStage(lab.Options{BinDir: binDir, Group: -1, Args: args, Path: path})
+	opts.BinDir, opts.Group = binDir, -1
+	s, err := lab.NewStage(opts)
 	if err != nil {
 		cancel()
 		t.Fatal(err)

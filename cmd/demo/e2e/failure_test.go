@@ -17,19 +17,24 @@ import (
 const (
 	running  = workspacev1.WorkspaceState_WORKSPACE_STATE_RUNNING
 	degraded = workspacev1.WorkspaceState_WORKSPACE_STATE_DEGRADED
+	stopped  = workspacev1.WorkspaceState_WORKSPACE_STATE_STOPPED
 )
 
 // update changes fields of a workspace's spec.
 func (s *stage) update(id string, spec *workspacev1.WorkspaceSpec, paths ...string) int64 {
 	s.t.Helper()
-	resp, err := s.client().UpdateWorkspace(s.ctx, &workspacev1.UpdateWorkspaceRequest{
-		Workspace:  &workspacev1.Workspace{Name: "workspaces/" + id, Spec: spec},
-		UpdateMask: &fieldmaskpb.FieldMask{Paths: paths},
-	})
+	resp, err := s.client().UpdateWorkspace(s.ctx, updateSpec(id, spec, paths...))
 	if err != nil {
 		s.t.Fatal(err)
 	}
 	return resp.Generation
+}
+
+func updateSpec(id string, spec *workspacev1.WorkspaceSpec, paths ...string) *workspacev1.UpdateWorkspaceRequest {
+	return &workspacev1.UpdateWorkspaceRequest{
+		Workspace:  &workspacev1.Workspace{Name: "workspaces/" + id, Spec: spec},
+		UpdateMask: &fieldmaskpb.FieldMask{Paths: paths},
+	}
 }
 
 // Promise 5: what can't be started leaves the old container running, says why,
