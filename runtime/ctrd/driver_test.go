@@ -574,7 +574,8 @@ func TestStopGoesOnWithoutARecord(t *testing.T) {
 		b := newBench(t, c)
 		in := b.run(spec("handled"))
 		// Nothing can be written where a directory is.
-		if err := os.Mkdir(filepath.Join(b.e.StateDir, "instances", b.e.InstanceUID, "uid-w", in.ID, "record.json.new"), 0o700); err != nil {
+		obstacle := filepath.Join(b.e.StateDir, "instances", b.e.InstanceUID, "uid-w", in.ID, "record.json.new")
+		if err := os.MkdirAll(filepath.Join(obstacle, "full"), 0o700); err != nil {
 			t.Fatal(err)
 		}
 		b.wantGone(in)
@@ -584,7 +585,7 @@ func TestStopGoesOnWithoutARecord(t *testing.T) {
 		if got := b.list()[in.ID]; got.Phase != runtime.PhaseExited {
 			t.Errorf("%+v, want it exited", got)
 		}
-		if err := os.Remove(filepath.Join(b.e.StateDir, "instances", b.e.InstanceUID, "uid-w", in.ID, "record.json.new")); err != nil {
+		if err := os.RemoveAll(obstacle); err != nil {
 			t.Fatal(err)
 		}
 		b.nothingLeft()

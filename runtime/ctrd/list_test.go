@@ -1,66 +1,98 @@
 package ctrd_test
 
 import (
+	"maps"
+	"os"
+	"path/filepath"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/runtime/ctrd/ctrdtest"
 )
 
-// A shim that hangs is its workspace's trouble: the others are listed, and it is
-// known to be there.
+// A shim that hangs is its workspace's trouble: the others are listed, and what
+// can't be asked is there, and not taken for dead.
 func TestContract13_OneShimHangs(t *testing.T) {
 	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
 		b := newBench(t, c)
-		impatient := b.e.NewDriver(t, nil)
-		impatient.LimitDeadlines(time.Second)
-		in := b.run(spec())
-		shims := c.Shims()
-		other := spec()
-		other.WorkspaceID, other.WorkspaceUID = "other", "uid-other"
-		healthy := b.run(other)
-
-		for _, shim := range shims {
-			if err := syscall.Kill(shim, syscall.SIGSTOP); err != nil {
-				t.Fatal(err)
-			}
-			defer func() { _ = syscall.Kill(shim, syscall.SIGCONT) }()
+		of := func(id string) runtime.Spec {
+			s := spec()
+			s.WorkspaceID, s.WorkspaceUID = id, "uid-"+id
+			return s
 		}
-		// While its process lives nobody has to ask the shim.
-		if got := b.list(); got[in.ID].Phase != runtime.PhaseRunning || got[healthy.ID].Phase != runtime.PhaseRunning {
-			t.Errorf("with a hung shim: %+v", got)
-		}
-		if err := syscall.Kill(in.PID, syscall.SIGKILL); err != nil {
+		// One whose process is gone, and one that runs and has lost its record: of both
+		// containerd has to be asked, and that asks the shim.
+		ended, lost := b.run(of("w")), b.run(of("lost"))
+		if err := os.Remove(filepath.Join(b.e.StateDir, "instances", b.e.InstanceUID, "uid-lost", lost.ID, "record.json")); err != nil {
 			t.Fatal(err)
 		}
-		ctrdtest.Eventually(t, "the process ends", func() bool { return ctrdtest.Ended(in.PID) })
-		list, err := impatient.List(b.ctx(), "")
-		wantReason(t, err, runtime.ReasonTimeout)
-		if len(list) != 2 || list[0].ID != in.ID || list[0].Phase != runtime.PhaseUnknown || list[0].WorkspaceUID != "uid-w" ||
-			list[0].Generation != 1 || list[0].Exit != nil || list[1].ID != healthy.ID || list[1].Phase != runtime.PhaseRunning {
-			t.Errorf("List of all = %+v", list)
-		}
-		if list, err := impatient.List(b.ctx(), "uid-other"); err != nil || len(list) != 1 || list[0].Phase != runtime.PhaseRunning {
-			t.Errorf("List of the other = %+v, %v", list, err)
-		}
-		if _, err := impatient.List(b.ctx(), "uid-w"); err == nil {
-			t.Error("List of the one that can't be asked has no error")
-		}
-
-		for _, shim := range shims {
-			if err := syscall.Kill(shim, syscall.SIGCONT); err != nil {
-				t.Fatal(err)
+		shims := c.Shims()
+		healthy := b.run(of("healthy"))
+		wantPhases := func(want map[string]runtime.Phase, fails bool) {
+			t.Helper()
+			list, err := b.d.List(b.ctx(), "")
+			got := make(map[string]runtime.Phase)
+			for _, in := range list {
+				got[in.ID] = in.Phase
+				if in.WorkspaceUID != "uid-"+in.WorkspaceID || in.PreparedGeneration != 1 {
+					t.Errorf("%+v", in)
+				}
+			}
+			if !maps.Equal(got, want) || (err != nil) != fails {
+				t.Errorf("List has %v, %v, want %v", got, err, want)
 			}
 		}
+		signal := func(signal syscall.Signal, pids ...int) {
+			for _, pid := range pids {
+				if err := syscall.Kill(pid, signal); err != nil {
+					t.Errorf("signal %v to %d: %v", signal, pid, err)
+				}
+			}
+		}
+		running := map[string]runtime.Phase{ended.ID: runtime.PhaseRunning, lost.ID: runtime.PhaseRunning, healthy.ID: runtime.PhaseRunning}
+		wantPhases(running, false)
+		if len(shims) == 0 {
+			t.Fatal("no shim is found")
+		}
+		signal(syscall.SIGSTOP, shims...)
+		defer func() {
+			for _, shim := range shims {
+				_ = syscall.Kill(shim, syscall.SIGCONT) // if it is there still
+			}
+		}()
+		// While the process lives nobody has to ask.
+		if list, err := b.d.List(b.ctx(), "uid-w"); err != nil || len(list) != 1 || list[0].Phase != runtime.PhaseRunning {
+			t.Errorf("with a hung shim: %+v, %v", list, err)
+		}
+		signal(syscall.SIGKILL, ended.PID)
+		ctrdtest.Eventually(t, "the process ends", func() bool { return ctrdtest.Ended(ended.PID) })
+		wantPhases(map[string]runtime.Phase{ended.ID: runtime.PhaseUnknown, lost.ID: runtime.PhaseUnknown, healthy.ID: runtime.PhaseRunning}, true)
+		if list, err := b.d.List(b.ctx(), "uid-healthy"); err != nil || len(list) != 1 || list[0].Phase != runtime.PhaseRunning {
+			t.Errorf("List of the other = %+v, %v", list, err)
+		}
+		for _, id := range []string{"uid-w", "uid-lost"} {
+			if list, err := b.d.List(b.ctx(), id); err == nil {
+				t.Errorf("List of one that can't be asked = %+v, and no error", list)
+			}
+		}
+		if exit, err := b.d.Wait(b.ctx(), lost.ID); err == nil {
+			t.Errorf("Wait = %+v", exit)
+		}
+
+		signal(syscall.SIGCONT, shims...)
 		ctrdtest.Eventually(t, "it is known how it ended", func() bool {
-			got := b.list()[in.ID]
+			got := b.list()[ended.ID]
 			return got.Phase == runtime.PhaseExited && got.Exit.Known && got.Exit.Signal == int(syscall.SIGKILL)
 		})
+		if ctrdtest.Ended(lost.PID) || ctrdtest.Ended(healthy.PID) {
+			t.Error("what ran does not any more")
+		}
 		ctrdtest.RemoveAll(t, b.d)
-		if err := b.d.RemoveWorkspace(b.ctx(), "other", "uid-other", false); err != nil {
-			t.Error(err)
+		for _, id := range []string{"lost", "healthy"} {
+			if err := b.d.RemoveWorkspace(b.ctx(), id, "uid-"+id, false); err != nil {
+				t.Error(err)
+			}
 		}
 		b.nothingLeft()
 	})

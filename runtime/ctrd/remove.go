@@ -150,12 +150,13 @@ func (d *Driver) endTask(ctx context.Context, id string, remove bool) error {
 	var last error
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		t, err := d.task(ctx, id)
+		silent := remove && errors.Is(err, errShimSilent) // dead, perhaps: then it can be deleted
 		switch {
-		case err != nil:
+		case err != nil && !silent:
 			last = err
-		case t == nil:
+		case t == nil && !silent:
 			return nil
-		case t.Status == tasktypes.Status_STOPPED || t.Pid == 0:
+		case silent || t.Status == tasktypes.Status_STOPPED || t.Pid == 0:
 			if !remove {
 				return nil
 			}

@@ -105,7 +105,7 @@ func (d *Driver) readReady(ctx context.Context, s *standby, limits runtime.Resou
 			}
 			// What it wrote before its end is still to be read.
 			return s.result.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
-		}) // without it the deadline for its report is its end
+		}) // at worst the report's deadline passes
 	}()
 	res, err := s.readResult(ctx)
 	stop()

@@ -187,6 +187,10 @@ func (d *Driver) recordOfTask(ctx context.Context, id string) (*record, error) {
 	return rec, nil
 }
 
+// errShimSilent: the task's shim does not answer containerd, which knows nothing
+// then. Version 1.6 does not call that an error.
+var errShimSilent = errors.New("the container's shim does not answer")
+
 // task returns what containerd says of the instance's process; nil when there
 // is definitely none.
 func (d *Driver) task(ctx context.Context, id string) (*tasktypes.Process, error) {
@@ -201,6 +205,9 @@ func (d *Driver) task(ctx context.Context, id string) (*tasktypes.Process, error
 		return nil, nil
 	} else if err != nil {
 		return nil, err
+	}
+	if res.Process.Status == tasktypes.Status_UNKNOWN {
+		return nil, errShimSilent
 	}
 	return res.Process, nil
 }
