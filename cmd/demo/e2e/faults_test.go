@@ -166,6 +166,9 @@ func TestContract07_FailsAtEveryStep(t *testing.T) {
 					continue // a commit that fails is its caller's to repeat; the store's tests have it
 				}
 				for _, moment := range fault.Moments {
+					if action == fault.Hang && moment == fault.After && soakTime() == 0 {
+						continue // takes its time, and is an error in the end
+					}
 					r := fault.Rule{Step: step, Moment: moment, Action: action, Times: 1}
 					if !slices.Contains(stopSteps, step) {
 						rules = append(rules, r)

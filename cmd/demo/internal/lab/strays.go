@@ -207,8 +207,8 @@ func (l *looker) files(context.Context) error {
 			if err != nil {
 				return nil // what vanishes while we look is not there
 			}
-			if e.IsDir() && (e.Name() == "rootfs" || e.Name() == "snapshots") {
-				return fs.SkipDir // the containers' own
+			if e.IsDir() && (e.Name() == "rootfs" || path == filepath.Join(l.d.DataDir(), "containerd")) {
+				return fs.SkipDir // a container's own, and what containerd keeps over a reboot
 			}
 			_, runs := l.Running[e.Name()]
 			workspace, _, _ := strings.Cut(e.Name(), ".")
