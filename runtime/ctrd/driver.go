@@ -17,6 +17,7 @@
 //	  <instance uid>/           of the daemon's database: another one sees none of it
 //	    <workspace uid>/<instance id>/
 //	      record.json           what the instance was started with
+//	      reserve               room for a standby's later records
 //	      io/{go,result}        the FIFOs, bind-mounted as /run/workspaced
 //	StateDir/runc/              the OCI runtime's own state
 //	DataDir/volumes/<workspace id>/<name>/

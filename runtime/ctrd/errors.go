@@ -37,9 +37,9 @@ func failure(ctx context.Context, step string, err error) error {
 	case ctx.Err() != nil:
 		return fmt.Errorf("%s: %w", step, errors.Join(ctx.Err(), err))
 	case storageCause(err) != "":
-		return &runtime.Error{Reason: runtime.ReasonStorage, Message: step + ": " + storageCause(err) + at(err), Err: err}
+		return &runtime.Error{Reason: runtime.ReasonStorage, Message: step + at(err) + ": " + storageCause(err), Err: err}
 	case unavailable(err):
-		return &runtime.Error{Reason: runtime.ReasonRuntimeUnavailable, Message: step + ": containerd does not answer" + at(err), Err: err}
+		return &runtime.Error{Reason: runtime.ReasonRuntimeUnavailable, Message: step + at(err) + ": containerd does not answer", Err: err}
 	default:
 		return &runtime.Error{Reason: runtime.ReasonRuntimeError, Message: step + ": " + short(err), Err: err}
 	}
@@ -51,18 +51,21 @@ func unavailable(err error) bool {
 	return errdefs.IsUnavailable(err) || code(err) == codes.Unavailable
 }
 
-// storageCause says in words what is wrong with a disk, ours or containerd's,
-// whose errors come without a type. It is empty for other errors.
+// storageCause says in words what is wrong with a disk; it is empty for other
+// errors. containerd's come without a type: that there is no space is plain all
+// the same, while what it calls read-only may be a container's own root.
 func storageCause(err error) string {
 	for _, errno := range []unix.Errno{unix.ENOSPC, unix.EDQUOT, unix.EROFS, unix.EIO} {
-		if !errors.Is(err, errno) && !strings.Contains(err.Error(), errno.Error()) {
-			continue
+		if errors.Is(err, errno) {
+			var at *os.PathError
+			if errors.As(err, &at) {
+				return at.Path + ": " + errno.Error()
+			}
+			return errno.Error()
 		}
-		var at *os.PathError
-		if errors.As(err, &at) {
-			return at.Path + ": " + errno.Error()
-		}
-		return errno.Error()
+	}
+	if containsAny(err, unix.ENOSPC.Error(), unix.EDQUOT.Error()) {
+		return short(err)
 	}
 	return ""
 }

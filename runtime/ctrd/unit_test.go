@@ -215,7 +215,12 @@ func TestFailure(t *testing.T) {
 		want string
 	}{
 		{late, steps, "TIMEOUT: the call took longer than its deadline at snapshot.prepare"},
-		{t.Context(), &stepError{stepTaskGet, status.Error(codes.Unavailable, "down")}, "RUNTIME_UNAVAILABLE: the call: containerd does not answer at task.get"},
+		{t.Context(), &stepError{stepTaskGet, status.Error(codes.Unavailable, "down")}, "RUNTIME_UNAVAILABLE: the call at task.get: containerd does not answer"},
+		{t.Context(), &stepError{stepLogMake, &os.PathError{Op: "open", Path: "/d/w.log", Err: unix.EROFS}}, "STORAGE_UNAVAILABLE: the call at log.make: /d/w.log: read-only file system"},
+		{t.Context(), &stepError{stepFIFOMake, unix.EDQUOT}, "STORAGE_UNAVAILABLE: the call at fifo.make: disk quota exceeded"},
+		{t.Context(), &stepError{stepSnapshotPrepare, status.Error(codes.Unknown, "mkdir /x: no space left on device")},
+			"STORAGE_UNAVAILABLE: the call at snapshot.prepare: snapshot.prepare: rpc error: code = Unknown desc = mkdir /x: no space left on device"},
+		{t.Context(), &stepError{stepTaskCreate, errors.New("runc: mkdir /data: read-only file system")}, "RUNTIME_ERROR: the call: task.create: runc: mkdir /data: read-only file system"},
 		{t.Context(), steps, "RUNTIME_ERROR: the call: container.create: client: snapshot.prepare: inner"},
 	} {
 		if got := failure(test.ctx, "the call", test.err); got.Error() != test.want || !errors.Is(got, test.err) {
