@@ -42,8 +42,9 @@ type actorState struct {
 	attempts       int            // failed attempts since the last good one
 	failure        *store.Failure // the newest, recorded or not
 	exits          *backoff.ExponentialBackOff
-	fallbackAt     time.Time // not before this is the last good spec started again
-	stuck          map[string]time.Time
+	fallbackAt     time.Time                // not before this is the last good spec started again
+	stuck          map[string]time.Time     // not before this is a clean-up tried again
+	stuckFor       map[string]time.Duration // the wait before that
 	fallbackFailed int64
 	prepared       map[string]store.Spec // by standby: the spec it was prepared from
 	exit           exitWait
@@ -206,6 +207,7 @@ func (a *actor) reset(ctx context.Context, ws *store.Workspace) {
 		exits:    a.sup.cfg.Backoff.policy(),
 		failure:  ws.Status.Failure,
 		stuck:    make(map[string]time.Time),
+		stuckFor: make(map[string]time.Duration),
 		prepared: make(map[string]store.Spec),
 	}
 	if f := ws.Status.Failure; f != nil && f.Reason != string(reasonExited) {

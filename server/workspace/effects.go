@@ -71,11 +71,20 @@ func (a *actor) remove(ctx context.Context, ws *store.Workspace, id string) {
 			return
 		}
 		a.log.WarnContext(ctx, "can't remove a container, trying again later", "instance", id, "uid", ws.UID, "error", err)
-		a.local.stuck[id] = a.sup.now().Add(a.sup.cfg.Deadlines.RemoveRetry)
+		a.postpone(id)
 		return
 	}
 	delete(a.local.stuck, id)
+	delete(a.local.stuckFor, id)
 	delete(a.local.prepared, id)
+}
+
+// postpone has a clean-up that failed tried again after a wait that is doubled
+// each time: containerd may be back in a moment, or not for long.
+func (a *actor) postpone(id string) {
+	wait := min(max(a.sup.cfg.Backoff.Initial, 2*a.local.stuckFor[id]), a.sup.cfg.Deadlines.RemoveRetry)
+	a.local.stuckFor[id] = wait
+	a.local.stuck[id] = a.sup.now().Add(wait)
 }
 
 // stop stops and removes an instance that must not run.
@@ -86,9 +95,11 @@ func (a *actor) stop(ctx, passCtx context.Context, ws *store.Workspace, in runti
 			return nil
 		}
 		a.log.WarnContext(ctx, "can't stop a container, trying again later", "instance", in.ID, "error", err)
-		a.local.stuck[in.ID] = a.sup.now().Add(a.sup.cfg.Deadlines.RemoveRetry)
+		a.postpone(in.ID)
 		return nil
 	}
+	delete(a.local.stuck, in.ID)
+	delete(a.local.stuckFor, in.ID)
 	if r := ws.Status.Running; r != nil && r.InstanceID == in.ID {
 		return a.record(ctx, stepStatusStopped, ws, func(_ store.Workspace, st *store.Status) { st.Running = nil })
 	}
@@ -139,7 +150,7 @@ func (a *actor) prepare(ctx context.Context, ws *store.Workspace, spec *store.Sp
 	if _, err := a.sup.cfg.Runtime.EnsureImage(pullCtx, spec.Image); err != nil {
 		return runtime.Instance{}, err
 	}
-	release, err := a.sup.limit.acquire(ctx, classOf(ws))
+	release, err := a.takeSlot(ctx, ws)
 	if err != nil {
 		return runtime.Instance{}, err
 	}
@@ -152,6 +163,30 @@ func (a *actor) prepare(ctx context.Context, ws *store.Workspace, spec *store.Sp
 	}
 	a.local.prepared[in.ID] = *spec
 	return in, nil
+}
+
+// takeSlot waits for a slot of the cycle limit. A workspace that waits in the
+// fleet's line and is changed by itself goes over to the other one. The kick that
+// tells of it is given back: the change may be of more than this cycle sees.
+func (a *actor) takeSlot(ctx context.Context, ws *store.Workspace) (release func(), err error) {
+	kicked := false
+	defer func() {
+		if kicked {
+			signal(a.kick)
+		}
+	}()
+	var kick <-chan struct{}
+	c := classOf(ws)
+	if c == bulk {
+		kick = a.kick
+	}
+	return a.sup.limit.acquire(ctx, c, kick, func() class {
+		kicked = true
+		if now, err := a.sup.cfg.Store.Workspace(a.id); err == nil && c == bulk {
+			c = classOf(&now)
+		}
+		return c
+	})
 }
 
 // classOf says in which line a cycle of the workspace waits for its slot.

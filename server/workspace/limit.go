@@ -34,10 +34,11 @@ type limit struct {
 
 func newLimit(n int, lend time.Duration) *limit { return &limit{free: n, lend: lend} }
 
-// acquire waits for a slot or for ctx. release may be called once the slot was
-// taken back already.
-func (l *limit) acquire(ctx context.Context, c class) (release func(), err error) {
-	if err := l.wait(ctx, c); err != nil {
+// acquire waits for a slot or for ctx. Whenever kick yields, anew says in which
+// line to wait from now on; a place in the same one is kept. release may be called
+// once the slot was taken back already.
+func (l *limit) acquire(ctx context.Context, c class, kick <-chan struct{}, anew func() class) (release func(), err error) {
+	if err := l.wait(ctx, c, kick, anew); err != nil {
 		return nil, err
 	}
 	giveBack := sync.OnceFunc(l.release)
@@ -48,34 +49,54 @@ func (l *limit) acquire(ctx context.Context, c class) (release func(), err error
 	}, nil
 }
 
-func (l *limit) wait(ctx context.Context, c class) error {
+func (l *limit) wait(ctx context.Context, c class, kick <-chan struct{}, anew func() class) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	l.mu.Lock()
-	if l.free > 0 {
-		l.free--
-		l.mu.Unlock()
-		return nil
+	granted, leave := l.queue(c)
+	for {
+		select {
+		case <-granted:
+			return nil
+		case <-kick:
+			if now := anew(); now != c {
+				if !leave() {
+					return nil // granted in the same moment
+				}
+				c = now
+				granted, leave = l.queue(c)
+			}
+		case <-ctx.Done():
+			if !leave() {
+				l.release() // granted a moment too late: the next one gets it
+			}
+			return ctx.Err()
+		}
 	}
-	granted := make(chan struct{})
-	place := l.waiting[c].PushBack(granted)
-	l.mu.Unlock()
+}
 
-	select {
-	case <-granted:
-		return nil
-	case <-ctx.Done():
-	}
+// queue takes a place in a line. granted is closed when there is a slot; leave
+// gives the place up, and reports false when it is too late for that.
+func (l *limit) queue(c class) (granted <-chan struct{}, leave func() bool) {
+	ready := make(chan struct{})
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	select {
-	case <-granted: // a moment too late: the next one gets it
+	place := l.waiting[c].PushBack(ready)
+	if l.free > 0 { // so nobody else waits
+		l.free--
 		l.hand()
-	default:
-		l.waiting[c].Remove(place)
 	}
-	return ctx.Err()
+	return ready, func() bool {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		select {
+		case <-ready:
+			return false
+		default:
+			l.waiting[c].Remove(place)
+			return true
+		}
+	}
 }
 
 func (l *limit) release() {

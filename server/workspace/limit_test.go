@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -22,8 +23,12 @@ type line struct {
 }
 
 func (l *line) join(ctx context.Context, name string, c class) {
+	l.joinKicked(ctx, name, c, nil, nil)
+}
+
+func (l *line) joinKicked(ctx context.Context, name string, c class, kick <-chan struct{}, anew func() class) {
 	l.wait.Go(func() {
-		release, err := l.limit.acquire(ctx, c)
+		release, err := l.limit.acquire(ctx, c, kick, anew)
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if err != nil {
@@ -107,6 +112,36 @@ func TestLimitTakesTurns(t *testing.T) {
 	})
 }
 
+// TestLimitChangesLines: who is kicked goes over to the line that it belongs to
+// now, and keeps its place if that is the same.
+func TestLimitChangesLines(t *testing.T) {
+	for _, test := range []struct {
+		now         class
+		join, order string
+	}{
+		{bulk, "mover b1 b2", "0 mover b1 b2"},
+		{single, "b1 b2 b3 mover", "0 b1 mover b2 b3"},
+	} {
+		inLine(t, 1, time.Hour, func(t *testing.T, l *line) {
+			l.join(t.Context(), "0", single) // then it is bulk's turn
+			kick := make(chan struct{}, 1)
+			for name := range strings.FieldsSeq(test.join) {
+				if name == "mover" {
+					l.joinKicked(t.Context(), name, bulk, kick, func() class { return test.now })
+				} else {
+					l.join(t.Context(), name, bulk)
+				}
+			}
+			kick <- struct{}{}
+			synctest.Wait()
+			for name := range strings.FieldsSeq(test.order) {
+				l.release(name)
+			}
+			l.want(strings.Fields(test.order)...)
+		})
+	}
+}
+
 // TestLimitGivesUp: who goes away takes no slot along, whether it was still in
 // line or had its slot in the same moment.
 func TestLimitGivesUp(t *testing.T) {
@@ -120,7 +155,7 @@ func TestLimitGivesUp(t *testing.T) {
 		l.want("0", "1 gave up")
 		l.release("0")
 		l.want("0", "1 gave up", "2")
-		if _, err := l.limit.acquire(ctx, single); !errors.Is(err, context.Canceled) {
+		if _, err := l.limit.acquire(ctx, single, nil, nil); !errors.Is(err, context.Canceled) {
 			t.Errorf("a caller that has gone gets %v", err)
 		}
 	})

@@ -56,7 +56,7 @@ type Deadlines struct {
 	Start       time.Duration // from the go-ahead to the command; default 15 s
 	Stop        time.Duration // beyond the workspace's own grace; default 15 s
 	Remove      time.Duration // clean-up of one container; default 30 s
-	RemoveRetry time.Duration // pause after a clean-up that failed; default 30 s
+	RemoveRetry time.Duration // longest pause after a clean-up that failed; default 30 s
 	WaitRetry   time.Duration // pause after a container could not be watched; default 1 s
 	Sweep       time.Duration // one Sweep; default 1 min
 }
