@@ -118,7 +118,7 @@ func newWorld(t *testing.T, e *ctrdtest.Env, d *ctrd.Driver) *runtimetest.World 
 			d = e.NewDriver(t, nil)
 			return settled{d, t}
 		},
-		Leaks: func(t *testing.T) []string { return e.Leaks(t) },
+		Leaks: func(t *testing.T) []string { return e.Leaks(t, nil) },
 		Signal: func(t *testing.T, in runtime.Instance, signal syscall.Signal) {
 			if err := syscall.Kill(in.PID, signal); err != nil {
 				t.Errorf("kill: %v", err)

@@ -106,7 +106,7 @@ func (b *bench) nothingLeft() {
 	if err := b.d.RemoveWorkspace(b.ctx(), "w", "uid-w", false); err != nil {
 		b.Errorf("RemoveWorkspace: %v", err)
 	}
-	if leaks := b.e.Leaks(b); len(leaks) != 0 {
+	if leaks := b.e.Leaks(b, nil); len(leaks) != 0 {
 		b.Errorf("left: %q", leaks)
 	}
 }

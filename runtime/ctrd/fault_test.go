@@ -152,14 +152,6 @@ func (l *life) suffer(c faultCase) (struck bool) {
 		l.Errorf("%v: it did not happen", c)
 	}
 	l.arm(faultCase{})
-	if c.Step == "lease.delete" { // it is tried again with the next one
-		ctrdtest.Eventually(l, "there is no lease", func() bool {
-			if _, err := l.d.EnsureImage(context.Background(), l.spec.Image); err != nil {
-				l.Error(err)
-			}
-			return !slices.ContainsFunc(l.e.Leaks(l, l.running.ID), func(leak string) bool { return strings.HasPrefix(leak, "lease ") })
-		})
-	}
 	l.check(c, old)
 	if testing.Verbose() {
 		l.Logf("%v took %v", c, time.Since(begin))

@@ -113,7 +113,7 @@ func TestPullFailures(t *testing.T) {
 		if _, err := d.EnsureImage(t.Context(), ref); err != nil {
 			t.Errorf("afterwards: %v", err)
 		}
-		if leaks := e.Leaks(t); len(leaks) != 0 {
+		if leaks := e.Leaks(t, nil); len(leaks) != 0 {
 			t.Errorf("left: %q", leaks)
 		}
 	})
@@ -218,7 +218,7 @@ func TestImport(t *testing.T) {
 		wantReason(t, err, runtime.ReasonImageInvalid, "no such file")
 		_, err = d.ImportFile(t.Context(), ctrdtest.SaveImage(t, "foreign:1", ctrdtest.BuildImage(t, v1.ConfigFile{Architecture: "mips64le"})))
 		wantReason(t, err, runtime.ReasonImageInvalid, "for this machine")
-		if leaks := e.Leaks(t); len(leaks) != 0 {
+		if leaks := e.Leaks(t, nil); len(leaks) != 0 {
 			t.Errorf("left: %q", leaks)
 		}
 	})

@@ -186,7 +186,7 @@ func (l *life) remove() {
 		return l.d.RemoveWorkspace(ctx, l.spec.WorkspaceID, l.spec.WorkspaceUID, false)
 	})
 	l.running = runtime.Instance{}
-	if leaks := l.e.Leaks(l); len(leaks) != 0 {
+	if leaks := l.leaks(nil); len(leaks) != 0 {
 		l.Errorf("%v: left of a workspace that was removed: %q", l.fault, leaks)
 	}
 }
@@ -239,8 +239,9 @@ func (l *life) check(c faultCase, old runtime.Instance) {
 	if err != nil || !strings.Contains(string(environ), fmt.Sprintf("GENERATION=%d\x00", l.generation)) {
 		l.Errorf("%v: environment %q, %v", c, environ, err)
 	}
-	leaks := slices.DeleteFunc(l.e.Leaks(l, l.running.ID), func(leak string) bool {
-		return slices.ContainsFunc([]string{"/w", "/uid-w", "/w.log", "/volumes/w/data"}, func(own string) bool { return strings.HasSuffix(leak, own) })
+	own := []string{"/w", "/uid-w", "/w.log", "/volumes/w/data"}
+	leaks := l.leaks(func(leak string) bool {
+		return strings.Contains(leak, l.running.ID) || slices.ContainsFunc(own, func(suffix string) bool { return strings.HasSuffix(leak, suffix) })
 	})
 	if len(leaks) != 0 {
 		l.Errorf("%v: left beside what runs: %q", c, leaks)
@@ -248,12 +249,28 @@ func (l *life) check(c faultCase, old runtime.Instance) {
 	l.checkOpen("")
 }
 
-// checkOpen wants none of the workspace's files open whose name has the suffix. It
-// is called soon: what is forgotten is closed by Go's garbage collector later.
+// leaks returns what is there and not kept.
+func (l *life) leaks(kept func(leak string) bool) (leaks []string) {
+	l.Helper()
+	for begin := time.Now(); ; ctrdtest.Pause() {
+		leaks = l.e.Leaks(l, kept)
+		// A lease whose end has failed or is late ends with the next one.
+		lease := slices.ContainsFunc(leaks, func(leak string) bool { return strings.HasPrefix(leak, "lease ") })
+		if !lease || time.Since(begin) > 20*time.Second {
+			return leaks
+		}
+		if _, err := l.d.EnsureImage(context.Background(), l.spec.Image); err != nil {
+			l.Errorf("%v: EnsureImage: %v", l.fault, err)
+		}
+	}
+}
+
+// checkOpen wants no FIFO of the workspace's open whose name has the suffix. It is
+// called soon: what is forgotten is closed by Go's garbage collector later.
 func (l *life) checkOpen(suffix string) {
 	l.Helper()
 	for file := range openFiles() {
-		if strings.HasPrefix(file, l.e.StateDir) && strings.HasSuffix(file, suffix) {
+		if strings.HasPrefix(file, l.e.StateDir) && strings.Contains(file, "/io/") && strings.HasSuffix(file, suffix) {
 			l.Errorf("%v: open: %s", l.fault, file)
 		}
 	}

@@ -1,9 +1,12 @@
 package ctrd_test
 
 import (
+	"fmt"
 	"maps"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 
@@ -56,6 +59,7 @@ func TestContract13_OneShimHangs(t *testing.T) {
 			t.Fatal("no shim is found")
 		}
 		signal(syscall.SIGSTOP, shims...)
+		ctrdtest.Eventually(t, "the shims stand still", func() bool { return !slices.ContainsFunc(shims, moves) })
 		defer func() {
 			for _, shim := range shims {
 				_ = syscall.Kill(shim, syscall.SIGCONT) // if it is there still
@@ -96,4 +100,16 @@ func TestContract13_OneShimHangs(t *testing.T) {
 		}
 		b.nothingLeft()
 	})
+}
+
+// moves tells whether a process has a thread that a SIGSTOP has not reached yet.
+func moves(pid int) bool {
+	files, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	for _, file := range files {
+		b, err := os.ReadFile(file)
+		if err != nil || !strings.Contains(string(b), ") T ") {
+			return true
+		}
+	}
+	return err != nil || len(files) == 0
 }

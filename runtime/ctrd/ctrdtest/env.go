@@ -171,23 +171,23 @@ func RemoveAll(tb testing.TB, d *ctrd.Driver) {
 
 // Leaks describes everything that is there of instances and workspaces, one per
 // string: containers, tasks, snapshots, leases, shims, mounts, FIFOs and other
-// files, cgroups. An Env in which everything was removed has none. What contains
-// one of kept is meant to be there.
-func (e *Env) Leaks(tb testing.TB, kept ...string) []string {
+// files, cgroups. An Env in which everything was removed has none. What is kept,
+// which may be nil, is meant to be there.
+func (e *Env) Leaks(tb testing.TB, kept func(leak string) bool) []string {
 	tb.Helper()
-	isKept := func(leak string) bool {
-		return slices.ContainsFunc(kept, func(k string) bool { return strings.Contains(leak, k) })
+	if kept == nil {
+		kept = func(string) bool { return false }
 	}
 	// A shim ends a moment after its task was deleted.
 	var leaks []string
 	for range 500 {
-		if leaks = slices.DeleteFunc(e.shims(), isKept); len(leaks) == 0 {
+		if leaks = slices.DeleteFunc(e.shims(), kept); len(leaks) == 0 {
 			break
 		}
 		Pause()
 	}
 	leaks = append(leaks, e.remoteLeaks(tb)...)
-	return slices.DeleteFunc(append(leaks, e.localLeaks(tb)...), isKept)
+	return slices.DeleteFunc(append(leaks, e.localLeaks(tb)...), kept)
 }
 
 // remoteLeaks are those that containerd is asked for.
