@@ -3,9 +3,12 @@ package store
 import (
 	"fmt"
 	"path/filepath"
+	goruntime "runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -79,21 +82,72 @@ func BenchmarkSnapshot(b *testing.B) {
 	}
 }
 
-// BenchmarkGlobalSecret is one transaction over every workspace.
+// BenchmarkGlobalSecret is a change that every workspace sees: how long it takes
+// until its caller has the answer, until all is told, and how long a change of one
+// workspace waits meanwhile, on average and at most.
 func BenchmarkGlobalSecret(b *testing.B) {
+	for _, n := range []int{1_000, 10_000, 100_000} {
+		for name, policy := range map[string]rolloutPolicy{"": defaultRollouts, "-at-once": {above: 1 << 30, chunk: 1, next: now}} {
+			b.Run(fmt.Sprint(n, name), func(b *testing.B) { benchmarkGlobalSecret(b, n, policy) })
+		}
+	}
+}
+
+func benchmarkGlobalSecret(b *testing.B, n int, policy rolloutPolicy) {
 	h := newHarness(b)
-	const n = 10_000
-	fillWorkspaces(h, n)
-	h.cfg.OnCommit = nil
+	fillWorkspaces(h, int64(n))
+	var told atomic.Int64
+	h.cfg.OnCommit = func(changes []Change) {
+		for _, c := range changes {
+			if c.Desired {
+				told.Add(1)
+			}
+		}
+	}
+	h.cfg.rollouts = policy
 	h.reopen()
-	i := 0
+	w := must(h.CreateWorkspace(ctx, NewWorkspace{ID: "other", Secrets: []SecretValue{value("G", "own")}}, Options{}))(h.t).Workspace
+
+	// Another one's status is written all the time.
+	var stop atomic.Bool
+	var others sync.WaitGroup
+	var worst, waited time.Duration
+	writes := 0
+	others.Go(func() {
+		for !stop.Load() {
+			begin := time.Now()
+			if _, err := h.UpdateStatus(ctx, "other", w.UID, func(_ Workspace, st *Status) { st.Starts++ }); err != nil {
+				b.Error(err)
+			}
+			worst, waited, writes = max(worst, time.Since(begin)), waited+time.Since(begin), writes+1
+		}
+	})
+	var m goruntime.MemStats
+	peak, i := uint64(0), 0
+	var all time.Duration
 	for b.Loop() {
 		i++
+		begin, before := time.Now(), told.Load()
 		if r, err := h.UpdateSecrets(ctx, Scope{}, set("G", fmt.Sprint(i)), Options{}); err != nil || r.Affected != n {
 			b.Fatal(r.Affected, err)
 		}
+		b.StopTimer()
+		for told.Load()-before < int64(n) {
+			if err := h.Ping(ctx); err != nil {
+				b.Fatal(err)
+			}
+		}
+		all += time.Since(begin)
+		goruntime.ReadMemStats(&m)
+		peak = max(peak, m.HeapSys)
+		b.StartTimer()
 	}
-	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N)/n, "ns/workspace")
+	stop.Store(true)
+	others.Wait()
+	b.ReportMetric(float64(all.Milliseconds())/float64(b.N), "ms-until-told")
+	b.ReportMetric(float64(waited.Microseconds())/1000/float64(writes), "ms-other")
+	b.ReportMetric(float64(worst.Microseconds())/1000, "ms-other-max")
+	b.ReportMetric(float64(peak)/(1<<20), "MB-heap")
 }
 
 // fillWorkspaces makes n workspaces with three secrets each, without syncing.
@@ -152,4 +206,39 @@ func each(b *testing.B, callers int, f func(n int64) error) {
 	if b != nil {
 		b.StopTimer()
 	}
+}
+
+// BenchmarkHotWorkspace is 64 callers who change one workspace as fast as they
+// can, and how long a change of another one takes meanwhile.
+func BenchmarkHotWorkspace(b *testing.B) {
+	h := newHarness(b)
+	h.cfg.OnCommit = nil
+	h.reopen()
+	h.create("hot")
+	h.create("other")
+	var stop atomic.Bool
+	var other sync.WaitGroup
+	var took []time.Duration
+	other.Go(func() {
+		for !stop.Load() {
+			begin := time.Now()
+			if _, err := h.RestartWorkspace(ctx, "other", Options{}); err != nil {
+				b.Error(err)
+			}
+			took = append(took, time.Since(begin))
+		}
+	})
+	each(b, 64, func(n int64) error {
+		_, err := h.UpdateSecrets(ctx, in("hot"), set("K", fmt.Sprint(n)), Options{})
+		return err
+	})
+	stop.Store(true)
+	other.Wait()
+	slices.Sort(took)
+	var m goruntime.MemStats
+	goruntime.ReadMemStats(&m)
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "changes/s")
+	b.ReportMetric(float64(took[len(took)/2].Microseconds())/1000, "ms-other-p50")
+	b.ReportMetric(float64(took[len(took)*99/100].Microseconds())/1000, "ms-other-p99")
+	b.ReportMetric(float64(m.HeapSys)/(1<<20), "MB-heap")
 }

@@ -74,6 +74,9 @@ func checkFeed(tx *bolt.Tx) error {
 	for id := range revisions {
 		return fmt.Errorf("the feed does not know workspace %q", id)
 	}
+	if _, err := rolloutsOf(tx); err != nil {
+		return err
+	}
 	if rows := count(tx, bucketRemoved); rows != removed || rows != tombstones {
 		return fmt.Errorf("%d workspaces were removed, not %d", tombstones, max(rows, removed))
 	}

@@ -64,6 +64,9 @@ func TestContract23_LostRows(t *testing.T) {
 	rows := dump(t, h.db)
 	good := h.closeAndRead()
 	for bucket := range rows {
+		if len(rows[bucket]) == 0 {
+			continue
+		}
 		for _, key := range []string{firstKey(rows[bucket]), lastKey(rows[bucket])} {
 			if bucket == "meta" && key != "tombstones" || bucket == "requests_by_expiry" {
 				continue // not a list

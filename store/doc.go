@@ -7,7 +7,7 @@
 //
 // # Schema
 //
-// Version 2. Numbers are 8 bytes big endian, records are JSON.
+// Version 3. Numbers are 8 bytes big endian, records are JSON.
 //
 //	meta
 //	├── schema      number  version of this schema
@@ -33,6 +33,8 @@
 //	└── REQUEST ID          record  requestRecord: sealed fingerprint, result
 //	requests_by_expiry
 //	└── EXPIRY, REQUEST ID  empty   EXPIRY in Unix nanoseconds
+//	rollouts                changes of global secrets that older records take in
+//	└── REVISION            record  rollout: the keys, see rollout.go
 //
 // # Sealing
 //

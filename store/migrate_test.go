@@ -60,6 +60,9 @@ func readFacts(t *testing.T, s *Store) facts {
 	return f
 }
 
+// neverRolledOut leaves all changes of global secrets to the readers.
+var neverRolledOut = rolloutPolicy{above: 0, chunk: 1, next: make(chan time.Time)}
+
 // fixtureTime is before the requests in the fixtures end.
 var fixtureTime = time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 
@@ -81,7 +84,7 @@ func openFixture(t *testing.T, version int) *Store {
 	}
 	s := must(Open(Config{
 		Path: filepath.Join(dir, "db"), Sealer: must(seal.Load(filepath.Join(dir, "key")))(t),
-		Now: func() time.Time { return fixtureTime },
+		Now: func() time.Time { return fixtureTime }, rollouts: neverRolledOut,
 	}))(t)
 	t.Cleanup(func() { _ = s.Close() })
 	return s
@@ -128,6 +131,8 @@ func writeFixture(t *testing.T) {
 		t.Fatal("there is a fixture already: released versions never change")
 	}
 	h := newHarness(t)
+	h.cfg.rollouts = neverRolledOut
+	h.reopen()
 	h.clock.now = fixtureTime.Add(-time.Minute)
 	full := must(h.CreateWorkspace(ctx, NewWorkspace{
 		ID: "full", Labels: map[string]string{"team": "a"}, Model: "m",
@@ -159,11 +164,11 @@ func writeFixture(t *testing.T) {
 	must(h.DeleteWorkspace(ctx, "deleting", true, Options{}))(t)
 	h.create("removed")
 	h.remove("removed")
+	must(h.UpdateSecrets(ctx, Scope{}, set("H", "global 2"), Options{}))(t)
 	must(h.RestartWorkspace(ctx, "full", request("id", "fingerprint")))(t)
-	h.close()
-
-	for kind, path := range map[string]string{"db": h.cfg.Path, "key": filepath.Join(filepath.Dir(h.cfg.Path), "key")} {
-		if err := os.WriteFile(fixture(schemaVersion, kind), must(os.ReadFile(path))(t), 0o644); err != nil {
+	key := must(os.ReadFile(filepath.Join(filepath.Dir(h.cfg.Path), "key")))(t)
+	for kind, content := range map[string][]byte{"db": h.closeAndRead(), "key": key} {
+		if err := os.WriteFile(fixture(schemaVersion, kind), content, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -53,6 +53,8 @@ type Config struct {
 	// it. Its context ends when the store is closed, which cuts no real commit
 	// short: nothing can.
 	Around func(ctx context.Context, step string, do func(context.Context) error) error
+
+	rollouts rolloutPolicy // for tests
 }
 
 // stepCommit makes a transaction durable: its pages are written and synced, then
@@ -75,7 +77,10 @@ type Store struct {
 	commits  atomic.Uint64 // how many there were, for tests
 	watchdog watchdog
 	limits   limits
-	inDoubt  bool // the last commit is; the writer's
+
+	// The writer's.
+	inDoubt bool // the last commit is
+	rolling rolling
 
 	ops       chan *op
 	pings     chan struct{}
@@ -105,6 +110,9 @@ func open(cfg Config, steps []func(*bolt.Tx) error) (*Store, error) {
 	}
 	if cfg.Around == nil {
 		cfg.Around = func(ctx context.Context, _ string, do func(context.Context) error) error { return do(ctx) }
+	}
+	if cfg.rollouts == (rolloutPolicy{}) {
+		cfg.rollouts = defaultRollouts
 	}
 	info, err := os.Stat(cfg.Path)
 	switch {
@@ -173,17 +181,26 @@ func (s *Store) load(steps []func(*bolt.Tx) error) error {
 		version, err = read(tx)
 		return err
 	})
-	if err != nil || version == uint64(len(steps)+1) {
+	if err == nil && version != uint64(len(steps)+1) {
+		err = s.db.Update(func(tx *bolt.Tx) error {
+			if err := migrate(tx, steps); err != nil {
+				return err
+			}
+			if err := checkRows(tx); err != nil {
+				return damagedError(s.cfg.Path, err)
+			}
+			_, err := read(tx)
+			return err
+		})
+	}
+	if err != nil {
 		return err
 	}
-	return s.db.Update(func(tx *bolt.Tx) error {
-		if err := migrate(tx, steps); err != nil {
-			return err
+	return s.db.View(func(tx *bolt.Tx) error {
+		rollouts, err := rolloutsOf(tx)
+		if len(rollouts) > 0 {
+			s.rolling.ready = s.cfg.rollouts.next
 		}
-		if err := checkRows(tx); err != nil {
-			return damagedError(s.cfg.Path, err)
-		}
-		_, err := read(tx)
 		return err
 	})
 }

@@ -52,15 +52,8 @@ func (s *Store) ListWorkspaces(after string, limit int, match func(*Workspace) b
 
 func (s *Store) readWorkspaces(after string) (chunk []Workspace, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
-		c := tx.Bucket(bucketWorkspaces).Cursor()
-		for k, v := c.Seek(append([]byte(after), 0)); k != nil && len(chunk) < listChunk; k, v = c.Next() {
-			var w Workspace
-			if err := decode(bucketWorkspaces, k, v, &w); err != nil {
-				return err
-			}
-			chunk = append(chunk, w)
-		}
-		return nil
+		_, _, err := eachWorkspace(tx, after, listChunk, func(w *Workspace) { chunk = append(chunk, *w) })
+		return err
 	})
 	return chunk, err
 }

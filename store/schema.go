@@ -11,7 +11,7 @@ import (
 )
 
 // schemaVersion is the version that this program reads and writes.
-const schemaVersion = 2
+const schemaVersion = 3
 
 // migrations[i] brings a database of version i+1 to version i+2. They run in
 // one transaction, in order, and are never changed once released.
@@ -19,6 +19,8 @@ var migrations = []func(*bolt.Tx) error{
 	// 2: crash policies. Records of 1 mean what they meant; a program that knows
 	// only 1 would start again what has to stay at its end.
 	func(*bolt.Tx) error { return nil },
+	// 3: rollouts.
+	func(tx *bolt.Tx) error { _, err := tx.CreateBucket(bucketRollouts); return err },
 }
 
 var (
@@ -31,10 +33,11 @@ var (
 	bucketSealed           = []byte("sealed")
 	bucketRequests         = []byte("requests")
 	bucketRequestsByExpiry = []byte("requests_by_expiry")
+	bucketRollouts         = []byte("rollouts")
 
 	allBuckets = [][]byte{
 		bucketMeta, bucketWorkspaces, bucketFeed, bucketRemoved, bucketOwners,
-		bucketSecrets, bucketSealed, bucketRequests, bucketRequestsByExpiry,
+		bucketSecrets, bucketSealed, bucketRequests, bucketRequestsByExpiry, bucketRollouts,
 	}
 
 	metaSchema     = []byte("schema")

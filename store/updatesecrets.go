@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 )
 
@@ -240,16 +241,22 @@ func (t *txn) deleteOwner(o owner) error {
 // UpdateSecrets sets and deletes secrets of a workspace, or global ones, in one
 // transaction: all or none, and at most one new generation a workspace. A global
 // one reaches, by a new generation, every workspace that has no secret of its
-// own under the key, nor a model, and is not being deleted.
+// own under the key, nor a model, and is not being deleted. All of them have it
+// when UpdateSecrets returns; of some thousands Config.OnCommit tells afterwards.
 //
 // Errors: *NotFoundError, ErrDeleting, ErrEtag (Options.Etag is the one
 // secret's), *KeyError with ErrModelKey, *QuotaError, ErrRequestReused,
 // ErrDiskFull.
 func (s *Store) UpdateSecrets(ctx context.Context, scope Scope, u SecretsUpdate, opts Options) (Result, error) {
 	u.Set, u.Delete = slices.Clone(u.Set), slices.Clone(u.Delete)
+	affected := 0
+	if scope.Global() {
+		// An error here is the change's as well, if it is made.
+		affected, _ = s.countAffected(&u)
+	}
 	return s.mutate(ctx, opts, func(t *txn) (Result, error) {
 		if scope.Global() {
-			return t.updateGlobalSecrets(&u, opts.Etag)
+			return t.updateGlobalSecrets(&u, opts.Etag, affected)
 		}
 		return t.updateOwnSecrets(scope.WorkspaceID, &u, opts.Etag)
 	})
@@ -292,7 +299,9 @@ func (t *txn) updateOwnSecrets(id string, u *SecretsUpdate, etag string) (Result
 	return result, nil
 }
 
-func (t *txn) updateGlobalSecrets(u *SecretsUpdate, etag string) (Result, error) {
+// updateGlobalSecrets changes global secrets, which affected workspaces, or about
+// so many, will see.
+func (t *txn) updateGlobalSecrets(u *SecretsUpdate, etag string, affected int) (Result, error) {
 	p, err := t.planSecrets(owner{}, u, etag)
 	if err != nil {
 		return Result{}, err
@@ -302,68 +311,36 @@ func (t *txn) updateGlobalSecrets(u *SecretsUpdate, etag string) (Result, error)
 	if len(keys) == 0 {
 		return result, nil
 	}
-	var ids []string
-	if !u.NextStart {
-		if ids, err = t.affectedBy(keys); err != nil {
-			return Result{}, err
+	result.Changed = true
+	if u.NextStart {
+		return result, t.applySecrets(p)
+	}
+	rollouts, err := rolloutsOf(t.Tx)
+	if err != nil {
+		return Result{}, err
+	}
+	if affected > t.store.cfg.rollouts.above && len(rollouts) < maxRollouts {
+		result.Affected = affected
+		return result, errors.Join(t.applySecrets(p), t.putRollout(keys))
+	}
+	var see []Workspace
+	_, _, err = eachWorkspace(t.Tx, "", math.MaxInt, func(w *Workspace) {
+		if sees(t.Tx, w, keys) {
+			see = append(see, *w)
 		}
+	})
+	if err != nil {
+		return Result{}, err
 	}
 	if err := t.applySecrets(p); err != nil {
 		return Result{}, err
 	}
-	for _, id := range ids {
-		w, err := getWorkspace(t.Tx, id)
-		if err != nil {
-			return Result{}, err
-		}
-		t.bump(&w, ReasonGlobalSecret)
-		if err := t.putWorkspace(&w, Change{Desired: true}); err != nil {
+	for i := range see {
+		t.bump(&see[i], ReasonGlobalSecret)
+		if err := t.putWorkspace(&see[i], Change{Desired: true}); err != nil {
 			return Result{}, err
 		}
 	}
-	result.Changed = true
-	result.Affected = len(ids)
+	result.Affected = len(see)
 	return result, nil
-}
-
-// affectedRecord is what of a workspace's record says whether global secrets
-// reach it.
-type affectedRecord struct {
-	ID       string    `json:"id"`
-	UID      string    `json:"uid"`
-	Deleting *Deleting `json:"deleting"`
-	Model    string    `json:"model"`
-	Spec     struct {
-		ModelEnv []string `json:"modelEnv"`
-	} `json:"spec"`
-}
-
-func (r *affectedRecord) valid(key []byte) bool { return r.ID == string(key) && r.UID != "" }
-
-// affectedBy returns the workspaces that see a change of one of these global
-// keys.
-func (t *txn) affectedBy(keys []string) ([]string, error) {
-	var ids []string
-	c := t.Bucket(bucketWorkspaces).Cursor()
-	for k, v := c.First(); k != nil; k, v = c.Next() {
-		var w affectedRecord
-		if err := decode(bucketWorkspaces, k, v, &w); err != nil {
-			return nil, err
-		}
-		if w.Deleting != nil {
-			continue
-		}
-		own := owner{Scope{WorkspaceID: string(k)}, w.UID}
-		var hidden []string // by the model, which wins
-		if w.Model != "" {
-			hidden = (&Spec{ModelEnv: w.Spec.ModelEnv}).ModelVars()
-		}
-		for _, key := range keys {
-			if !own.has(t.Tx, key) && !slices.Contains(hidden, key) {
-				ids = append(ids, string(k))
-				break
-			}
-		}
-	}
-	return ids, nil
 }

@@ -57,6 +57,11 @@ func getWorkspace(tx *bolt.Tx, id string) (Workspace, error) {
 	if err == nil && !found {
 		err = &NotFoundError{WorkspaceID: id}
 	}
+	if err != nil {
+		return w, err
+	}
+	rollouts, err := rolloutsOf(tx)
+	takeIn(tx, &w, rollouts)
 	return w, err
 }
 
@@ -71,6 +76,10 @@ func (t *txn) editWorkspace(id string, opts *Options) (Workspace, error) {
 
 // putWorkspace stores a changed record under the next revision.
 func (t *txn) putWorkspace(w *Workspace, c Change) error {
+	// A rollout that the record takes in by this is not told of any more.
+	if k, _ := t.Bucket(bucketRollouts).Cursor().Last(); w.Revision != 0 && string(k) > string(number(w.Revision)) {
+		c.Desired = true
+	}
 	revision, err := t.nextRevision(w.Revision, feedRow{ID: w.ID})
 	if err != nil {
 		return err
@@ -89,12 +98,14 @@ func (t *txn) putConfig(w *Workspace, c Change) error {
 }
 
 // bump makes a new generation.
-func (t *txn) bump(w *Workspace, reason ChangeReason) {
+func (t *txn) bump(w *Workspace, reason ChangeReason) { bump(w, reason, t.now) }
+
+func bump(w *Workspace, reason ChangeReason, now time.Time) {
 	w.Generation++
 	w.ChangeReason = reason
-	w.UpdateTime = t.now
+	w.UpdateTime = now
 	if w.PendingSince.IsZero() {
-		w.PendingSince = t.now
+		w.PendingSince = now
 	}
 }
 

@@ -38,6 +38,7 @@ type txn struct {
 	now      time.Time
 	begun    uint64   // the newest revision before
 	revision uint64   // the newest one by now
+	begins   bool     // a rollout
 	dirty    bool     // the operation has written
 	changes  []Change // of the operation
 }
@@ -126,6 +127,9 @@ func (s *Store) write() {
 		select {
 		case o := <-s.ops:
 			batch = append(batch, o)
+		case <-s.rolling.ready:
+			s.rollOut()
+			continue
 		case <-s.pings:
 			continue
 		case <-s.closing:
@@ -264,6 +268,9 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 	}
 	s.revision.Store(t.revision)
 	s.commits.Add(1)
+	if t.begins && s.rolling.ready == nil {
+		s.rolling.ready = s.cfg.rollouts.next
+	}
 	var changes []Change
 	for _, o := range batch {
 		changes = append(changes, o.changes...)
