@@ -220,6 +220,7 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 	if err != nil {
 		return -1, err
 	}
+	txid := tx.ID()
 	var t *txn
 	spoiled = -1
 	err = guard(func() (err error) {
@@ -257,7 +258,7 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 		return spoiled, nil
 	case errors.Is(err, errClean):
 		return -1, nil
-	case err != nil && (t == nil || !s.visible(t.revision)):
+	case err != nil && (t == nil || !s.visible(txid)):
 		return -1, err
 	}
 	// The last case is a commit whose final sync failed: readers see it, though
@@ -320,20 +321,15 @@ func (s *Store) tell(changes []Change) {
 	}
 }
 
-// visible reports whether a failed commit that gave this revision can be read
-// all the same.
-func (s *Store) visible(revision uint64) bool {
-	if revision == s.revision.Load() {
-		return false
-	}
-	var now uint64
-	var txid int
-	err := s.view(func(tx *bolt.Tx) (err error) {
-		txid = tx.ID()
-		now, err = metaNumber(tx, metaRevision)
-		return err
+// visible reports whether a transaction whose commit failed can be read all the
+// same. Its number tells: it may have written what gives no new revision.
+func (s *Store) visible(txid int) bool {
+	var newest int
+	err := s.view(func(tx *bolt.Tx) error {
+		newest = tx.ID()
+		return nil
 	})
-	if err != nil || now != revision {
+	if err != nil || newest != txid {
 		return false
 	}
 	s.committed(txid)

@@ -268,6 +268,44 @@ func TestWriter_CommitFails(t *testing.T) {
 	}
 }
 
+// A change that gives no workspace a new revision is in doubt like any other when
+// its commit fails at the very end.
+func TestWriter_CommitFailsWithoutANewRevision(t *testing.T) {
+	for name, do := range map[string]func(*harness) error{
+		"global secret, next start": func(h *harness) error {
+			u := set("G", "new")
+			u.NextStart = true
+			_, err := h.UpdateSecrets(ctx, Scope{}, u, Options{})
+			return err
+		},
+		"request id": func(h *harness) error {
+			_, err := h.StopWorkspace(ctx, "parked", request("id", "f"))
+			return err
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := newHarness(t)
+			h.create("parked")
+			must(h.StopWorkspace(ctx, "parked", Options{}))(t)
+			before := dump(t, h.db)
+			h.around = func(_ context.Context, _ string, do func(context.Context) error) error {
+				return errors.Join(do(ctx), &pathError{syscall.ENOSPC})
+			}
+			if err := do(h); !errors.Is(err, ErrInDoubt) || errors.Is(err, ErrDiskFull) {
+				t.Errorf("got %v, want ErrInDoubt", err)
+			}
+			if cmp.Equal(before, dump(t, h.db)) {
+				t.Error("nothing was written")
+			}
+			h.around = nil
+			h.reopen()
+			if err := do(h); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
 type pathError struct{ errno syscall.Errno }
 
 func (e *pathError) Error() string { return "write db: " + e.errno.Error() }
