@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/encoding"
+	encodingproto "google.golang.org/grpc/encoding/proto" // registers what codec is made from
 	"google.golang.org/grpc/health"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
@@ -105,6 +107,7 @@ func (s *Server) NewGRPC(options ...grpc.ServerOption) *grpc.Server {
 		grpc.MaxRecvMsgSize(MaxRequestBytes),
 		grpc.MaxConcurrentStreams(10_000), // a connection may carry a wait for each of many workspaces
 		grpc.ConnectionTimeout(20 * time.Second),
+		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(encodingproto.Name)}),
 		// Clients may ping every 10 s, also while only a watch is idle.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
 		// A peer that vanished is noticed, and its watches end, within 80 s.

@@ -13,7 +13,7 @@ import (
 // watchPageSize is how many workspaces a watch reads at once, in one
 // transaction that has ended before the first of them is sent. A watch whose
 // client does not read holds a page for as long.
-const watchPageSize = 32
+const watchPageSize = 16
 
 // position is where a watch is: what resume_token holds.
 type position struct {
