@@ -66,6 +66,7 @@ var table = []rule{
 		imports: []string{"runtime", "runtime/runtimetest"},
 		never:   []string{gen, grpc, containerd},
 	},
+	{pkg: "runtime/runtimetest/fault", imports: []string{}, std: true},
 	{
 		pkg:     "server/workspace",
 		imports: []string{"store", "store/seal", "runtime", "server/workspace"},
