@@ -85,7 +85,7 @@ var table = []rule{
 	},
 	{
 		pkg:     "server/servertest",
-		imports: []string{"gen", "server", "server/loop", "server/workspace", "server/servertest", "store", "store/seal", "runtime", "runtime/runtimetest"},
+		imports: []string{"gen", "server", "server/loop", "server/workspace", "server/servertest", "store", "store/seal", "runtime", "runtime/runtimetest", "runtime/runtimetest/fault"},
 		never:   []string{containerd, registry},
 	},
 	// The protocol between driver and workspace-init.
