@@ -18,6 +18,7 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/workspaced/workspaced/cmd/demo/internal/lab"
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
@@ -83,8 +84,7 @@ func (s *fleet) id(name string) string { return s.prefix + name }
 // add makes a workspace of the fleet, and does not wait for it.
 func (s *fleet) add(name string, secrets map[string]string, volumes ...*workspacev1.Volume) {
 	s.t.Helper()
-	spec := s.spec(s.id(name))
-	spec.Env["ENVSERVER_JOURNAL"] = "/demo/" + s.id(name) + ".journal"
+	spec := s.fleetSpec(name)
 	spec.Volumes = append(spec.Volumes, volumes...)
 	req := &workspacev1.CreateWorkspaceRequest{WorkspaceId: s.id(name), Workspace: &workspacev1.Workspace{Spec: spec}}
 	for key, value := range secrets {
@@ -95,6 +95,15 @@ func (s *fleet) add(name string, secrets map[string]string, volumes ...*workspac
 		_, err := s.client().CreateWorkspace(ctx, req)
 		return err
 	}, func(a *asked) { *a = asked{exists: true, secrets: maps.Clone(secrets)} })
+}
+
+// fleetSpec is a workspace's that keeps a journal.
+func (s *fleet) fleetSpec(name string) *workspacev1.WorkspaceSpec {
+	spec := s.spec(s.id(name))
+	spec.Env["ENVSERVER_JOURNAL"] = "/demo/" + s.id(name) + ".journal"
+	// A program that is told to end before it listens to signals does not hear it.
+	spec.StopGracePeriod = durationpb.New(2 * time.Second)
+	return spec
 }
 
 // ask calls the daemon, and keeps in mind what it was asked for. An answer that
@@ -275,14 +284,17 @@ var plainEnv = map[string]bool{
 	"WORKSPACE_ID": true, "WORKSPACE_UID": true, "WORKSPACE_GENERATION": true,
 }
 
-// start is an entry of a journal.
+// start is an entry of a journal: the start of a program, or that it was told to
+// end.
 type start struct {
 	ID    string
+	Time  time.Time
+	Ends  bool
 	Alone bool
 	Env   map[string]string
 }
 
-// journal returns the starts of a workspace's program since the last call.
+// journal returns the entries of a workspace's journal since the last call.
 func (s *fleet) journal(name string) (starts []start) {
 	s.t.Helper()
 	f, err := os.Open(filepath.Join(s.VolumeDir, s.id(name)+".journal"))
@@ -323,6 +335,9 @@ func (e start) generation() int {
 func (s *fleet) checkJournal(name string) {
 	s.t.Helper()
 	for _, entry := range s.journal(name) {
+		if entry.Ends {
+			continue
+		}
 		if !entry.Alone {
 			s.t.Errorf("%s: two containers ran at once, the second was %v", name, entry.Env)
 		}

@@ -6,14 +6,17 @@ import (
 	"fmt"
 	"os"
 	"syscall"
+	"time"
 )
 
-// entry is a line of the journal: one start.
+// entry is a line of the journal: a start, or that one was told to end.
 type entry struct {
-	ID string `json:"id"`
+	ID   string    `json:"id"`
+	Time time.Time `json:"time"`
+	Ends bool      `json:"ends,omitempty"`
 	// Alone is false when another start of the same workspace was still running.
-	Alone bool              `json:"alone"`
-	Env   map[string]string `json:"env"`
+	Alone bool              `json:"alone,omitempty"`
+	Env   map[string]string `json:"env,omitempty"`
 }
 
 // enroll adds this start to the journal at path, which is for tests whose secrets
@@ -28,8 +31,12 @@ func enroll(path, id string, env map[string]string) error {
 	if err != nil && !errors.Is(err, syscall.EWOULDBLOCK) {
 		return fmt.Errorf("lock %s.lock: %w", path, err)
 	}
-	alone := err == nil
-	line, err := json.Marshal(entry{ID: id, Alone: alone, Env: env})
+	return write(path, entry{ID: id, Time: time.Now(), Alone: err == nil, Env: env})
+}
+
+// write adds a line to the journal.
+func write(path string, e entry) error {
+	line, err := json.Marshal(e)
 	if err != nil {
 		return err
 	}

@@ -7,7 +7,7 @@
 //
 // For tests its environment makes it do more:
 //
-//	ENVSERVER_JOURNAL=FILE   add each start to a journal
+//	ENVSERVER_JOURNAL=FILE   add each start and end to a journal
 //	ENVSERVER_EXIT=CODE      end at once
 //	ENVSERVER_ALLOCATE=any   take memory until the kernel says no
 package main
@@ -36,8 +36,9 @@ func main() {
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM, syscall.SIGINT)
 	id, environ := rand.Text(), os.Environ()
-	if path := os.Getenv("ENVSERVER_JOURNAL"); path != "" {
-		if err := enroll(path, id, variables(environ)); err != nil {
+	journal := os.Getenv("ENVSERVER_JOURNAL")
+	if journal != "" {
+		if err := enroll(journal, id, variables(environ)); err != nil {
 			fail(err)
 		}
 	}
@@ -53,6 +54,11 @@ func main() {
 	}()
 	select {
 	case <-end:
+		if journal != "" {
+			if err := write(journal, entry{ID: id, Time: time.Now(), Ends: true}); err != nil {
+				fail(err)
+			}
+		}
 	case err := <-failed:
 		fail(err)
 	}
