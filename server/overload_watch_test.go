@@ -150,7 +150,7 @@ func TestOverload_SlowWatchers(t *testing.T) {
 		}
 		cancel()
 		synctest.Wait()
-		if got := goruntime.NumGoroutine(); got > goroutines+5 {
+		if got := goruntime.NumGoroutine(); got > goroutines+fewGoroutines {
 			t.Errorf("%d goroutines are left, %d before", got, goroutines)
 		}
 		goruntime.KeepAlive(streams)
