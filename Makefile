@@ -66,6 +66,23 @@ model: ## Check the model of the protocol with spin, and that it sees every muta
 	@tools/install-deps.sh model
 	@docs/model/check.sh
 
+# Simulations need neither root nor containerd.
+SIM := go test ./server/servertest/sim -count=1 -timeout 0 -v
+SOAK ?= 60s
+
+.PHONY: sim
+sim: ## Run 10,000 random worlds with faults and crashes (SEEDS=n for another number)
+	@$(SIM) -run '^TestSeeds$$' -seeds=$(or $(SEEDS),10000)
+	@$(SIM) -run '^TestLinear$$' -seeds=1000
+
+.PHONY: soak
+soak: ## Run random worlds that nobody has seen, for SOAK=60s, and print what was tried
+	@$(SIM) -run '^Test(Seeds|Linear)$$' -soak=$(SOAK)
+
+.PHONY: fuzz
+fuzz: ## Run every fuzz target in turn, for FUZZ=30s each
+	@tools/fuzz.sh $(or $(FUZZ),30s)
+
 .PHONY: clean
 clean: ## Remove what make built, except the tools
 	rm -rf bin/workspaced bin/workspaced-faults bin/workspace-init bin/demo bin/envserver bin/testprog bin/containerd-2.3 .protodeps coverage.out

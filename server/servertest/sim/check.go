@@ -3,6 +3,7 @@ package sim
 import (
 	"slices"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -228,6 +229,25 @@ func (c *client) checkWait(a *attempt, ans answer) {
 	c.problem("%s: waited for generation %d, and no container of it was ever started", a.op, want)
 }
 
+// checkStillWaiting checks that a wait which gave up had reason to: what it waited
+// for had not come about, unless at this very moment.
+func (c *client) checkStillWaiting(a *attempt) {
+	d := c.current()
+	if d == nil || a.generation == 0 {
+		return
+	}
+	w, err := d.Store.Workspace(a.ws)
+	if err != nil || w.UID != c.uidOf(a.ws) || w.Status.ObservedGeneration < a.generation {
+		return
+	}
+	c.scene.mu.Lock()
+	changed := c.changed[a.ws]
+	c.scene.mu.Unlock()
+	if w.Revision <= changed.revision && changed.at.Before(time.Now()) {
+		c.problem("%s is still waiting for generation %d, observed is %d since %v", a.op, a.generation, w.Status.ObservedGeneration, changed.at.Sub(c.start))
+	}
+}
+
 // struck reports whether a fault has struck a step.
 func (in *injector) struck(step string) bool {
 	in.mu.Lock()
@@ -248,7 +268,7 @@ func (c *client) checkError(a *attempt, err error) bool {
 	st := status.Convert(err)
 	for _, text := range append([]string{st.Message()}, detailTexts(st)...) {
 		if strings.Contains(text, marker) {
-			c.problem("%s: a secret in the error %s", a.op, strings.ReplaceAll(text, marker, "<the marker>"))
+			c.problem("%s: a secret in the error %s", a.op, text)
 		}
 	}
 	if why := c.unexpected(a, st.Code(), reasonOf(err)); why != "" {
@@ -278,6 +298,9 @@ func (c *client) unexpected(a *attempt, code codes.Code, reason string) string {
 		ok = a.away > 0
 	case codes.DeadlineExceeded:
 		ok = true
+		if reason == server.ReasonStillWaiting {
+			c.checkStillWaiting(a)
+		}
 	case codes.Internal:
 		ok = commits
 	case codes.ResourceExhausted:

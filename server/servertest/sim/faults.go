@@ -87,10 +87,17 @@ type injector struct {
 	rules   []*activeRule
 	rate    int // one of so many points strikes; 0: none
 	enabled bool
-	passed  map[string]int // by point and workspace
-	healed  chan struct{}  // closed by heal
-	panics  int            // of actors, since the last boot
-	late    int            // failed late reads
+	same    map[string]passage // by point and workspace
+	healed  chan struct{}      // closed by heal
+	panics  int                // of actors, since the last boot
+	late    int                // failed late reads
+}
+
+// passage is when a point was last passed, and how often at that time. The dice
+// of a passage are named by both: who came first at another time is no matter.
+type passage struct {
+	at time.Duration
+	n  int
 }
 
 type activeRule struct {
@@ -99,7 +106,7 @@ type activeRule struct {
 }
 
 func newInjector(w *world) *injector {
-	in := &injector{world: w, passed: make(map[string]int), healed: make(chan struct{}), rate: w.plan.rate}
+	in := &injector{world: w, same: make(map[string]passage), healed: make(chan struct{}), rate: w.plan.rate}
 	for _, p := range w.plan.faults {
 		in.rules = append(in.rules, &activeRule{planned: p})
 	}
@@ -228,9 +235,14 @@ func (in *injector) pass(step string, moment fault.Moment, ws string) (pause tim
 	in.mu.Lock()
 	defer in.mu.Unlock()
 	key := string(moment) + " " + step + " " + ws
-	in.passed[key]++
+	now := in.world.elapsed()
+	n := 0
+	if last := in.same[key]; last.at == now {
+		n = last.n + 1
+	}
+	in.same[key] = passage{now, n}
 	in.world.report.Passed[step+":"+string(moment)]++
-	d = roll(in.world.plan.seed, in.passed[key], "step", key)
+	d = roll(in.world.plan.seed, n, "step", key, now.String())
 	most := in.world.plan.lag.step
 	if slices.Contains(store.Steps, step) {
 		most = in.world.plan.lag.commit

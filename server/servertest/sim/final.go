@@ -125,14 +125,14 @@ func (s *scene) checkContainer(sn *store.Snapshot) error {
 // again: it says so itself, and what the simulation did agrees.
 func (s *scene) isAtEnd(w *store.Workspace) bool {
 	end := w.End()
-	if end == "" || w.Pending() {
-		return false
+	if end == "" || w.Pending() && w.Spec.Image != imageBad {
+		return false // a newer one is started, unless it can't be
 	}
 	last := s.cycles.last(w.UID)
 	s.mu.Lock()
 	ended := s.ended[last.ID] == endExit
 	s.mu.Unlock()
-	if !ended || last.Generation != w.Generation {
+	if !ended || last.Generation != w.Status.ObservedGeneration {
 		s.problem("%s is %s, and its last container %s was not ended", w.ID, end, last.ID)
 	}
 	policy := w.Spec.CrashPolicy
@@ -189,10 +189,7 @@ func (s *scene) appliesLater(id, key string) bool {
 	if !s.isStable(id) {
 		return s.plan.appliesLater(id, key)
 	}
-	now := s.tick()
-	return slices.ContainsFunc([]string{secretRegister(id, key), secretRegister("", key)}, func(register string) bool {
-		return slices.ContainsFunc(s.ledger.possible(register, now, now, nil), func(w *write) bool { return w.next })
-	})
+	return s.ledger.everNext(secretRegister(id, key)) || s.ledger.everNext(secretRegister("", key))
 }
 
 func describe(list []runtime.Instance) (texts []string) {

@@ -133,6 +133,14 @@ func (l *ledger) describe(register string, lo, hi int64) string {
 	return fmt.Sprintf("%s may be %v", register, slices.Compact(values))
 }
 
+// everNext reports whether the register was ever written for the next start only.
+// That a later write changed nothing says nothing of what runs.
+func (l *ledger) everNext(register string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.ContainsFunc(l.registers[register], func(w *write) bool { return w.next })
+}
+
 // floor returns what a counter is at least.
 func (l *ledger) floor(name string) int64 {
 	l.mu.Lock()

@@ -180,7 +180,7 @@ func (o linearOp) String() string {
 // no other specs.
 func drawLinear(seed uint64) *plan {
 	d := roll(seed, 0, "linear")
-	p := &plan{seed: seed, cycles: 1 + d.IntN(3), length: pick(d, time.Second, 10*time.Second, time.Minute)}
+	p := &plan{seed: seed, cycles: 1 + d.IntN(3), sweeps: d.chance(2), length: pick(d, time.Second, 10*time.Second, time.Minute)}
 	for i := range 1 + d.IntN(3) {
 		p.stable = append(p.stable, fmt.Sprintf("w%d", i))
 	}

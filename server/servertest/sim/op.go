@@ -75,7 +75,7 @@ func secretValue(number string) string { return marker + number }
 
 var opKinds = []weighted[string]{
 	{20, opSet}, {5, opUnset}, {7, opBatch}, {4, opModel}, {9, opUpdate}, {8, opRestart}, {4, opStop}, {6, opStart},
-	{5, opCreate}, {4, opDelete}, {4, opGet}, {3, opList}, {3, opListSecrets}, {2, opGetSecret}, {12, opWait},
+	{6, opCreate}, {6, opDelete}, {4, opGet}, {3, opList}, {3, opListSecrets}, {2, opGetSecret}, {12, opWait},
 }
 
 func drawOp(p *plan, client, i int) op {

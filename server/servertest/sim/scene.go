@@ -9,10 +9,12 @@ import (
 	"strings"
 	"sync"
 	"testing/synctest"
+	"time"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 	"github.com/workspaced/workspaced/runtime/runtimetest"
 	"github.com/workspaced/workspaced/server/servertest/internal/daemon"
+	"github.com/workspaced/workspaced/store"
 )
 
 // scene is a world with clients and watchers that check what they are told.
@@ -23,8 +25,15 @@ type scene struct {
 	uids   map[string]string // of the stable workspaces
 
 	mu       sync.Mutex
-	ended    map[string]ending // by instance
+	ended    map[string]ending    // by instance
+	changed  map[string]committed // by workspace: what was told last
 	watchers []*watcher
+}
+
+// committed is a commit that actors and watchers were told of.
+type committed struct {
+	at       time.Time
+	revision uint64
 }
 
 // ending is why an instance ended.
@@ -42,10 +51,18 @@ func newScene(p *plan, dir string) (*scene, error) {
 		return nil, err
 	}
 	s := &scene{
-		world: w, ledger: newLedger(), cycles: newCycles(w.tick), uids: make(map[string]string), ended: make(map[string]ending),
+		world: w, ledger: newLedger(), cycles: newCycles(w.tick), uids: make(map[string]string),
+		ended: make(map[string]ending), changed: make(map[string]committed),
 	}
 	w.noteEnd = s.noteEnd
 	w.onBoot = s.booted
+	w.onCommit = func(changes []store.Change) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		for _, c := range changes {
+			s.changed[c.ID] = committed{time.Now(), c.Revision}
+		}
+	}
 	w.onDown = func() {
 		synctest.Wait() // callers have noticed
 		s.ledger.barrier(s.tick())
@@ -186,15 +203,16 @@ func (s *scene) checkLaunch(c runtimetest.Call) {
 		s.problem("%s has %s=%s", c.InstanceID, "WORKSPACE_GENERATION", env["WORKSPACE_GENERATION"])
 	}
 	if s.isStable(c.WorkspaceID) {
-		s.checkSecrets(c, env, read)
+		s.checkSecrets(c, env, read, old)
 	}
 }
 
-// checkSecrets checks a container's secrets against what may be.
-func (s *scene) checkSecrets(c runtimetest.Call, env map[string]string, read window) {
+// checkSecrets checks a container's secrets against what may be. old: it is made
+// from an older spec.
+func (s *scene) checkSecrets(c runtimetest.Call, env map[string]string, read window, old bool) {
 	l, from, to := s.ledger, read.from.at, read.to
 	for _, key := range keys {
-		if key == keyModel && l.mayBe(fieldRegister(c.WorkspaceID, fieldModelEnv), keyModel, from, to, nil) {
+		if key == keyModel && (old || l.mayBe(fieldRegister(c.WorkspaceID, fieldModelEnv), keyModel, from, to, nil)) {
 			continue // it may carry the model
 		}
 		value := strings.TrimPrefix(env[key], marker)

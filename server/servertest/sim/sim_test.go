@@ -7,6 +7,8 @@ import (
 	goruntime "runtime"
 	"testing"
 	"time"
+
+	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 )
 
 var (
@@ -36,7 +38,11 @@ func run(t *testing.T, n int, linear bool) {
 	}
 	start := time.Now()
 	if *soakFlag > 0 {
-		s.First, s.N, s.Until = uint64(start.UnixNano()), 0, start.Add(*soakFlag)
+		part := *soakFlag * 3 / 4
+		if linear {
+			part = *soakFlag / 4
+		}
+		s.First, s.N, s.Until = uint64(start.Unix())<<24, 0, start.Add(part)
 	}
 	r := runShares(t, s, goruntime.NumCPU())
 	if testing.Verbose() || *soakFlag > 0 || *seedsFlag > 0 {
@@ -47,7 +53,31 @@ func run(t *testing.T, n int, linear bool) {
 	if r.Seeds == 0 || s.N > 0 && r.Seeds < s.N {
 		t.Errorf("%d seeds of %d were run", r.Seeds, s.N)
 	}
+	if !linear {
+		checkCoverage(t, r)
+	}
 	if linear && len(r.Undecided)*50 > r.Histories {
 		t.Errorf("%d of %d histories are undecided", len(r.Undecided), r.Histories)
+	}
+}
+
+// checkCoverage: a simulation that leaves something out sees nothing there.
+func checkCoverage(t *testing.T, r *Report) {
+	t.Helper()
+	if r.Seeds < 100 {
+		return
+	}
+	service := workspacev1.File_workspace_v1_workspace_control_proto.Services().ByName("WorkspaceControl")
+	for i := range service.Methods().Len() {
+		method := string(service.Methods().Get(i).Name())
+		if r.Calls[method]["OK"] == 0 {
+			t.Errorf("%s was never done", method)
+		}
+	}
+	if r.Crashes == 0 || r.Shutdowns == 0 || r.Exits == 0 || r.Jumps == 0 || r.Resumed == 0 {
+		t.Errorf("crashes, shutdowns, exits, clock jumps or resumed watches are missing: %+v", r)
+	}
+	if missed := r.Missed(); r.Seeds >= 10_000 && len(missed) > 0 {
+		t.Errorf("faults that never struck: %v", missed)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	goruntime "runtime"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"testing"
@@ -115,6 +116,7 @@ func TestWorker(t *testing.T) {
 	if err := json.Unmarshal([]byte(*workerFlag), &s); err != nil {
 		t.Fatal(err)
 	}
+	debug.SetGCPercent(400)
 	encoder := json.NewEncoder(os.NewFile(3, "reports"))
 	say := func(m message) {
 		if err := encoder.Encode(m); err != nil {

@@ -21,6 +21,7 @@ import (
 	"github.com/workspaced/workspaced/runtime/runtimetest"
 	"github.com/workspaced/workspaced/runtime/runtimetest/fault"
 	"github.com/workspaced/workspaced/server/servertest/internal/daemon"
+	"github.com/workspaced/workspaced/store"
 )
 
 // world is everything: a daemon that comes and goes, the containers and the disk,
@@ -43,6 +44,8 @@ type world struct {
 
 	// noteEnd is called before a container is made to end by itself.
 	noteEnd func(instance string, why ending)
+	// onCommit is called after each commit.
+	onCommit func([]store.Change)
 	// onBoot is called after each boot, before anybody is connected.
 	onBoot func(d *daemon.Daemon)
 	// onDown is called when nothing of a daemon is left.
@@ -110,7 +113,7 @@ func (w *world) tick() int64 { return w.seq.Add(1) }
 
 // problem notes something that must not be.
 func (w *world) problem(format string, args ...any) {
-	text := fmt.Sprintf(format, args...)
+	text := strings.ReplaceAll(fmt.Sprintf(format, args...), marker, "") // or the journal has it
 	w.journal.add("PROBLEM %s", text)
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -158,7 +161,7 @@ func (w *world) boot() error {
 	w.mu.Lock() // who kills it at once has to know it
 	d, err := daemon.Start(daemon.Config{
 		Dir: w.dir, Runtime: w.fake, Logger: w.journal.logger(), Now: w.now, Around: w.faults.around,
-		MaxConcurrentCycles: w.plan.cycles,
+		OnCommit: w.onCommit, MaxConcurrentCycles: w.plan.cycles, NoSweep: !w.plan.sweeps,
 	})
 	w.daemon, w.dead = d, false
 	w.mu.Unlock()
@@ -335,7 +338,7 @@ func (w *world) end() error {
 	}
 	w.report.Launches = len(w.fake.Launches(""))
 	if lines := w.journal.leaks(); len(lines) > 0 {
-		w.problem("secrets in the log: %s", strings.ReplaceAll(strings.Join(lines, ""), marker, "<the marker>"))
+		w.problem("secrets in the log: %s", strings.Join(lines, ""))
 	}
 	return errors.Join(errs...)
 }

@@ -33,6 +33,11 @@ type Config struct {
 	Now func() time.Time
 	// Around does the steps of store and actors; nil: they are simply done.
 	Around fault.Around
+	// OnCommit is called after each commit, when actors and watchers know of it; it
+	// may be nil.
+	OnCommit func([]store.Change)
+	// NoSweep: nobody sweeps.
+	NoSweep bool
 	// MaxConcurrentCycles is the supervisor's; 0: its default.
 	MaxConcurrentCycles int
 }
@@ -74,6 +79,9 @@ func Start(cfg Config) (*Daemon, error) {
 		OnCommit: func(changes []store.Change) {
 			d.Supervisor.OnCommit(changes)
 			hub.OnCommit(changes)
+			if cfg.OnCommit != nil {
+				cfg.OnCommit(changes)
+			}
 		},
 		Now:    cfg.Now,
 		Logger: cfg.Logger,
@@ -98,7 +106,9 @@ func Start(cfg Config) (*Daemon, error) {
 	d.run(func() error { return d.Supervisor.Run(ctx) })
 	d.run(func() error { return d.grpc.Serve(d.listener) })
 	d.loops.Run(ctx, "hub", 3*workspace.HubBeat, hub.Run)
-	d.loops.Every(ctx, "sweep", workspace.SweepInterval, workspace.SweepInterval, d.Supervisor.Sweep)
+	if !cfg.NoSweep {
+		d.loops.Every(ctx, "sweep", workspace.SweepInterval, workspace.SweepInterval, d.Supervisor.Sweep)
+	}
 	return d, nil
 }
 
