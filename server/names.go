@@ -43,17 +43,19 @@ func scopeName(scope store.Scope) string {
 }
 
 func parseWorkspaceName(field, name string) (id string, err error) {
-	if err := resourcename.Sscan(name, workspacePattern, &id); err != nil {
+	// Sscan alone also takes full names, placeholders, and empty ids.
+	if err := resourcename.Sscan(name, workspacePattern, &id); err != nil || id == "" || workspaceName(id) != name {
 		return "", invalid(field, "must be %s", workspacePattern)
 	}
 	return id, nil
 }
 
 func parseSecretName(field, name string) (scope store.Scope, key string, err error) {
-	if err := resourcename.Sscan(name, globalSecretPattern, &key); err == nil {
+	if err := resourcename.Sscan(name, globalSecretPattern, &key); err == nil && key != "" && secretName("", key) == name {
 		return store.Scope{}, key, nil
 	}
-	if err := resourcename.Sscan(name, workspaceSecretPattern, &scope.WorkspaceID, &key); err != nil {
+	err = resourcename.Sscan(name, workspaceSecretPattern, &scope.WorkspaceID, &key)
+	if err != nil || scope.WorkspaceID == "" || key == "" || secretName(scope.WorkspaceID, key) != name {
 		return store.Scope{}, "", invalid(field, "must be %s or %s", workspaceSecretPattern, globalSecretPattern)
 	}
 	return scope, key, nil
