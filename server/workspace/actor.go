@@ -47,6 +47,7 @@ type actorState struct {
 	stuckFor       map[string]time.Duration // the wait before that
 	fallbackFailed int64
 	prepared       map[string]store.Spec // by standby: the spec it was prepared from
+	rollout        func()                // ends its turn in a rollout; nil: it has none
 	exit           exitWait
 }
 
@@ -117,6 +118,7 @@ func (a *actor) run(ctx context.Context) {
 // work makes passes until there is nothing left to do now. next is when to look
 // again without a kick; gone: there is no such workspace any more.
 func (a *actor) work(ctx context.Context) (next time.Time, gone bool) {
+	defer a.leaveRollout()
 	for again := true; again && ctx.Err() == nil; {
 		err := a.guard(ctx, func() (err error) {
 			again, next, err = a.pass(ctx)
@@ -201,6 +203,7 @@ func (a *actor) pass(ctx context.Context) (again bool, at time.Time, err error) 
 // reset forgets what was remembered of an earlier workspace of the same id.
 func (a *actor) reset(ctx context.Context, ws *store.Workspace) {
 	a.watchExit(ctx, "")
+	a.leaveRollout()
 	a.local = actorState{
 		uid:      ws.UID,
 		backoff:  a.sup.cfg.Backoff.policy(),
@@ -210,12 +213,20 @@ func (a *actor) reset(ctx context.Context, ws *store.Workspace) {
 		stuckFor: make(map[string]time.Duration),
 		prepared: make(map[string]store.Spec),
 	}
-	if f := ws.Status.Failure; f != nil && f.Reason != string(reasonExited) {
+	// What failed or ended again and again goes on doing so at its pace.
+	st := &ws.Status
+	if f := st.Failure; f != nil && f.Reason != string(reasonExited) {
 		a.local.attempts = f.Attempt
+		for range min(f.Attempt, maxSteps) {
+			a.local.backoff.NextBackOff()
+		}
 	}
-	// A crash loop goes on at its pace.
-	for range min(ws.Status.Crashes.InARow, maxSteps) {
-		a.local.exits.NextBackOff()
+	var wait time.Duration
+	for range min(st.Crashes.InARow, maxSteps) {
+		wait = a.local.exits.NextBackOff()
+	}
+	if st.EndedGeneration != 0 && st.LastExit != nil {
+		a.local.fallbackAt = st.LastExit.Time.Add(wait)
 	}
 }
 

@@ -90,11 +90,14 @@ func (v *view) retry() (first time.Time) {
 // decide says what to do next. It is pure: docs/architecture.md has its table,
 // and TestDecide a case for each row.
 func decide(v view) step {
+	onRecord := v.ws.Status.Running
 	var remnants, standbys, running, exited []runtime.Instance
 	for _, in := range v.instances {
 		switch {
 		case in.Phase == runtime.PhaseRunning:
 			running = append(running, in) // never overlooked, stuck or not
+		case onRecord != nil && in.ID == onRecord.InstanceID && in.Phase == runtime.PhaseExited:
+			exited = append(exited, in) // likewise: else it would be taken for lost
 		case v.isStuck(in.ID):
 		case in.Phase == runtime.PhaseStandby:
 			standbys = append(standbys, in)
@@ -115,12 +118,13 @@ func decide(v view) step {
 		return step{action: actRemove, instance: remnants[0]}
 	}
 	if len(running) > 1 {
-		if v.isStuck(running[0].ID) {
-			return step{action: actWait, at: v.retry()}
+		for _, in := range running[:len(running)-1] {
+			if !v.isStuck(in.ID) {
+				return step{action: actStop, instance: in}
+			}
 		}
-		return step{action: actStop, instance: running[0]}
+		return step{action: actWait, at: v.retry()}
 	}
-	onRecord := v.ws.Status.Running
 	var current runtime.Instance
 	if len(running) == 1 {
 		current = running[0]
@@ -151,10 +155,13 @@ func decide(v view) step {
 
 // decideAtRest brings a workspace that is not meant to run to rest.
 func decideAtRest(v view, leftovers, running []runtime.Instance) step {
+	for _, in := range running {
+		if !v.isStuck(in.ID) {
+			return step{action: actStop, instance: in}
+		}
+	}
 	retry := v.retry()
 	switch {
-	case len(running) > 0 && !v.isStuck(running[0].ID):
-		return step{action: actStop, instance: running[0]}
 	case len(leftovers) > 0:
 		return step{action: actRemove, instance: leftovers[0]}
 	case !retry.IsZero():

@@ -108,10 +108,7 @@ func (a *actor) stop(ctx, passCtx context.Context, ws *store.Workspace, in runti
 
 // terminate asks an instance to end, and ends it after the workspace's grace.
 func (a *actor) terminate(ctx context.Context, ws *store.Workspace, id string) error {
-	grace := store.DefaultStopGrace
-	if ws.Spec.StopGrace != nil {
-		grace = *ws.Spec.StopGrace
-	}
+	grace := stopGrace(ws)
 	ctx, cancel := context.WithTimeout(ctx, grace+a.sup.cfg.Deadlines.Stop)
 	defer cancel()
 	err := a.sup.cfg.Runtime.Stop(ctx, id, stopSignal(ws.Spec.StopSignal), grace)
@@ -119,6 +116,14 @@ func (a *actor) terminate(ctx context.Context, ws *store.Workspace, id string) e
 		return nil
 	}
 	return err
+}
+
+// stopGrace is how long the workspace's container has to end.
+func stopGrace(ws *store.Workspace) time.Duration {
+	if ws.Spec.StopGrace != nil {
+		return *ws.Spec.StopGrace
+	}
+	return store.DefaultStopGrace
 }
 
 // begin begins a cycle: everything that can fail happens here, while the old
@@ -165,28 +170,48 @@ func (a *actor) prepare(ctx context.Context, ws *store.Workspace, spec *store.Sp
 	return in, nil
 }
 
-// takeSlot waits for a slot of the cycle limit. A workspace that waits in the
-// fleet's line and is changed by itself goes over to the other one. The kick that
-// tells of it is given back: the change may be of more than this cycle sees.
+// takeSlot waits for a slot of the cycle limit. A running workspace that a fleet's
+// change reaches waits for its turn in the rollout before, which it keeps until
+// its new container runs: so never more of the fleet are down at once, however
+// long their programs take to end.
 func (a *actor) takeSlot(ctx context.Context, ws *store.Workspace) (release func(), err error) {
+	c := classOf(ws)
+	if c == bulk && a.local.rollout == nil {
+		if c, err = a.joinRollout(ctx, ws); err != nil {
+			return nil, err
+		}
+	}
+	return a.sup.limit.acquire(ctx, c, a.sup.cfg.SlotLend, nil, nil)
+}
+
+// joinRollout waits for the workspace's turn. If it is changed by itself
+// meanwhile it waits no longer. The kick that tells of it is given back: the
+// change may be of more than this cycle sees.
+func (a *actor) joinRollout(ctx context.Context, ws *store.Workspace) (c class, err error) {
 	kicked := false
 	defer func() {
 		if kicked {
 			signal(a.kick)
 		}
 	}()
-	var kick <-chan struct{}
-	c := classOf(ws)
-	if c == bulk {
-		kick = a.kick
-	}
-	return a.sup.limit.acquire(ctx, c, kick, func() class {
+	c = bulk
+	lend := a.sup.cfg.SlotLend + stopGrace(ws) + a.sup.cfg.Deadlines.Stop
+	a.local.rollout, err = a.sup.rollout.acquire(ctx, bulk, lend, a.kick, func() bool {
 		kicked = true
-		if now, err := a.sup.cfg.Store.Workspace(a.id); err == nil && c == bulk {
+		if now, err := a.sup.cfg.Store.Workspace(a.id); err == nil {
 			c = classOf(&now)
 		}
-		return c
+		return c == bulk
 	})
+	return c, err
+}
+
+// leaveRollout ends the workspace's turn, if it has one.
+func (a *actor) leaveRollout() {
+	if a.local.rollout != nil {
+		a.local.rollout()
+		a.local.rollout = nil
+	}
 }
 
 // classOf says in which line a cycle of the workspace waits for its slot.
@@ -259,6 +284,7 @@ func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standb
 	if err != nil {
 		return a.failed(ctx, passCtx, ws, err, true)
 	}
+	a.leaveRollout()
 	a.log.InfoContext(ctx, "container started", "instance", in.ID, "generation", launch.Generation,
 		"replaced", old.ID, "switch", a.sup.now().Sub(begun), "pending_for", pendingFor(ws, a.sup.now()))
 	return a.recordStart(ctx, ws, in, spec)

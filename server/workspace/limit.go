@@ -18,59 +18,55 @@ const (
 	classes
 )
 
-// limit bounds how many workspaces make a container at once. Within a class it
-// is first come, first served; while both wait they take turns, so that a change
-// of one workspace does not queue behind a thousand others, nor holds them up.
-// A slot is lent, not given: who holds one for longer than lend goes on without
-// it, so that workspaces that hang starve nobody.
+// limit bounds how many do something at once. Within a class it is first come,
+// first served; while both wait they take turns, so that a change of one workspace
+// does not queue behind a thousand others, nor holds them up. A slot is lent, not
+// given: who holds one for longer goes on without it, so that workspaces that hang
+// starve nobody.
 type limit struct {
-	lend time.Duration
-
 	mu      sync.Mutex
 	free    int
 	waiting [classes]list.List // of chan struct{}, closed when its owner has a slot
 	turn    class              // whose turn it is
 }
 
-func newLimit(n int, lend time.Duration) *limit { return &limit{free: n, lend: lend} }
+func newLimit(n int) *limit { return &limit{free: n} }
 
-// acquire waits for a slot or for ctx. Whenever kick yields, anew says in which
-// line to wait from now on; a place in the same one is kept. release may be called
-// once the slot was taken back already.
-func (l *limit) acquire(ctx context.Context, c class, kick <-chan struct{}, anew func() class) (release func(), err error) {
-	if err := l.wait(ctx, c, kick, anew); err != nil {
+// acquire waits for a slot or for ctx. Whenever kick yields, still says whether to
+// go on waiting; if not, release is nil. release may be called once the slot was
+// taken back already.
+func (l *limit) acquire(ctx context.Context, c class, lend time.Duration, kick <-chan struct{}, still func() bool) (release func(), err error) {
+	got, err := l.wait(ctx, c, kick, still)
+	if !got {
 		return nil, err
 	}
 	giveBack := sync.OnceFunc(l.release)
-	timer := time.AfterFunc(l.lend, giveBack)
+	timer := time.AfterFunc(lend, giveBack)
 	return func() {
 		timer.Stop()
 		giveBack()
 	}, nil
 }
 
-func (l *limit) wait(ctx context.Context, c class, kick <-chan struct{}, anew func() class) error {
+func (l *limit) wait(ctx context.Context, c class, kick <-chan struct{}, still func() bool) (got bool, err error) {
 	if err := ctx.Err(); err != nil {
-		return err
+		return false, err
 	}
 	granted, leave := l.queue(c)
 	for {
 		select {
 		case <-granted:
-			return nil
+			return true, nil
 		case <-kick:
-			if now := anew(); now != c {
-				if !leave() {
-					return nil // granted in the same moment
-				}
-				c = now
-				granted, leave = l.queue(c)
+			if still() {
+				continue
 			}
+			return !leave(), nil // unless it was granted in the same moment
 		case <-ctx.Done():
 			if !leave() {
 				l.release() // granted a moment too late: the next one gets it
 			}
-			return ctx.Err()
+			return false, ctx.Err()
 		}
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -16,6 +15,7 @@ import (
 type line struct {
 	t     *testing.T
 	limit *limit
+	lend  time.Duration
 	mu    sync.Mutex
 	order []string
 	hold  map[string]func() // release
@@ -26,9 +26,9 @@ func (l *line) join(ctx context.Context, name string, c class) {
 	l.joinKicked(ctx, name, c, nil, nil)
 }
 
-func (l *line) joinKicked(ctx context.Context, name string, c class, kick <-chan struct{}, anew func() class) {
+func (l *line) joinKicked(ctx context.Context, name string, c class, kick <-chan struct{}, still func() bool) {
 	l.wait.Go(func() {
-		release, err := l.limit.acquire(ctx, c, kick, anew)
+		release, err := l.limit.acquire(ctx, c, l.lend, kick, still)
 		l.mu.Lock()
 		defer l.mu.Unlock()
 		if err != nil {
@@ -66,7 +66,7 @@ func (l *line) want(order ...string) {
 func inLine(t *testing.T, slots int, lend time.Duration, test func(t *testing.T, l *line)) {
 	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		l := &line{t: t, limit: newLimit(slots, lend), hold: make(map[string]func())}
+		l := &line{t: t, limit: newLimit(slots), lend: lend, hold: make(map[string]func())}
 		test(t, l)
 		for len(l.hold) > 0 {
 			for name := range l.hold {
@@ -112,32 +112,26 @@ func TestLimitTakesTurns(t *testing.T) {
 	})
 }
 
-// TestLimitChangesLines: who is kicked goes over to the line that it belongs to
-// now, and keeps its place if that is the same.
-func TestLimitChangesLines(t *testing.T) {
-	for _, test := range []struct {
-		now         class
-		join, order string
-	}{
-		{bulk, "mover b1 b2", "0 mover b1 b2"},
-		{single, "b1 b2 b3 mover", "0 b1 mover b2 b3"},
-	} {
+// TestLimitIsLeft: who is kicked leaves the line without a slot, or keeps its
+// place.
+func TestLimitIsLeft(t *testing.T) {
+	for _, stays := range []bool{true, false} {
 		inLine(t, 1, time.Hour, func(t *testing.T, l *line) {
-			l.join(t.Context(), "0", single) // then it is bulk's turn
+			l.join(t.Context(), "0", single)
 			kick := make(chan struct{}, 1)
-			for name := range strings.FieldsSeq(test.join) {
-				if name == "mover" {
-					l.joinKicked(t.Context(), name, bulk, kick, func() class { return test.now })
-				} else {
-					l.join(t.Context(), name, bulk)
-				}
-			}
+			l.joinKicked(t.Context(), "1", bulk, kick, func() bool { return stays })
+			l.join(t.Context(), "2", bulk)
 			kick <- struct{}{}
 			synctest.Wait()
-			for name := range strings.FieldsSeq(test.order) {
-				l.release(name)
+			l.release("0")
+			if stays {
+				l.release("1")
+			} else if l.hold["1"] != nil {
+				t.Error("who has left has a slot")
 			}
-			l.want(strings.Fields(test.order)...)
+			delete(l.hold, "1")
+			l.release("2")
+			l.want("0", "1", "2") // it left at once, or had its turn
 		})
 	}
 }
@@ -155,7 +149,7 @@ func TestLimitGivesUp(t *testing.T) {
 		l.want("0", "1 gave up")
 		l.release("0")
 		l.want("0", "1 gave up", "2")
-		if _, err := l.limit.acquire(ctx, single, nil, nil); !errors.Is(err, context.Canceled) {
+		if _, err := l.limit.acquire(ctx, single, l.lend, nil, nil); !errors.Is(err, context.Canceled) {
 			t.Errorf("a caller that has gone gets %v", err)
 		}
 	})

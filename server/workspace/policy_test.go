@@ -224,6 +224,34 @@ func TestCrashCountBeginsAnew(t *testing.T) {
 	})
 }
 
+// TestEndNoticedLate: that nobody looked for a while does not make a container one
+// that ran well.
+func TestEndNoticedLate(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.createWith(t, store.CrashPolicy{MaxRetries: 3}, nil, 0)
+		synctest.Wait()
+		for range 4 {
+			pass(time.Second)
+			in, ok := w.fake.Running("a")
+			if !ok {
+				t.Fatalf("nothing runs: %v", w.state(t, "a"))
+			}
+			if err := w.crash(); err != nil {
+				t.Fatal(err)
+			}
+			w.fake.Exit(in.ID, runtime.Exit{Code: 1, Known: true, Time: time.Now()})
+			pass(time.Hour) // without a daemon
+			if err := w.boot(); err != nil {
+				t.Fatal(err)
+			}
+			pass(10 * time.Second)
+		}
+		if s := w.state(t, "a"); s != workspace.StateExhausted {
+			t.Errorf("state %v, want EXHAUSTED", s)
+		}
+	})
+}
+
 // TestLostIsNoEnd: a container that vanished with the machine's restart has not
 // ended by itself. No policy keeps it from running, and it counts as no retry.
 func TestLostIsNoEnd(t *testing.T) {

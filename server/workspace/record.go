@@ -79,7 +79,11 @@ func (a *actor) recordExit(ctx context.Context, ws *store.Workspace, in runtime.
 		exit = *in.Exit
 	}
 	lost := in.ID == ""
-	crashes := a.countCrash(ws, now, lost)
+	ended := now
+	if exit.Known && exit.Time.Before(now) { // it may have been noticed late
+		ended = exit.Time
+	}
+	crashes := a.countCrash(ws, ended, lost)
 	next := now.Add(a.local.exits.NextBackOff())
 	a.log.WarnContext(ctx, "container ended by itself", "instance", ws.Status.Running.InstanceID,
 		"lost", lost, "code", exit.Code, "known", exit.Known, "signal", exit.Signal, "oom", exit.OOMKilled, "times", crashes.InARow)
@@ -116,10 +120,10 @@ func (a *actor) recordExit(ctx context.Context, ws *store.Workspace, in runtime.
 
 // countCrash counts an end of the container on record. After one that ran well
 // for a while, and in a new generation, it begins anew, and so do the waits.
-func (a *actor) countCrash(ws *store.Workspace, now time.Time, lost bool) store.Crashes {
+func (a *actor) countCrash(ws *store.Workspace, ended time.Time, lost bool) store.Crashes {
 	st := &ws.Status
 	crashes := store.Crashes{Generation: st.ObservedGeneration, InARow: st.Crashes.InARow}
-	ranWell := now.Sub(st.Running.StartTime) >= a.sup.cfg.Backoff.Reset
+	ranWell := ended.Sub(st.Running.StartTime) >= a.sup.cfg.Backoff.Reset
 	if ranWell || st.Crashes.Generation != st.ObservedGeneration {
 		a.local.exits.Reset()
 		crashes.InARow = 0

@@ -3,7 +3,9 @@ package workspace_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -94,4 +96,52 @@ func TestCleanUpIsTriedAgainSoon(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestRolloutIsNeverAllDown: of a fleet whose programs take their time to end no
+// more are down at once than the cycle limit allows.
+func TestRolloutIsNeverAllDown(t *testing.T) {
+	const limit, fleet = 3, 12
+	inConfiguredWorld(t, func(w *world) { w.cfg.MaxConcurrentCycles = limit }, func(t *testing.T, w *world) {
+		w.fake.AddImage("good", runtimetest.Image{Commands: map[string]runtimetest.Command{"serve": {StopDelay: 4 * time.Second}}})
+		var ids []string
+		for i := range fleet {
+			ids = append(ids, fmt.Sprintf("w%d", i))
+			w.running(t, ids[i])
+		}
+		var mu sync.Mutex
+		down, most := make(map[string]bool), 0
+		note := func(moment runtimetest.Method, isDown bool) runtimetest.Hook {
+			return func(_ context.Context, c runtimetest.Call) error {
+				mu.Lock()
+				defer mu.Unlock()
+				if c.Method == moment {
+					if down[c.WorkspaceID] = isDown; !isDown {
+						delete(down, c.WorkspaceID)
+					}
+				}
+				most = max(most, len(down))
+				return nil
+			}
+		}
+		w.fake.OnCall(note(runtimetest.Stop, true))
+		w.fake.AfterCall(note(runtimetest.Start, false))
+		begun := time.Now()
+		must(w.set("", "GLOBAL", "1"))(t)
+		for w.settled(ids[0]) != nil || w.settled(ids[fleet-1]) != nil {
+			pass(time.Second)
+			if time.Since(begun) > 10*time.Minute {
+				t.Fatal("the rollout does not end")
+			}
+		}
+		pass(time.Minute)
+		for _, id := range ids {
+			w.wantSettled(t, id)
+		}
+		mu.Lock()
+		defer mu.Unlock()
+		if most > limit || most < 2 {
+			t.Errorf("%d were down at once, the limit is %d", most, limit)
+		}
+	})
 }

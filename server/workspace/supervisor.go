@@ -124,7 +124,8 @@ func (c *Config) setDefaults() {
 // them: give it to the store.
 type Supervisor struct {
 	cfg      Config
-	limit    *limit
+	limit    *limit // of standbys that are made at once
+	rollout  *limit // of workspaces that a fleet's change replaces at once
 	busy     gauge
 	draining atomic.Bool
 	cycles   atomic.Int64   // begun
@@ -143,9 +144,10 @@ type Supervisor struct {
 func New(cfg Config) *Supervisor {
 	cfg.setDefaults()
 	return &Supervisor{
-		cfg:    cfg,
-		limit:  newLimit(cfg.MaxConcurrentCycles, cfg.SlotLend),
-		actors: make(map[string]*actor),
+		cfg:     cfg,
+		limit:   newLimit(cfg.MaxConcurrentCycles),
+		rollout: newLimit(cfg.MaxConcurrentCycles),
+		actors:  make(map[string]*actor),
 	}
 }
 
@@ -220,6 +222,8 @@ func (s *Supervisor) retire(a *actor) bool {
 // Run boots: it starts the actors of the workspaces that need one, which adopt
 // what runs. Then it runs until ctx ends, and returns when every actor has.
 func (s *Supervisor) Run(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var wg sync.WaitGroup
 	s.mu.Lock()
 	if s.spawn != nil {
@@ -237,6 +241,7 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	s.mu.Lock()
 	s.spawn = func(*actor) {}
 	s.mu.Unlock()
+	cancel() // also after a boot that failed
 	wg.Wait()
 	return err
 }

@@ -7,12 +7,17 @@ import (
 	"maps"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/store"
 )
 
 // SweepInterval is how often Sweep is meant to be called, at once at start first.
 const SweepInterval = time.Minute
+
+// sweepConcurrency is how many orphans are removed at once.
+const sweepConcurrency = 8
 
 // Sweep looks at everything that the runtime keeps for this daemon. What belongs
 // to no workspace is removed; where something belongs to a workspace and should
@@ -36,11 +41,17 @@ func (s *Supervisor) Sweep(ctx context.Context) error {
 	// What could be asked for is swept, whatever could not.
 	instances, listErr := s.cfg.Runtime.List(lctx, "")
 	homeless, err := s.visit(ctx, instances)
-	errs := []error{foreignErr, listErr, err}
-	for _, in := range homeless {
-		errs = append(errs, s.removeOrphan(ctx, &in))
+	failed := make([]error, len(homeless))
+	var group errgroup.Group
+	group.SetLimit(sweepConcurrency) // one that hangs holds up few others
+	for i := range homeless {
+		group.Go(func() error {
+			failed[i] = s.removeOrphan(ctx, &homeless[i])
+			return nil
+		})
 	}
-	return errors.Join(errs...)
+	_ = group.Wait() // each error has its place
+	return errors.Join(append(failed, foreignErr, listErr, err)...)
 }
 
 // countForeign says what the sweep leaves alone, when that has changed.
@@ -69,6 +80,10 @@ func (s *Supervisor) countForeign(ctx context.Context) error {
 func (s *Supervisor) visit(ctx context.Context, instances []runtime.Instance) (homeless []runtime.Instance, err error) {
 	byUID := make(map[string][]runtime.Instance)
 	for _, in := range instances {
+		if in.WorkspaceUID == "" { // whose it is can't be known: not ours to remove
+			s.cfg.Logger.WarnContext(ctx, "a container that names no workspace is left alone", "instance", in.ID)
+			continue
+		}
 		byUID[in.WorkspaceUID] = append(byUID[in.WorkspaceUID], in)
 	}
 	unknown := make(map[string]bool)
