@@ -39,6 +39,7 @@ const (
 	ReasonSecretsTooLarge   = "SECRETS_TOO_LARGE"
 	ReasonDiskFull          = "DISK_FULL"
 	ReasonChangeInDoubt     = "CHANGE_IN_DOUBT"
+	ReasonStorage           = "STORAGE_UNAVAILABLE"
 	ReasonDraining          = "DRAINING"
 	ReasonInternal          = "INTERNAL"
 )
@@ -213,6 +214,13 @@ func publicError(err error, req any) error {
 			code:    codes.ResourceExhausted,
 			reason:  ReasonDiskFull,
 			message: "the disk is full: nothing was changed",
+			details: []protoadapt.MessageV1{retryInfo(retryAfterDiskFull)},
+		}
+	case errors.Is(err, store.ErrReadOnly), errors.Is(err, store.ErrDamaged):
+		return &apiError{
+			code:    codes.Unavailable,
+			reason:  ReasonStorage,
+			message: "the database can't be used as it is, nothing was changed: the daemon's log says why",
 			details: []protoadapt.MessageV1{retryInfo(retryAfterDiskFull)},
 		}
 	case errors.Is(err, errDraining), errors.Is(err, store.ErrClosed):

@@ -106,6 +106,8 @@ func TestContract22_EveryErrorHasACode(t *testing.T) {
 		{"quota", &store.QuotaError{Limit: 1, Size: 2}, codes.ResourceExhausted, "SECRETS_TOO_LARGE", []proto.Message{&errdetails.QuotaFailure{}}},
 		{"model key", &store.KeyError{Key: "K", Err: store.ErrModelKey}, codes.FailedPrecondition, "KEY_CARRIES_MODEL", []proto.Message{&errdetails.PreconditionFailure{}}},
 		{"disk full", wrap(store.ErrDiskFull), codes.ResourceExhausted, "DISK_FULL", []proto.Message{&errdetails.RetryInfo{}}},
+		{"read-only", wrap(store.ErrReadOnly), codes.Unavailable, "STORAGE_UNAVAILABLE", []proto.Message{&errdetails.RetryInfo{}}},
+		{"damaged", wrap(store.ErrDamaged), codes.Unavailable, "STORAGE_UNAVAILABLE", []proto.Message{&errdetails.RetryInfo{}}},
 		{"in doubt", wrap(store.ErrInDoubt), codes.Unavailable, "CHANGE_IN_DOUBT", []proto.Message{&errdetails.RetryInfo{}}},
 		{"in doubt, deadline", fmt.Errorf("%w: %w", store.ErrInDoubt, context.DeadlineExceeded), codes.DeadlineExceeded, "CHANGE_IN_DOUBT", nil},
 		{"in doubt, cancelled", fmt.Errorf("%w: %w", store.ErrInDoubt, context.Canceled), codes.Canceled, "CHANGE_IN_DOUBT", nil},

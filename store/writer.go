@@ -165,9 +165,24 @@ func (s *Store) process(batch []*op) {
 		case -1:
 			n = len(batch)
 		}
-		s.commit(slices.DeleteFunc(slices.Clone(batch[:n]), func(o *op) bool { return !o.claim() }))
+		// Before any is claimed: it may take as long as the disk likes, and whoever
+		// has a deadline can still give up.
+		err := s.makeReady()
+		claimed := slices.DeleteFunc(slices.Clone(batch[:n]), func(o *op) bool { return !o.claim() })
 		batch = batch[n:]
+		if err == nil {
+			s.commit(claimed)
+			continue
+		}
+		for _, o := range claimed {
+			o.done <- translate(err)
+		}
 	}
+}
+
+func (s *Store) makeReady() error {
+	defer s.watchdog.watch()()
+	return guard(s.ready)
 }
 
 // rehearse runs an operation and rolls it back.

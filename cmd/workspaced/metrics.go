@@ -42,6 +42,7 @@ var (
 	metricPanics   = loopMetric("panics_total", "How many of its failures were panics.")
 	metricCycles   = metric("cycles_total", "Cycles begun: replacements or starts of a container.")
 	metricActors   = metric("panics_total", "Panics recovered in the actors.")
+	metricOrphans  = metric("orphans_removed_total", "Containers removed by the sweep because they belonged to no workspace.")
 	metricCommits  = metric("store_commits_total", "Transactions committed that changed a workspace; callers that come together share one.")
 	metricChanges  = metric("store_changes_total", "Changes of workspaces committed.")
 )
@@ -57,7 +58,7 @@ func metric(name, help string) *prometheus.Desc {
 // Describe implements prometheus.Collector.
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		metricBeat, metricStale, metricRestarts, metricPanics, metricCycles, metricActors, metricCommits, metricChanges,
+		metricBeat, metricStale, metricRestarts, metricPanics, metricCycles, metricActors, metricOrphans, metricCommits, metricChanges,
 	} {
 		ch <- d
 	}
@@ -85,6 +86,7 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	}
 	counter(metricCycles, float64(m.supervisor.Cycles()))
 	counter(metricActors, float64(m.supervisor.Panics()))
+	counter(metricOrphans, float64(m.supervisor.Orphans()))
 	counter(metricCommits, float64(m.commits.commits.Load()))
 	counter(metricChanges, float64(m.commits.changes.Load()))
 }

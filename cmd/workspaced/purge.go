@@ -51,11 +51,11 @@ func purge(ctx context.Context, cfg config, log *slog.Logger, out io.Writer) err
 	return removeFiles(cfg, out)
 }
 
-func openExisting(cfg config) (*store.Store, error) {
+func openExisting(cfg config, log *slog.Logger) (*store.Store, error) {
 	if !exists(cfg.database()) {
 		return nil, fmt.Errorf("there is no database %s", cfg.database())
 	}
-	return openStore(cfg, nil)
+	return openStore(cfg, log, nil)
 }
 
 func exists(path string) bool {
@@ -74,7 +74,7 @@ func purgeContainers(ctx context.Context, cfg config, log *slog.Logger, out io.W
 	if used == "" {
 		return nil // it never came to that
 	}
-	st, err := openExisting(cfg)
+	st, err := openExisting(cfg, log)
 	if err != nil && used == usesPrivate {
 		log.Warn("purging without the database", "error", err)
 		shims, err := embedded.EndAll(ctx, privateContainerd(cfg, log))

@@ -43,7 +43,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 
 	hub, commits := workspace.NewHub(), new(commitCounter)
 	var supervisor *workspace.Supervisor // set before anything is committed
-	st, err := openStore(cfg, func(changes []store.Change) {
+	st, err := openStore(cfg, log, func(changes []store.Change) {
 		supervisor.OnCommit(changes)
 		hub.OnCommit(changes)
 		commits.OnCommit(changes)
@@ -227,7 +227,7 @@ func stopSignals(ctx context.Context, log *slog.Logger) (soft, hard context.Cont
 
 // openStore opens database and key. A key is only made together with a database:
 // a new one opens nothing that an old one has sealed.
-func openStore(cfg config, onCommit func([]store.Change)) (*store.Store, error) {
+func openStore(cfg config, log *slog.Logger, onCommit func([]store.Change)) (*store.Store, error) {
 	load := seal.Load
 	if _, err := os.Stat(cfg.database()); errors.Is(err, fs.ErrNotExist) {
 		load = seal.LoadOrCreate
@@ -239,5 +239,5 @@ func openStore(cfg config, onCommit func([]store.Change)) (*store.Store, error) 
 	if err != nil {
 		return nil, err
 	}
-	return store.Open(store.Config{Path: cfg.database(), Sealer: sealer, OnCommit: onCommit, Around: faultPoints()})
+	return store.Open(store.Config{Path: cfg.database(), Sealer: sealer, OnCommit: onCommit, Logger: log, Around: faultPoints()})
 }

@@ -129,7 +129,10 @@ func (f *found) instance() runtime.Instance {
 	in := runtime.Instance{ID: f.id, WorkspaceUID: f.uid, Phase: runtime.PhaseRemnant}
 	if c := f.container; c != nil {
 		in.PreparedGeneration, _ = strconv.ParseInt(c.Labels[labelGeneration], 10, 64)
-		in.WorkspaceID, in.WorkspaceUID = c.Labels[labelWorkspaceID], c.Labels[labelWorkspaceUID]
+		in.WorkspaceID = c.Labels[labelWorkspaceID]
+		if uid := c.Labels[labelWorkspaceUID]; uid != "" {
+			in.WorkspaceUID = uid
+		}
 		in.ImageDigest = c.Labels[labelImageDigest]
 	}
 	return in

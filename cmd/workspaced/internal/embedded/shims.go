@@ -72,10 +72,16 @@ type proc struct {
 
 // removeBrokenBundles removes the directories of tasks whose creation was broken
 // off so early that containerd's own clean-up, at each of its starts, fails: the
-// shim had not yet noted its runtime. No containerd of cfg may run.
+// shim had not yet noted its runtime. And their working directories, which nobody
+// else removes when the state has gone with a restart of the machine. No
+// containerd of cfg may run.
 func removeBrokenBundles(cfg Config) error {
-	bundles, err := filepath.Glob(filepath.Join(cfg.State, "io.containerd.runtime.v2.task", "*", "*"))
-	if err != nil || len(bundles) == 0 {
+	bundles, err := filepath.Glob(filepath.Join(cfg.State, bundlesDir, "*", "*"))
+	if err != nil {
+		return err
+	}
+	work, err := filepath.Glob(filepath.Join(cfg.Root, bundlesDir, "*", "*"))
+	if err != nil || len(bundles)+len(work) == 0 {
 		return err
 	}
 	all, err := readProcesses()
@@ -83,6 +89,12 @@ func removeBrokenBundles(cfg Config) error {
 		return err
 	}
 	var errs []error
+	for _, dir := range work {
+		bundle := filepath.Join(cfg.State, bundlesDir, filepath.Base(filepath.Dir(dir)), filepath.Base(dir))
+		if _, err := os.Stat(bundle); errors.Is(err, fs.ErrNotExist) && !hasShim(all, cfg, bundle) {
+			errs = append(errs, os.RemoveAll(dir))
+		}
+	}
 	for _, bundle := range bundles {
 		if _, err := os.Stat(filepath.Join(bundle, "runtime")); !errors.Is(err, fs.ErrNotExist) || hasShim(all, cfg, bundle) {
 			continue
@@ -96,6 +108,10 @@ func removeBrokenBundles(cfg Config) error {
 	}
 	return errors.Join(errs...)
 }
+
+// bundlesDir is where containerd keeps what belongs to tasks, in its state and in
+// its root.
+const bundlesDir = "io.containerd.runtime.v2.task"
 
 func hasShim(all map[int]proc, cfg Config, bundle string) bool {
 	for _, p := range all {
