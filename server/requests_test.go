@@ -196,3 +196,19 @@ func TestContract14_BusyIsNoError(t *testing.T) {
 		}
 	})
 }
+
+// TestRequestThatFoundNothing: a deletion of what was not there is done, and done
+// it stays when it is repeated.
+func TestRequestThatFoundNothing(t *testing.T) {
+	run(t, func(t *testing.T, h *harness) {
+		req := &workspacev1.DeleteWorkspaceRequest{Name: "workspaces/w", AllowMissing: true, RequestId: "once"}
+		must2(h.Client.DeleteWorkspace(h.ctx(), req))(t)
+		h.create("w")
+		if again := must2(h.Client.DeleteWorkspace(h.ctx(), req))(t); again.GetWorkspace() != nil || again.GetChanged() {
+			t.Errorf("repeated: %v", again)
+		}
+		if w := h.get("workspaces/w"); w.GetState() == workspacev1.WorkspaceState_WORKSPACE_STATE_DELETING {
+			t.Error("it is being deleted")
+		}
+	})
+}

@@ -220,12 +220,13 @@ func (s *Server) DeleteWorkspace(ctx context.Context, req *workspacev1.DeleteWor
 	if err != nil {
 		return nil, err
 	}
+	o.AllowMissing = req.GetAllowMissing()
 	r, err := s.store.DeleteWorkspace(ctx, id, req.GetKeepVolumes(), o)
 	if err != nil {
-		if req.GetAllowMissing() && isNotFound(err) {
-			return &workspacev1.DeleteWorkspaceResponse{}, nil
-		}
 		return nil, err
+	}
+	if r.Workspace.ID == "" { // there was none
+		return &workspacev1.DeleteWorkspaceResponse{}, nil
 	}
 	return &workspacev1.DeleteWorkspaceResponse{
 		Workspace:  workspaceToProto(&r.Workspace),

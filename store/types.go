@@ -316,6 +316,8 @@ type Options struct {
 	ValidateOnly bool
 	// Etag, when set, must be the current one.
 	Etag string
+	// AllowMissing: deleting what is not there is done already. DeleteWorkspace's.
+	AllowMissing bool
 }
 
 // Result is a change's outcome.

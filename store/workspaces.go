@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"reflect"
@@ -204,10 +205,14 @@ func (s *Store) UpdateWorkspace(ctx context.Context, id string, edit func(*Edita
 
 // DeleteWorkspace marks a workspace as being deleted; the actor does the rest.
 // It can be repeated; keepVolumes may be taken back by a later call, not given.
+// With Options.AllowMissing a workspace that is not there is none in the Result.
 // Errors: *NotFoundError, ErrEtag, ErrRequestReused, ErrDiskFull.
 func (s *Store) DeleteWorkspace(ctx context.Context, id string, keepVolumes bool, opts Options) (Result, error) {
 	return s.mutate(ctx, opts, func(t *txn) (Result, error) {
 		w, err := t.editWorkspace(id, &opts)
+		if errors.Is(err, ErrNotFound) && opts.AllowMissing {
+			return Result{}, nil // and that under its request id
+		}
 		if err != nil {
 			return Result{}, err
 		}

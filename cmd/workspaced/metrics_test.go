@@ -86,6 +86,7 @@ func TestMetrics(t *testing.T) {
 		`workspaced_loop_restarts_total{loop="sweep"} 3`,
 		`workspaced_loop_stale{loop="store"} 1`,
 		`workspaced_loop_stale{loop="sweep"} 0`,
+		`workspaced_orphans_removed_total 0`,
 		`workspaced_panics_total 0`,
 		`workspaced_store_changes_total 3`,
 		`workspaced_store_commits_total 2`,
