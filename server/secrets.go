@@ -2,15 +2,12 @@ package server
 
 import (
 	"context"
-	"errors"
 	"fmt"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 	"github.com/workspaced/workspaced/store"
 	"github.com/workspaced/workspaced/store/seal"
 )
-
-func isNotFound(err error) bool { return errors.Is(err, store.ErrNotFound) }
 
 func nextStart(a workspacev1.Apply) bool { return a == workspacev1.Apply_APPLY_NEXT_START }
 

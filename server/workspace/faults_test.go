@@ -104,7 +104,7 @@ func playFaultyDay(t *testing.T, rule fault.Rule, passed *fault.Injector) {
 			var err error
 			if event.name == "delete" {
 				if _, notFound := w.store.Workspace("a"); !errors.Is(notFound, store.ErrNotFound) || len(w.fake.Instances()) > 0 {
-					err = fmt.Errorf("%v, instances %v", notFound, w.fake.Instances())
+					err = fmt.Errorf("read: %w, instances %v", notFound, w.fake.Instances())
 				}
 			} else {
 				err = w.settled("a")
