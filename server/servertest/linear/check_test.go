@@ -209,6 +209,18 @@ func TestCheck(t *testing.T) {
 			at(110, 120, Op{Kind: Delete, Delete: []string{"G"}}, Result{Changed: true, Affected: 2}),
 			at(130, 140, Op{Kind: List}, Result{}),
 		}},
+		{name: "global ones of others don't matter", legal: true, entries: []Entry{
+			at(10, 20, Op{Kind: Set, Set: kv{"G": "g"}}, Result{Changed: true, Affected: 1, Versions: versionsOfKeys{"G": 1}}),
+			at(30, 40, Op{Kind: List}, Result{Versions: versionsOfKeys{"G": 1, "OTHER": 7}}),
+			launched(50, 60, 2, kv{"G": "g", "OTHER": "o"}),
+		}},
+		{name: "a list of global ones that misses one", entries: []Entry{
+			at(10, 20, Op{Kind: Set, Set: kv{"G": "g"}}, Result{Changed: true, Affected: 1, Versions: versionsOfKeys{"G": 1}}),
+			at(30, 40, Op{Kind: List}, Result{Versions: versionsOfKeys{"OTHER": 7}}),
+		}},
+		{name: "a workspace's own that nobody set", entries: []Entry{
+			set1, at(30, 40, list, Result{Versions: versionsOfKeys{"K": 1, "OTHER": 1}}),
+		}},
 		{name: "a global one that made no generation", entries: []Entry{
 			at(10, 20, Op{Kind: Set, Set: kv{"G": "g"}}, Result{Changed: true, Affected: 1, Versions: versionsOfKeys{"G": 1}}),
 			at(30, 40, get, got(1, 0)),

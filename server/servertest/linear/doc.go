@@ -16,9 +16,12 @@
 // # What has to be recorded
 //
 // Everything that changes what the model knows: all changes of these workspaces,
-// and all changes of global secrets. Spec, labels and model may not change after
-// Create, and no workspace may be deleted. What only looks may be left out.
-// Values should be unique, so that a stale one shows.
+// and all changes of global secrets while they are there; global secrets from
+// before are no matter as long as their keys are not used. Other workspaces may
+// not be affected by a change of global secrets. Spec, labels and model may not
+// change after Create, no container may end for good by its crash policy, and no
+// workspace may be deleted. What only looks may be left out. Values should be
+// unique, so that a stale one shows.
 //
 // # Calls of which the outcome is unknown
 //
