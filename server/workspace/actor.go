@@ -110,7 +110,8 @@ func (a *actor) run(ctx context.Context) {
 			return
 		}
 		if !next.IsZero() {
-			timer.Reset(max(0, next.Sub(a.sup.now())))
+			// A clock that is set back meanwhile stretches no wait.
+			timer.Reset(min(max(0, next.Sub(a.sup.now())), a.sup.maxWait()))
 		}
 	}
 }
