@@ -88,9 +88,7 @@ var actParkBusy = act{
 // actDie ends a container's process.
 var actDie = act{during: func(s *faulty) {
 	s.asked[subject].again = true
-	if err := unix.Kill(int(s.get(s.id(subject)).Pid), unix.SIGKILL); err != nil {
-		s.t.Error(err)
-	}
+	s.kill(s.get(s.id(subject)), unix.SIGKILL)
 }}
 
 // actFail changes the image to one that there is not.

@@ -160,9 +160,7 @@ func TestContract11_ParkedOverRestart(t *testing.T) {
 	if err := s.Daemon.Stop(); err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Kill(int(was.Pid), unix.SIGKILL); err != nil {
-		t.Fatal(err)
-	}
+	s.kill(was, unix.SIGKILL)
 	s.start()
 	s.until("died", "running again", func(w *workspacev1.Workspace) bool {
 		return w.State == workspacev1.WorkspaceState_WORKSPACE_STATE_RUNNING && w.ContainerId != was.ContainerId

@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -263,6 +264,17 @@ func (s *stage) gone(id string) {
 		}
 		return fmt.Errorf("%s is not gone: %w", id, err)
 	})
+}
+
+// kill sends a signal to a container's first process.
+func (s *stage) kill(w *workspacev1.Workspace, signal unix.Signal) {
+	s.t.Helper()
+	if w.Pid <= 1 { // would be this process's group, or all there are
+		s.t.Fatalf("no process to kill: %v", w)
+	}
+	if err := unix.Kill(int(w.Pid), signal); err != nil {
+		s.t.Error(err)
+	}
 }
 
 // poll asks a real process until it says nil.

@@ -54,6 +54,9 @@ type asked struct {
 	unsure func(*asked)
 	// degraded: its newest spec can't be started, an older one runs.
 	degraded bool
+	// ended is the state of one whose container ended by itself and is not started
+	// again; 0: it is meant to run.
+	ended workspacev1.WorkspaceState
 	// again: the same generation may be started again, its container ended.
 	again bool
 }
@@ -246,6 +249,12 @@ func (s *fleet) compare(ctx context.Context, name string, a *asked) (c compariso
 	}
 	c.record = resp.Workspace
 	w := c.record
+	if a.ended != 0 {
+		if w.State != a.ended || w.ContainerId != "" {
+			return fail("is not %v", a.ended)
+		}
+		return c
+	}
 	if a.parked {
 		if w.State != stopped || w.ContainerId != "" || w.Reconciling {
 			return fail("is not stopped")
