@@ -87,7 +87,7 @@ func BenchmarkSnapshot(b *testing.B) {
 // workspace waits meanwhile, on average and at most.
 func BenchmarkGlobalSecret(b *testing.B) {
 	for _, n := range []int{1_000, 10_000, 100_000} {
-		for name, policy := range map[string]rolloutPolicy{"": defaultRollouts, "-at-once": {above: 1 << 30, chunk: 1, next: now}} {
+		for name, policy := range map[string]rolloutPolicy{"": defaultRollouts, "-at-once": {above: 1 << 30, chunk: 1, next: atOnce}} {
 			b.Run(fmt.Sprint(n, name), func(b *testing.B) { benchmarkGlobalSecret(b, n, policy) })
 		}
 	}

@@ -14,16 +14,27 @@ import (
 // Rows of secrets are not read: a damaged one costs its workspace that secret,
 // until it is set anew, and nobody else anything.
 func checkRows(tx *bolt.Tx) error {
-	for _, check := range []func(*bolt.Tx) error{checkFeed, checkSecrets, checkRequests} {
-		if err := check(tx); err != nil {
-			return err
-		}
+	revisions, uids := map[string]uint64{}, map[string]bool{globalOwner: true}
+	err := tx.Bucket(bucketWorkspaces).ForEach(func(k, v []byte) error {
+		var w Workspace
+		err := decode(bucketWorkspaces, k, v, &w)
+		revisions[w.ID], uids[w.UID] = w.Revision, true
+		return err
+	})
+	if err == nil {
+		err = checkFeed(tx, revisions)
 	}
-	return nil
+	if err == nil {
+		err = checkSecrets(tx, uids)
+	}
+	if err == nil {
+		err = checkRequests(tx)
+	}
+	return err
 }
 
 // checkFeed checks that the feed tells of exactly the workspaces that are there.
-func checkFeed(tx *bolt.Tx) error {
+func checkFeed(tx *bolt.Tx, revisions map[string]uint64) error {
 	newest, err := metaNumber(tx, metaRevision)
 	if err != nil {
 		return err
@@ -32,16 +43,6 @@ func checkFeed(tx *bolt.Tx) error {
 		return err
 	}
 	tombstones, err := metaNumber(tx, metaTombstones)
-	if err != nil {
-		return err
-	}
-	revisions := map[string]uint64{}
-	err = tx.Bucket(bucketWorkspaces).ForEach(func(k, v []byte) error {
-		var w Workspace
-		err := decode(bucketWorkspaces, k, v, &w)
-		revisions[w.ID] = w.Revision
-		return err
-	})
 	if err != nil {
 		return err
 	}
@@ -63,7 +64,7 @@ func checkFeed(tx *bolt.Tx) error {
 			_, err := parseRemoved(k, tx.Bucket(bucketRemoved).Get(k))
 			return err
 		case revisions[row.ID] != n:
-			return fmt.Errorf("workspace %q is not of revision %d", row.ID, n)
+			return fmt.Errorf("workspace %.64q is not of revision %d", row.ID, n)
 		}
 		delete(revisions, row.ID)
 		return nil
@@ -72,7 +73,7 @@ func checkFeed(tx *bolt.Tx) error {
 		return err
 	}
 	for id := range revisions {
-		return fmt.Errorf("the feed does not know workspace %q", id)
+		return fmt.Errorf("the feed does not know workspace %.64q", id)
 	}
 	if _, err := rolloutsOf(tx); err != nil {
 		return err
@@ -83,12 +84,14 @@ func checkFeed(tx *bolt.Tx) error {
 	return nil
 }
 
-// checkSecrets checks that each owner has as many rows as its sums say, and that
-// each secret has a value and each value a secret.
-func checkSecrets(tx *bolt.Tx) error {
-	type rows struct{ secrets, sealed, keyBytes int }
+// checkSecrets checks that each owner is there and has as many rows as its sums
+// say, and that each secret has a value and each value a secret.
+func checkSecrets(tx *bolt.Tx, uids map[string]bool) error {
+	// How many secrets there are and were, how many values, and how long the keys
+	// of those are.
+	type rows struct{ secrets, retired, sealed, keyBytes int }
 	owners := map[string]*rows{}
-	each := func(bucket []byte, f func(r *rows, key []byte)) error {
+	each := func(bucket []byte, f func(r *rows, row, key []byte)) error {
 		return tx.Bucket(bucket).ForEach(func(k, _ []byte) error {
 			name, key, ok := bytes.Cut(k, []byte("/"))
 			if !ok {
@@ -99,28 +102,43 @@ func checkSecrets(tx *bolt.Tx) error {
 				r = &rows{}
 				owners[string(name)] = r
 			}
-			f(r, key)
+			f(r, k, key)
 			return nil
 		})
 	}
-	if err := each(bucketSecrets, func(r *rows, _ []byte) { r.secrets++ }); err != nil {
+	sealed := tx.Bucket(bucketSealed)
+	err := each(bucketSecrets, func(r *rows, row, _ []byte) {
+		if sealed.Get(row) == nil {
+			r.retired++
+		} else {
+			r.secrets++
+		}
+	})
+	if err != nil {
 		return err
 	}
-	if err := each(bucketSealed, func(r *rows, key []byte) { r.sealed++; r.keyBytes += len(key) }); err != nil {
+	err = each(bucketSealed, func(r *rows, _, key []byte) {
+		r.sealed++
+		r.keyBytes += len(key)
+	})
+	if err != nil {
 		return err
 	}
-	err := tx.Bucket(bucketOwners).ForEach(func(k, v []byte) error {
+	err = tx.Bucket(bucketOwners).ForEach(func(k, v []byte) error {
 		var sums ownerRecord
 		if err := decode(bucketOwners, k, v, &sums); err != nil {
 			return err
+		}
+		if !uids[string(k)] {
+			return fmt.Errorf("there are secrets of %.64q, which is no workspace", k)
 		}
 		r := owners[string(k)]
 		delete(owners, string(k))
 		if r == nil {
 			r = &rows{}
 		}
-		if r.keyBytes != sums.KeyBytes || r.secrets != r.sealed+sums.Retired {
-			return fmt.Errorf("secrets of %s are missing", k)
+		if r.keyBytes != sums.KeyBytes || r.secrets != r.sealed || r.retired != sums.Retired {
+			return fmt.Errorf("secrets of %.64q are missing", k)
 		}
 		return nil
 	})
@@ -128,7 +146,7 @@ func checkSecrets(tx *bolt.Tx) error {
 		return err
 	}
 	for name := range owners {
-		return fmt.Errorf("there are secrets of %s, which is not known", name)
+		return fmt.Errorf("there are secrets of %.64q, which is not known", name)
 	}
 	return nil
 }

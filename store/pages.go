@@ -213,8 +213,9 @@ func (p *pages) freelist(id uint64) error {
 	return nil
 }
 
-// keyRange is where a page's keys have to be: from first on, before end (nil:
-// anywhere).
+// keyRange is where a page's keys have to be: the first one is that by which the
+// page above names it, and all are before end; nil: there is none. Were the first
+// one another, bbolt would not find the page above when it has to write it.
 type keyRange struct{ first, end []byte }
 
 // entry is what a leaf has: a row, or a bucket.
@@ -237,7 +238,7 @@ func (p *pages) tree(id uint64, keys keyRange, f func(entry) error) error {
 		return fmt.Errorf("page %d is of an unknown kind", id)
 	}
 	if pg.count == 0 {
-		return fmt.Errorf("page %d is empty", id)
+		return pg.empty()
 	}
 	var last []byte
 	for i := range pg.count {
@@ -265,11 +266,11 @@ func (p *pages) tree(id uint64, keys keyRange, f func(entry) error) error {
 // bucket checks a bucket of the root: there are none below those.
 func (p *pages) bucket(e entry) error {
 	if e.flags != bucketFlag || len(e.value) < bucketHeaderSize {
-		return fmt.Errorf("%q is no bucket", e.key)
+		return fmt.Errorf("%.64q is no bucket", e.key)
 	}
 	row := func(r entry) error {
 		if r.flags != 0 {
-			return fmt.Errorf("row %q in %s is of an unknown kind", r.key, e.key)
+			return fmt.Errorf("row %.64q in %s is of an unknown kind", r.key, e.key)
 		}
 		return nil
 	}
@@ -278,17 +279,20 @@ func (p *pages) bucket(e entry) error {
 	}
 	inline := e.value[bucketHeaderSize:] // a small one's only page
 	if len(inline) < pageHeaderSize {
-		return fmt.Errorf("bucket %q is cut off", e.key)
+		return fmt.Errorf("bucket %.64q is cut off", e.key)
 	}
 	pg := parsePage(0, inline)
 	if pg.flags != leafPage {
-		return fmt.Errorf("bucket %q is of an unknown kind", e.key)
+		return fmt.Errorf("bucket %.64q is of an unknown kind", e.key)
 	}
 	return pg.leaf(keyRange{}, row)
 }
 
 func (pg *page) leaf(keys keyRange, f func(entry) error) error {
 	var last []byte
+	if pg.count == 0 && keys.first != nil {
+		return pg.empty()
+	}
 	for i := range pg.count {
 		el := pg.element(i)
 		if el == nil {
@@ -341,14 +345,16 @@ func (pg *page) slices(i int, pos, keySize, valueSize uint32) (key, value []byte
 	return pg.data[begin:middle], pg.data[middle:end], true
 }
 
+func (pg *page) empty() error { return fmt.Errorf("page %d is empty", pg.id) }
+
 func (pg *page) cutOff() error { return fmt.Errorf("page %d is cut off", pg.id) }
 
 // check checks a key of a page, and that it comes after the last one.
 func (r *keyRange) check(id uint64, last, key []byte) error {
 	switch {
 	case len(key) == 0,
+		last == nil && r.first != nil && !bytes.Equal(r.first, key),
 		last != nil && bytes.Compare(last, key) >= 0,
-		bytes.Compare(r.first, key) > 0,
 		r.end != nil && bytes.Compare(key, r.end) >= 0:
 		return fmt.Errorf("the keys of page %d are not in order", id)
 	}

@@ -9,12 +9,12 @@ import (
 )
 
 // A change of global secrets gives every workspace that sees it a new generation.
-// For some thousands of them that is one transaction, like any other change. For
-// more it would hold up everybody else for seconds. Then the transaction has,
-// beside the values, one row in rollouts, and that row is the new generation of
-// all of them: whoever reads a workspace whose record is older than the row adds
-// it, see takeIn. The writer rewrites the records afterwards, some at a time, and
-// tells of them; when all are done the row goes.
+// Where there are some thousands of workspaces that is one transaction, like any
+// other change. Where there are more it would hold up everybody else for seconds.
+// Then the transaction has, beside the values, one row in rollouts, and that row
+// is the new generation of all of them: whoever reads a workspace whose record is
+// older than the row adds it, see takeIn. The writer rewrites the records
+// afterwards, some at a time, and tells of them; when all are done the row goes.
 //
 // It makes no difference when a record takes the change in: whether it sees it
 // depends on the record and on secrets of the workspace's own, and who changes
@@ -29,12 +29,12 @@ const (
 
 // rolloutPolicy says how changes are rolled out.
 type rolloutPolicy struct {
-	above int              // how many workspaces get their generation at once
+	above int              // of how many workspaces all get their generation at once
 	chunk int              // how many records a transaction of a rollout looks at
 	next  <-chan time.Time // when there is the next one
 }
 
-var defaultRollouts = rolloutPolicy{above: 2000, chunk: 250, next: now}
+var defaultRollouts = rolloutPolicy{above: 2000, chunk: 250, next: atOnce}
 
 // rollout is a row of rollouts. Its key is its revision.
 type rollout struct {
@@ -91,12 +91,15 @@ func sees(tx *bolt.Tx, w *Workspace, keys []string) bool {
 	})
 }
 
-// countAffected returns how many workspaces see a change of global secrets. It
-// is read in several transactions, like a list, while others go on; what they
-// change meanwhile is counted or not.
-func (s *Store) countAffected(u *SecretsUpdate) (n int, err error) {
+// reach is how many workspaces there are, and how many of them see a change.
+type reach struct{ all, see int }
+
+// reachOf returns the reach of a change of global secrets. It is read in several
+// transactions, like a list, while others go on; what they change meanwhile is
+// counted or not.
+func (s *Store) reachOf(ctx context.Context, u *SecretsUpdate) (n reach, err error) {
 	if u.NextStart {
-		return 0, nil
+		return n, nil
 	}
 	var keys []string
 	err = s.view(func(tx *bolt.Tx) error {
@@ -110,11 +113,12 @@ func (s *Store) countAffected(u *SecretsUpdate) (n int, err error) {
 		}
 		return err
 	})
-	for after, more := "", err == nil && len(keys) > 0; more && err == nil; {
+	for after, more := "", err == nil && len(keys) > 0; more && err == nil && ctx.Err() == nil; {
 		err = s.view(func(tx *bolt.Tx) (err error) {
 			after, more, err = eachWorkspace(tx, after, listChunk, func(w *Workspace) {
+				n.all++
 				if sees(tx, w, keys) {
-					n++
+					n.see++
 				}
 			})
 			return err
@@ -163,8 +167,8 @@ type rolling struct {
 	after  string
 }
 
-// now is ready at once.
-var now = func() <-chan time.Time {
+// atOnce is ready whenever it is looked at.
+var atOnce = func() <-chan time.Time {
 	c := make(chan time.Time)
 	close(c)
 	return c
@@ -178,9 +182,13 @@ func (s *Store) rollOut() {
 		next, err = t.rollOut(s.rolling)
 		return err
 	}
-	s.commit([]*op{o})
-	if err := <-o.done; err != nil {
-		s.cfg.Logger.WarnContext(context.Background(), "a change of global secrets is not rolled out yet", "error", err, "next_try", rolloutRetry)
+	err := s.makeReady()
+	if err == nil {
+		s.commit([]*op{o})
+		err = <-o.done
+	}
+	if err != nil {
+		s.cfg.Logger.Warn("a change of global secrets is not rolled out yet", "error", err, "next_try", rolloutRetry)
 		s.rolling.ready = time.After(rolloutRetry)
 		return
 	}

@@ -180,7 +180,7 @@ func TestRollout_Several(t *testing.T) {
 // A rollout goes on by itself, beside others' changes, and after a restart.
 func TestRollout_InTheBackground(t *testing.T) {
 	h := newHarness(t)
-	h.cfg.rollouts = rolloutPolicy{above: 10, chunk: 7, next: now}
+	h.cfg.rollouts = rolloutPolicy{above: 10, chunk: 7, next: atOnce}
 	h.reopen()
 	h.db.NoSync = true
 	const n = 300
@@ -245,7 +245,7 @@ func TestRollout_TriesAgain(t *testing.T) {
 		log := &logBuffer{}
 		h := newHarness(t)
 		h.cfg.Logger = log.logger()
-		h.cfg.rollouts = rolloutPolicy{above: 0, chunk: 1, next: now}
+		h.cfg.rollouts = rolloutPolicy{above: 0, chunk: 1, next: atOnce}
 		h.reopen()
 		h.create("a")
 		h.create("b")

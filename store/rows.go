@@ -11,7 +11,9 @@ import (
 // RowError names a row that can't be read. It says nothing of what is in it.
 type RowError struct{ Bucket, Key string }
 
-func (e *RowError) Error() string { return fmt.Sprintf("row %q in %s can't be read", e.Key, e.Bucket) }
+func (e *RowError) Error() string {
+	return fmt.Sprintf("row %.64q in %s can't be read", e.Key, e.Bucket)
+}
 
 // Is reports that the error is an ErrDamaged.
 func (e *RowError) Is(target error) bool { return target == ErrDamaged }

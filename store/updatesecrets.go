@@ -249,14 +249,13 @@ func (t *txn) deleteOwner(o owner) error {
 // ErrDiskFull.
 func (s *Store) UpdateSecrets(ctx context.Context, scope Scope, u SecretsUpdate, opts Options) (Result, error) {
 	u.Set, u.Delete = slices.Clone(u.Set), slices.Clone(u.Delete)
-	affected := 0
+	var n reach
 	if scope.Global() {
-		// An error here is the change's as well, if it is made.
-		affected, _ = s.countAffected(&u)
+		n, _ = s.reachOf(ctx, &u) // an error is the change's as well, if it is made
 	}
 	return s.mutate(ctx, opts, func(t *txn) (Result, error) {
 		if scope.Global() {
-			return t.updateGlobalSecrets(&u, opts.Etag, affected)
+			return t.updateGlobalSecrets(&u, opts.Etag, n)
 		}
 		return t.updateOwnSecrets(scope.WorkspaceID, &u, opts.Etag)
 	})
@@ -299,9 +298,8 @@ func (t *txn) updateOwnSecrets(id string, u *SecretsUpdate, etag string) (Result
 	return result, nil
 }
 
-// updateGlobalSecrets changes global secrets, which affected workspaces, or about
-// so many, will see.
-func (t *txn) updateGlobalSecrets(u *SecretsUpdate, etag string, affected int) (Result, error) {
+// updateGlobalSecrets changes global secrets, whose reach is about n.
+func (t *txn) updateGlobalSecrets(u *SecretsUpdate, etag string, n reach) (Result, error) {
 	p, err := t.planSecrets(owner{}, u, etag)
 	if err != nil {
 		return Result{}, err
@@ -319,8 +317,8 @@ func (t *txn) updateGlobalSecrets(u *SecretsUpdate, etag string, affected int) (
 	if err != nil {
 		return Result{}, err
 	}
-	if affected > t.store.cfg.rollouts.above && len(rollouts) < maxRollouts {
-		result.Affected = affected
+	if n.all > t.store.cfg.rollouts.above && len(rollouts) < maxRollouts {
+		result.Affected = n.see
 		return result, errors.Join(t.applySecrets(p), t.putRollout(keys))
 	}
 	var see []Workspace

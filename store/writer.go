@@ -180,6 +180,7 @@ func (s *Store) process(batch []*op) {
 	}
 }
 
+// makeReady is ready, guarded and watched like a commit.
 func (s *Store) makeReady() error {
 	defer s.watchdog.watch()()
 	return guard(s.ready)
@@ -228,9 +229,6 @@ var errClean = errors.New("clean")
 // attempt runs and commits the batch. It returns the index of an operation
 // because of which all had to be rolled back, or -1 and the commit's outcome.
 func (s *Store) attempt(batch []*op) (spoiled int, err error) {
-	if err := guard(s.ready); err != nil {
-		return -1, err
-	}
 	tx, err := s.begin(true)
 	if err != nil {
 		return -1, err
