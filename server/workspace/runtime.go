@@ -39,7 +39,8 @@ type Runtime interface {
 	// it. One that is not there is no error.
 	Remove(ctx context.Context, id string) error
 	// List returns the instances of the workspace uid, or of all this daemon's
-	// workspaces when uid is empty, oldest first.
+	// workspaces when uid is empty, oldest first. One that can't be asked is there
+	// as PhaseUnknown, beside an error.
 	List(ctx context.Context, uid string) ([]runtime.Instance, error)
 	// Foreign counts the containers that are kept where this daemon keeps its own
 	// but are another one's, by the instance uid of that one's database; under ""

@@ -41,16 +41,22 @@ func (s *Supervisor) Sweep(ctx context.Context) error {
 	// What could be asked for is swept, whatever could not.
 	instances, listErr := s.cfg.Runtime.List(lctx, "")
 	homeless, err := s.visit(ctx, instances)
-	failed := make([]error, len(homeless))
+	failed, panics := make([]error, len(homeless)), make([]any, len(homeless))
 	var group errgroup.Group
 	group.SetLimit(sweepConcurrency) // one that hangs holds up few others
 	for i := range homeless {
 		group.Go(func() error {
+			defer func() { panics[i] = recover() }()
 			failed[i] = s.removeOrphan(ctx, &homeless[i])
 			return nil
 		})
 	}
 	_ = group.Wait() // each error has its place
+	for _, p := range panics {
+		if p != nil {
+			panic(p) // where Sweep's caller sees it
+		}
+	}
 	return errors.Join(append(failed, foreignErr, listErr, err)...)
 }
 

@@ -224,3 +224,34 @@ func TestSweepAndDeletion(t *testing.T) {
 		}
 	})
 }
+
+// TestSweepPanics: a panic in a removal is the caller's to recover, and no end of
+// the process; the others are removed.
+func TestSweepPanics(t *testing.T) {
+	inWorld(t, func(t *testing.T, w *world) {
+		w.running(t, "a")
+		first := w.orphan(t, "x", "uid-x", true)
+		w.orphan(t, "y", "uid-y", true)
+		heal := w.fake.OnCall(func(_ context.Context, c runtimetest.Call) error {
+			if c.Method == runtimetest.Remove && c.InstanceID == first.ID {
+				panic("injected")
+			}
+			return nil
+		})
+		func() {
+			defer func() {
+				if p := recover(); p != "injected" {
+					t.Errorf("recovered %v", p)
+				}
+			}()
+			_ = w.sweep()
+		}()
+		heal()
+		if _, ok := w.fake.Running("y"); ok {
+			t.Error("the other one is left")
+		}
+		if err := w.sweep(); err != nil || len(w.fake.Instances()) != 1 {
+			t.Errorf("%v, left are %v", err, w.fake.Instances())
+		}
+	})
+}
