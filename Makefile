@@ -56,7 +56,20 @@ generate: protodeps bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-g
 	buf generate
 
 .PHONY: bench
-bench: deps-test build testprog containerd23 ## Run all benchmarks (BENCH=regexp for some)
+bench: bench-build ## Measure beside floors and rivals, into bin/bench.json (WHAT=row for one)
+	@tools/sandbox.sh bin/bench --json bin/bench.json $(if $(WHAT),--what $(WHAT))
+
+.PHONY: bench-report
+bench-report: bench-build ## The same, all of it, and write docs/benchmarks.md
+	@tools/sandbox.sh bin/bench --json bin/bench.json --report docs/benchmarks.md --command 'make $@'
+
+.PHONY: bench-build
+bench-build: deps-test build
+	$(STATIC) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/bench
+	$(STATIC) -C cmd/bench/rivals build -trimpath -ldflags '-s -w' -o $(CURDIR)/bin/bench-rivals .
+
+.PHONY: microbench
+microbench: deps-test build testprog containerd23 ## Run Go's benchmarks of single packages (BENCH=regexp for some)
 	@WORKSPACED_BIN_DIR=$(CURDIR)/bin go test -run '^$$' -bench '$(or $(BENCH),.)' -benchmem -timeout 30m \
 		-exec $(CURDIR)/tools/sandbox.sh \
 		$$(grep -rl --include='*_test.go' '^func Benchmark' cmd runtime server store | xargs -r dirname | sort -u | sed 's,^,./,')

@@ -8,7 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 
-	"github.com/workspaced/workspaced/cmd/demo/internal/lab"
+	"github.com/workspaced/workspaced/cmd/internal/lab"
 )
 
 // howTo are ready-made lines; README.md has the same with more words. They take

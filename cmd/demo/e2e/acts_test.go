@@ -5,7 +5,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/workspaced/workspaced/cmd/demo/internal/lab"
+	"github.com/workspaced/workspaced/cmd/internal/lab"
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 )
 

@@ -14,7 +14,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/workspaced/workspaced/cmd/demo/internal/lab"
+	"github.com/workspaced/workspaced/cmd/internal/lab"
 )
 
 // `make run`: the lines that the demo prints work as they are, who ran sudo may

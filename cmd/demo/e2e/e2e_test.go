@@ -16,7 +16,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
-	"github.com/workspaced/workspaced/cmd/demo/internal/lab"
+	"github.com/workspaced/workspaced/cmd/internal/lab"
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 )
 

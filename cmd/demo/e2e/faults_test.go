@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/workspaced/workspaced/cmd/demo/internal/lab"
+	"github.com/workspaced/workspaced/cmd/internal/lab"
 	"github.com/workspaced/workspaced/runtime/ctrd"
 	"github.com/workspaced/workspaced/runtime/runtimetest/fault"
 	"github.com/workspaced/workspaced/server/workspace"

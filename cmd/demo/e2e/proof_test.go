@@ -5,7 +5,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/workspaced/workspaced/cmd/demo/internal/lab"
+	"github.com/workspaced/workspaced/cmd/internal/lab"
 	"github.com/workspaced/workspaced/cmd/demo/internal/proof"
 )
 

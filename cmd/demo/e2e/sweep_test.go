@@ -11,7 +11,7 @@ import (
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 
-	"github.com/workspaced/workspaced/cmd/demo/internal/lab"
+	"github.com/workspaced/workspaced/cmd/internal/lab"
 )
 
 // ctr asks the daemon's private containerd.

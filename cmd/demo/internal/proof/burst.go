@@ -9,7 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
-	"github.com/workspaced/workspaced/cmd/demo/internal/lab"
+	"github.com/workspaced/workspaced/cmd/internal/lab"
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 )
 

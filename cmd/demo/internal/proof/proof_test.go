@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/workspaced/workspaced/cmd/demo/internal/lab"
+	"github.com/workspaced/workspaced/cmd/internal/lab"
 )
 
 func TestCheckDowntime(t *testing.T) {
