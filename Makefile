@@ -119,6 +119,7 @@ format: bin/tools/buf ## gofmt and buf format
 vet: ## go vet, our own tools included
 	go vet ./...
 	go -C tools vet ./...
+	go -C cmd/bench/rivals vet ./...
 
 .PHONY: lint
 lint: bin/tools/golangci-lint ## golangci-lint
@@ -142,6 +143,7 @@ generated: protodeps bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-
 tidy: ## go mod tidy, as a check
 	go mod tidy -diff
 	go -C tools mod tidy -diff
+	go -C cmd/bench/rivals mod tidy -diff
 
 .PHONY: vulncheck
 vulncheck: bin/tools/govulncheck ## govulncheck, where its database can be reached
