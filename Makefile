@@ -66,6 +66,7 @@ bench-report: bench-build ## The same, all of it, and write docs/benchmarks.md
 .PHONY: bench-build
 bench-build: deps-test build
 	$(STATIC) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/bench
+	@go -C cmd/bench/rivals vet . && go -C cmd/bench/rivals test . # here only: etcd takes minutes to build
 	$(STATIC) -C cmd/bench/rivals build -trimpath -ldflags '-s -w' -o $(CURDIR)/bin/bench-rivals .
 
 .PHONY: microbench
@@ -119,7 +120,6 @@ format: bin/tools/buf ## gofmt and buf format
 vet: ## go vet, our own tools included
 	go vet ./...
 	go -C tools vet ./...
-	go -C cmd/bench/rivals vet ./...
 
 .PHONY: lint
 lint: bin/tools/golangci-lint ## golangci-lint
@@ -143,7 +143,6 @@ generated: protodeps bin/tools/buf bin/tools/protoc-gen-go bin/tools/protoc-gen-
 tidy: ## go mod tidy, as a check
 	go mod tidy -diff
 	go -C tools mod tidy -diff
-	go -C cmd/bench/rivals mod tidy -diff
 
 .PHONY: vulncheck
 vulncheck: bin/tools/govulncheck ## govulncheck, where its database can be reached
