@@ -102,7 +102,7 @@ func New(cfg Config) *Server {
 // The options come on top, for credentials.
 func (s *Server) NewGRPC(options ...grpc.ServerOption) *grpc.Server {
 	options = append([]grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(s.unaryInterceptors()...),
+		grpc.ChainUnaryInterceptor(s.UnaryInterceptors()...),
 		grpc.ChainStreamInterceptor(s.streamInterceptors()...),
 		grpc.MaxRecvMsgSize(MaxRequestBytes),
 		grpc.MaxConcurrentStreams(10_000), // a connection may carry a wait for each of many workspaces
