@@ -75,6 +75,7 @@ type Server struct {
 	log      *slog.Logger
 	health   *health.Server
 	readOnly map[string]bool // full names of methods without side effects
+	feed     feed
 
 	drainOnce sync.Once
 	draining  chan struct{} // closed by Drain
@@ -91,6 +92,7 @@ func New(cfg Config) *Server {
 		log:      cfg.Logger,
 		health:   health.NewServer(),
 		readOnly: readOnlyMethods(),
+		feed:     feed{store: cfg.Store},
 		draining: make(chan struct{}),
 		unary:    inFlight{idle: make(chan struct{}, 1)},
 	}
