@@ -71,25 +71,25 @@ func (s *Server) logCall(ctx context.Context, method, kind string, begin time.Ti
 	}
 	service, name, _ := strings.Cut(strings.TrimPrefix(method, "/"), "/")
 	attrs := make([]slog.Attr, 0, 12)
-	attrs = append(attrs,
-		slog.String("protocol", "grpc"),
-		slog.String("grpc.component", "server"),
-		slog.String("grpc.service", service),
-		slog.String("grpc.method", name),
-		slog.String("grpc.method_type", kind),
-		slog.String("call_id", callID(ctx)))
+	add := func(key, value string) { attrs = append(attrs, slog.String(key, value)) }
+	add("protocol", "grpc")
+	add("grpc.component", "server")
+	add("grpc.service", service)
+	add("grpc.method", name)
+	add("grpc.method_type", kind)
+	add("call_id", callID(ctx))
 	if p, ok := peer.FromContext(ctx); ok {
-		attrs = append(attrs, slog.String("peer.address", p.Addr.String()))
+		add("peer.address", p.Addr.String())
 	}
-	attrs = append(attrs, slog.String("grpc.start_time", begin.Format(time.RFC3339)))
+	add("grpc.start_time", begin.Format(time.RFC3339))
 	if deadline, ok := ctx.Deadline(); ok {
-		attrs = append(attrs, slog.String("grpc.request.deadline", deadline.Format(time.RFC3339)))
+		add("grpc.request.deadline", deadline.Format(time.RFC3339))
 	}
-	attrs = append(attrs, slog.String("grpc.code", code.String()))
+	add("grpc.code", code.String())
 	if err != nil {
-		attrs = append(attrs, slog.String("grpc.error", err.Error()))
+		add("grpc.error", err.Error())
 	}
-	attrs = append(attrs, slog.String("grpc.time_ms", strconv.FormatFloat(float64(took.Microseconds())/1000, 'f', -1, 64)))
+	add("grpc.time_ms", strconv.FormatFloat(float64(took.Microseconds())/1000, 'f', -1, 64))
 	s.log.LogAttrs(ctx, level, "finished call", attrs...)
 }
 
