@@ -36,18 +36,17 @@ func (d *Driver) Watch(ctx context.Context, id string, ended func(runtime.Exit))
 		return func() {}, nil
 	}
 	w := &watch{uid: rec.WorkspaceUID, id: id, process: p, ended: ended}
-	stop = func() { d.watches.remove(w) }
 	watched := false
 	defer func() { // also after a panic
 		if !watched {
-			stop()
+			d.watches.remove(w)
 		}
 	}()
 	if err := d.step(ctx, stepExitWait, func(context.Context) error { return d.watches.add(w) }); err != nil {
 		return nil, failure(ctx, "watching the container", err)
 	}
 	watched = true
-	return stop, nil
+	return func() { d.watches.remove(w) }, nil
 }
 
 // watchEnded finds out how a watched process ended and passes it on. Whatever goes
