@@ -7,7 +7,7 @@
 // process is workspace-init, which checks the command, reports over a FIFO and
 // waits (package handshake). Start writes the environment into the other FIFO,
 // and init becomes the command. Between the old instance's end and the new one's
-// exec nothing is asked of containerd: Stop, Start and Wait work with pidfds and
+// exec nothing is asked of containerd: Stop, Start and Watch work with pidfds and
 // FIFOs alone.
 //
 // # What is where
@@ -139,6 +139,8 @@ type Driver struct {
 	cancel context.CancelFunc
 	pulls  flights
 
+	watches *watches
+
 	logMu sync.Mutex // held by BoundLogs
 
 	recordMu sync.Mutex // held while a record is changed
@@ -228,7 +230,10 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		return nil, fmt.Errorf("containerd at %s: %w", cfg.Address, err)
 	}
 	d.ctx, d.cancel = context.WithCancel(namespaces.WithNamespace(context.Background(), cfg.Namespace))
-	if err := d.connect(ctx); err != nil {
+	if err = d.connect(ctx); err == nil {
+		d.watches, err = newWatches(d.watchEnded)
+	}
+	if err != nil {
 		d.cancel()
 		d.client.Close()
 		return nil, err
@@ -254,8 +259,8 @@ func (d *Driver) connect(ctx context.Context) error {
 	return d.dropLeases(ctx)
 }
 
-// Close ends pulls in flight and lets go of standby instances, which end by
-// themselves. Running instances go on.
+// Close ends pulls in flight and watches, and lets go of standby instances, which
+// end by themselves. Running instances go on.
 func (d *Driver) Close() error {
 	d.mu.Lock()
 	d.closed = true
@@ -267,6 +272,7 @@ func (d *Driver) Close() error {
 	}
 	d.cancel()
 	d.pulls.wait()
+	d.watches.close()
 	return d.client.Close()
 }
 

@@ -12,6 +12,7 @@ import (
 
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/runtime/ctrd/ctrdtest"
+	"github.com/workspaced/workspaced/runtime/runtimetest"
 )
 
 // A shim that hangs is its workspace's trouble: the others are listed, and what
@@ -80,7 +81,7 @@ func TestContract13_OneShimHangs(t *testing.T) {
 				t.Errorf("List of one that can't be asked = %+v, and no error", list)
 			}
 		}
-		if exit, err := b.d.Wait(b.ctx(), lost.ID); err == nil {
+		if exit, err := runtimetest.Wait(b.ctx(), b.d, lost.ID); err == nil {
 			t.Errorf("Wait = %+v", exit)
 		}
 

@@ -7,8 +7,7 @@ import (
 
 // The steps, in the order of a cycle. What an effect does to the world, and what
 // it waits for, passes Config.Around under one of these names; some are within
-// others. Each is bounded by a deadline but exitWait, which waits for as long as
-// Wait's caller does.
+// others. Each is bounded by a deadline.
 const (
 	// EnsureImage.
 	stepLeaseCreate  = "lease.create"  // keep containerd's garbage collector off what is made
@@ -49,8 +48,8 @@ const (
 	stepFIFORemove   = "fifo.remove"
 	stepRecordUndo   = "record.undo" // the launch of an instance that did not start
 
-	// Wait.
-	stepExitWait   = "exit.wait"   // the process's end
+	// Watch.
+	stepExitWait   = "exit.wait"   // begin to wait for the process's end
 	stepExitStatus = "exit.status" // its code
 	stepRecordExit = "record.exit"
 

@@ -37,8 +37,10 @@ type Row struct {
 
 // All are the rows, in the order in which they run.
 var All = []Row{
+	kickRow,
 	watchRow,
 	interceptorsRow,
+	idleRow,
 	daemonRow,
 }
 
