@@ -37,6 +37,7 @@ type Row struct {
 
 // All are the rows, in the order in which they run.
 var All = []Row{
+	secretRow,
 	kickRow,
 	watchRow,
 	interceptorsRow,
