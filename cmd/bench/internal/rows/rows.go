@@ -38,6 +38,8 @@ type Row struct {
 // All are the rows, in the order in which they run.
 var All = []Row{
 	downtimeRow,
+	cycleRow,
+	throughputRow,
 }
 
 // program returns the path of a program in BinDir.
