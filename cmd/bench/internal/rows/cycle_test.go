@@ -63,10 +63,10 @@ func TestCycleShowsASlowStep(t *testing.T) {
 func TestParseBusy(t *testing.T) {
 	for stat, want := range map[string]time.Duration{
 		"cpu  1 2 4 1000 1000 8 16 0 0 0\ncpu0 5 5 5 5 5 5 5\n": 310 * time.Millisecond,
-		"cpu  1 2 4 1000 1000 8 16":                            310 * time.Millisecond,
-		"cpu  1 2 4 1000 1000 x 16":                            0,
-		"cpu  1 2":                                             0,
-		"":                                                     0,
+		"cpu  1 2 4 1000 1000 8 16":                             310 * time.Millisecond,
+		"cpu  1 2 4 1000 1000 x 16":                             0,
+		"cpu  1 2":                                              0,
+		"":                                                      0,
 	} {
 		if got, err := parseBusy(stat); got != want || (err == nil) != (want != 0) {
 			t.Errorf("parseBusy(%q) = %v, %v, want %v", stat, got, err, want)
