@@ -148,7 +148,11 @@ type Driver struct {
 	mu       sync.Mutex
 	standbys map[string]*standby // by instance id; this process holds their FIFOs
 	owners   map[string]string   // the workspace's uid by instance id, as far as it was asked for
-	closed   bool
+	images   map[string]*rootfs  // by digest
+	// recordedOf has the workspaces, by uid, of which containerd was asked and had
+	// nothing that was not on record, with the ids of what is; see allRecorded.
+	recordedOf map[string]map[string]bool
+	closed     bool
 	// unreleased are the ids of leases whose end has failed. They expire.
 	unreleased []string
 }
@@ -203,6 +207,9 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		volumes:   filepath.Join(cfg.DataDir, "volumes"),
 		logs:      filepath.Join(cfg.DataDir, "logs"),
 		standbys:  make(map[string]*standby),
+		images:    make(map[string]*rootfs),
+
+		recordedOf: make(map[string]map[string]bool),
 	}
 	var err error
 	if d.cgroups, err = cgroupMounts(); err != nil {

@@ -260,8 +260,8 @@ func (l *life) leaks(kept func(leak string) bool) (leaks []string) {
 		if !lease || time.Since(begin) > 20*time.Second {
 			return leaks
 		}
-		if _, err := l.d.EnsureImage(context.Background(), l.spec.Image); err != nil {
-			l.Errorf("%v: EnsureImage: %v", l.fault, err)
+		if _, err := l.d.ImportFile(context.Background(), l.archive); err != nil {
+			l.Errorf("%v: ImportFile: %v", l.fault, err)
 		}
 	}
 }

@@ -12,6 +12,7 @@ const (
 	// EnsureImage.
 	stepLeaseCreate  = "lease.create"  // keep containerd's garbage collector off what is made
 	stepImageGet     = "image.get"     // ask containerd for the image
+	stepSnapshotStat = "snapshot.stat" // and for its snapshot, if it was there before
 	stepImageFetch   = "image.fetch"   // the whole pull
 	stepImageResolve = "image.resolve" // ask the registry for the digest; within the pull
 	stepImageUnpack  = "image.unpack"  // make its snapshots
@@ -25,7 +26,8 @@ const (
 	stepRecordCreate    = "record.create"    // the first record in it
 	stepLogMake         = "log.make"         // the workspace's log file
 	stepVolumesMake     = "volumes.make"     // directories of named volumes
-	stepContainerCreate = "container.create" // containerd's record, with the snapshot in it
+	stepUserFind        = "user.find"        // look a user up in the image, once
+	stepContainerCreate = "container.create" // containerd's record
 	stepSnapshotPrepare = "snapshot.prepare" // the root file system
 	stepVolumesOwn      = "volumes.own"      // give new volumes to the container's user
 	stepFIFOMake        = "fifo.make"        // make and open both FIFOs
@@ -80,9 +82,9 @@ const (
 
 // Steps are the names of all steps, in the order of a cycle.
 var Steps = []string{
-	stepLeaseCreate, stepImageGet, stepImageFetch, stepImageResolve, stepImageUnpack, stepLeaseDelete,
+	stepLeaseCreate, stepImageGet, stepSnapshotStat, stepImageFetch, stepImageResolve, stepImageUnpack, stepLeaseDelete,
 	stepImageImport,
-	stepInstanceMake, stepRecordCreate, stepLogMake, stepVolumesMake, stepContainerCreate, stepSnapshotPrepare,
+	stepInstanceMake, stepRecordCreate, stepLogMake, stepVolumesMake, stepUserFind, stepContainerCreate, stepSnapshotPrepare,
 	stepVolumesOwn, stepFIFOMake, stepTaskCreate, stepTaskStart, stepPidfdOpen, stepRecordProcess, stepInitReady, stepFIFOOpen,
 	stepRecordStopping, stepPidfdSignal, stepPidfdWait,
 	stepRecordLaunch, stepFIFOWrite, stepInitResult, stepFIFORemove, stepRecordUndo,

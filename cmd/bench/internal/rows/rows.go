@@ -37,6 +37,9 @@ type Row struct {
 
 // All are the rows, in the order in which they run.
 var All = []Row{
+	downtimeRow,
+	cycleRow,
+	throughputRow,
 	secretRow,
 	kickRow,
 	watchRow,
