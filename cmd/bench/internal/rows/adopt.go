@@ -148,7 +148,7 @@ func awaitWatched(ctx context.Context, pid, containers int) error {
 		if seen++; n != containers {
 			seen = 0
 		}
-		if err := pause(ctx); err != nil {
+		if err := pause(ctx, time.Millisecond); err != nil {
 			return fmt.Errorf("the daemon watches %d processes, not %d: %w", n, containers, err)
 		}
 	}

@@ -7,7 +7,7 @@ import (
 
 // What the adoption takes longer shows, by about as much.
 func TestAdopt(t *testing.T) {
-	env := testEnv(t)
+	env := containerEnv(t)
 	const step = 500 * time.Millisecond
 	results, err := adopt(t.Context(), env, adoptSize{rounds: 2, containers: 4}, func() { <-time.After(step) })
 	if err != nil {

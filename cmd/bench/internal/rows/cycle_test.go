@@ -39,7 +39,7 @@ func TestCycleShowsASlowStep(t *testing.T) {
 	}
 	measured := func() (wall, cpu float64) {
 		t.Helper()
-		results, err := cycle(t.Context(), testEnv(t), cycleSize{rounds: 1, block: 2, secrets: 2},
+		results, err := cycle(t.Context(), containerEnv(t), cycleSize{rounds: 1, block: 2, secrets: 2},
 			func() (time.Duration, error) { return time.Duration(busy.Load()), nil }, around)
 		if err != nil {
 			t.Fatal(err)

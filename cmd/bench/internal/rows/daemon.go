@@ -285,17 +285,6 @@ func idle(ctx context.Context, d *lab.Daemon, bare *bareServer, sizes daemonSize
 	return cpu, err
 }
 
-func pause(ctx context.Context, d time.Duration) error {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-}
-
 // cpuTime is the CPU time of a process, of all its threads, from the clock that the
 // kernel has for it: /proc/PID/stat has ticks of 10 ms, of which 0.1 % of some
 // seconds is less than one.

@@ -64,7 +64,7 @@ func (f *fleet) reach(ctx context.Context) error {
 	kicks := f.kicks()
 	for f.reads.Load() == 0 {
 		f.supervisor.OnCommit(kicks[:1])
-		if err := pause(ctx); err != nil {
+		if err := pause(ctx, time.Millisecond); err != nil {
 			return err
 		}
 	}
@@ -77,20 +77,11 @@ func await(ctx context.Context, what string, count *atomic.Int64, n int) error {
 	ctx, cancel := context.WithTimeout(ctx, fleetTimeout)
 	defer cancel()
 	for count.Load() < int64(n) {
-		if err := pause(ctx); err != nil {
+		if err := pause(ctx, time.Millisecond); err != nil {
 			return fmt.Errorf("%d %s of %d: %w", count.Load(), what, n, err)
 		}
 	}
 	return nil
-}
-
-func pause(ctx context.Context) error {
-	select {
-	case <-time.After(time.Millisecond):
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
 }
 
 func (*fleet) id(i int) string { return fmt.Sprintf("workspace-%06d", i) }

@@ -124,7 +124,7 @@ func calm(ctx context.Context, before int) error {
 		if same++; n != last {
 			last, same = n, 0
 		}
-		if err := pause(ctx); err != nil {
+		if err := pause(ctx, time.Millisecond); err != nil {
 			return err
 		}
 	}

@@ -66,3 +66,15 @@ func (e *Env) temp(name string) (dir string, remove func() error, err error) {
 func (e *Env) logf(format string, args ...any) {
 	fmt.Fprintf(e.Log, "  "+format+"\n", args...)
 }
+
+// pause waits, unless ctx ends before.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}

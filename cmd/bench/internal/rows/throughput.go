@@ -41,7 +41,7 @@ func throughput(ctx context.Context, env *Env, size throughputSize, around aroun
 	for i := range size.workspaces {
 		ids = append(ids, fmt.Sprintf("w-%d", i))
 	}
-	err = each(ids, 4, func(id string) error { return m.create(ctx, id, size.secrets) })
+	err = forAll(ids, 4, func(id string) error { return m.create(ctx, id, size.secrets) })
 	if err != nil {
 		return nil, err
 	}
@@ -75,7 +75,7 @@ func throughput(ctx context.Context, env *Env, size throughputSize, around aroun
 					chosen = append(chosen, ids[next%len(ids)])
 					next++
 				}
-				return each(chosen, cycles, func(id string) error { return m.restart(ctx, id) })
+				return forAll(chosen, cycles, func(id string) error { return m.restart(ctx, id) })
 			}),
 			rate(&bare, func() error { return bares.replace(ctx, cycles) }),
 		)
@@ -89,8 +89,8 @@ func throughput(ctx context.Context, env *Env, size throughputSize, around aroun
 	return results, nil
 }
 
-// each calls f for each, so many at once, and returns the first error.
-func each[T any](all []T, atOnce int, f func(T) error) error {
+// forAll calls f for each, so many at once, and returns the first error.
+func forAll[T any](all []T, atOnce int, f func(T) error) error {
 	var group errgroup.Group
 	group.SetLimit(atOnce)
 	for _, one := range all {
@@ -121,7 +121,7 @@ func (f *bareFleet) replace(ctx context.Context, cycles int) error {
 		todo <- struct{}{}
 	}
 	close(todo)
-	return each(f.all, len(f.all), func(b *bare) error {
+	return forAll(f.all, len(f.all), func(b *bare) error {
 		for range todo {
 			if err := b.replace(ctx); err != nil {
 				return err
@@ -132,5 +132,5 @@ func (f *bareFleet) replace(ctx context.Context, cycles int) error {
 }
 
 func (f *bareFleet) close(ctx context.Context) error {
-	return each(f.all, len(f.all)+1, func(b *bare) error { return b.close(ctx) })
+	return forAll(f.all, len(f.all)+1, func(b *bare) error { return b.close(ctx) })
 }

@@ -13,7 +13,7 @@ func TestThroughputShowsASlowStep(t *testing.T) {
 	measured := func() float64 {
 		t.Helper()
 		size := throughputSize{workspaces: 2, secrets: 1, rounds: 1, atOnce: []int{1}, cycles: 2}
-		results, err := throughput(t.Context(), testEnv(t), size, slow.around)
+		results, err := throughput(t.Context(), containerEnv(t), size, slow.around)
 		if err != nil {
 			t.Fatal(err)
 		}
