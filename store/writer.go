@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"runtime"
@@ -48,8 +47,8 @@ func (t *txn) put(bucket, key, value []byte) error {
 	return t.Bucket(bucket).Put(key, value)
 }
 
-func (t *txn) putRecord(bucket, key []byte, v any) error {
-	b, err := json.Marshal(v)
+func (t *txn) putRecord(bucket, key []byte, v record) error {
+	b, err := encodeRecord(v)
 	if err != nil {
 		return err
 	}
