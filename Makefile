@@ -44,7 +44,7 @@ build: ## Build the static binaries into bin/
 	$(STATIC) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/workspace-init ./cmd/demo/envserver
 
 .PHONY: test
-test: deps-test build testprog containerd23 bin/tools/grpcurl bin/tools/testreport ## Run all tests: race detector, real containerd, leak check (TEST=./store/... for some)
+test: deps-test build testprog probe containerd23 bin/tools/grpcurl bin/tools/testreport ## Run all tests: race detector, real containerd, leak check (TEST=./store/... for some)
 	@go -C tools test ./testreport
 	@tools/test.sh $(TEST)
 
@@ -64,8 +64,9 @@ bench-report: bench-build ## The same, all of it, and write docs/benchmarks.md
 	@tools/sandbox.sh bin/bench --json bin/bench.json --report docs/benchmarks.md --command 'make $@'
 
 .PHONY: bench-build
-bench-build: deps-test build
+bench-build: deps-test build probe
 	$(STATIC) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/bench
+	@go -C cmd/bench/rivals vet . && go -C cmd/bench/rivals test . # here only: etcd takes minutes to build
 	$(STATIC) -C cmd/bench/rivals build -trimpath -ldflags '-s -w' -o $(CURDIR)/bin/bench-rivals .
 
 .PHONY: microbench
@@ -98,7 +99,7 @@ fuzz: ## Run every fuzz target in turn, for FUZZ=30s each
 
 .PHONY: clean
 clean: ## Remove what make built, except the tools
-	rm -rf bin/workspaced bin/workspaced-faults bin/workspace-init bin/demo bin/envserver bin/testprog bin/containerd-2.3 .protodeps coverage.out
+	rm -rf bin/workspaced bin/workspaced-faults bin/workspace-init bin/demo bin/envserver bin/testprog bin/bench-probe bin/containerd-2.3 .protodeps coverage.out
 
 .PHONY: distclean
 distclean: ## Remove everything that make built
@@ -161,6 +162,12 @@ deps-test: ## Also install what the race detector needs
 testprog: ## Build the program that tests run in containers, and the daemon that fails on purpose
 	$(STATIC) build -trimpath -ldflags '-s -w' -o bin/ ./runtime/ctrd/ctrdtest/testprog
 	$(STATIC) build -trimpath -tags faults -o bin/workspaced-faults ./cmd/workspaced
+
+# What the benchmark runs in containers; without a C library, see its source.
+.PHONY: probe
+probe: ## Build the benchmark's probe
+	@mkdir -p bin
+	gcc -O2 -Wall -Wextra -Werror -static -nostdlib -ffreestanding -fno-stack-protector -s -o bin/bench-probe cmd/bench/probe/probe.c
 
 # The containerd that Debian does not have yet, for tests against both.
 CONTAINERD_CMD := github.com/containerd/containerd/v2/cmd

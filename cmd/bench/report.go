@@ -53,8 +53,16 @@ func writeJSON(path string, results []measure.Result) error {
 }
 
 // replaceFile replaces a file at once: one that is there is never half written.
+// It belongs to who owns its directory: only the measurement has to be root.
 func replaceFile(path string, content []byte) error {
 	if err := os.WriteFile(path+".new", content, 0o644); err != nil {
+		return err
+	}
+	var dir unix.Stat_t
+	if err := unix.Stat(filepath.Dir(path), &dir); err != nil {
+		return err
+	}
+	if err := os.Chown(path+".new", int(dir.Uid), int(dir.Gid)); err != nil {
 		return err
 	}
 	return os.Rename(path+".new", path)

@@ -17,8 +17,8 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
 
-	"github.com/workspaced/workspaced/cmd/internal/lab"
 	"github.com/workspaced/workspaced/cmd/demo/internal/proof"
+	"github.com/workspaced/workspaced/cmd/internal/lab"
 )
 
 func main() {

@@ -5,8 +5,8 @@ import (
 	"testing"
 	"time"
 
-	"github.com/workspaced/workspaced/cmd/internal/lab"
 	"github.com/workspaced/workspaced/cmd/demo/internal/proof"
+	"github.com/workspaced/workspaced/cmd/internal/lab"
 )
 
 // The demo's proof, the same code as `make demo`.
