@@ -127,7 +127,7 @@ func (t *txn) nextRevision(old uint64, row feedRow) (uint64, error) {
 		}
 	}
 	t.revision++
-	return t.revision, t.putRecord(bucketFeed, number(t.revision), row)
+	return t.revision, t.putRecord(bucketFeed, number(t.revision), &row)
 }
 
 // putTombstone takes a workspace out of the feed.

@@ -197,5 +197,5 @@ func (t *txn) purgeRequests() error {
 			return err
 		}
 	}
-	return t.putRecord(bucketMeta, metaRequests, sums)
+	return t.putRecord(bucketMeta, metaRequests, &sums)
 }

@@ -173,7 +173,7 @@ func TestRequests_AreBounded(t *testing.T) {
 				return err
 			}
 			f(&sums)
-			return tn.putRecord(bucketMeta, metaRequests, sums)
+			return tn.putRecord(bucketMeta, metaRequests, &sums)
 		})
 	}
 	left := func(want ...string) {

@@ -155,7 +155,7 @@ func eachWorkspace(tx *bolt.Tx, after string, limit int, f func(*Workspace)) (la
 func (t *txn) putRollout(keys []string) error {
 	t.revision++
 	t.begins = true
-	return t.putRecord(bucketRollouts, number(t.revision), rollout{Keys: keys, Time: t.now})
+	return t.putRecord(bucketRollouts, number(t.revision), &rollout{Keys: keys, Time: t.now})
 }
 
 // rolling is where the writer is with the rollouts.

@@ -2,7 +2,6 @@ package store
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 
 	bolt "go.etcd.io/bbolt"
@@ -50,7 +49,7 @@ func getRecord(tx *bolt.Tx, bucket, key []byte, v record) (bool, error) {
 
 // decode returns a *RowError when the row can't be decoded.
 func decode(bucket, key, value []byte, v record) error {
-	if json.Unmarshal(value, v) != nil || !v.valid(key) {
+	if decodeRecord(value, v) != nil || !v.valid(key) {
 		return &RowError{string(bucket), string(key)}
 	}
 	return nil

@@ -172,7 +172,7 @@ func (t *txn) applySecrets(p *secretsPlan) error {
 			return err
 		}
 		p.sums.Retired++
-		if err := t.putRecord(bucketSecrets, o.row(d.key), secretRecord{Version: d.row.Version, Deleted: true}); err != nil {
+		if err := t.putRecord(bucketSecrets, o.row(d.key), &secretRecord{Version: d.row.Version, Deleted: true}); err != nil {
 			return err
 		}
 	}
@@ -188,7 +188,7 @@ func (t *txn) applySecrets(p *secretsPlan) error {
 		if set.retired {
 			p.sums.Retired--
 		}
-		if err := t.putRecord(bucketSecrets, o.row(key), set.row); err != nil {
+		if err := t.putRecord(bucketSecrets, o.row(key), &set.row); err != nil {
 			return err
 		}
 		if err := t.put(bucketSealed, o.row(key), sealed); err != nil {
@@ -200,7 +200,7 @@ func (t *txn) applySecrets(p *secretsPlan) error {
 			return err
 		}
 	}
-	return t.putRecord(bucketOwners, []byte(o.name()), p.sums)
+	return t.putRecord(bucketOwners, []byte(o.name()), &p.sums)
 }
 
 // foldRetired replaces the rows of an owner's deleted keys by one number: new

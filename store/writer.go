@@ -3,7 +3,6 @@ package store
 import (
 	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"runtime"
@@ -55,8 +54,8 @@ func (t *txn) put(bucket, key, value []byte) error {
 	return b.Put(key, value)
 }
 
-func (t *txn) putRecord(bucket, key []byte, v any) error {
-	b, err := json.Marshal(v)
+func (t *txn) putRecord(bucket, key []byte, v record) error {
+	b, err := encodeRecord(v)
 	if err != nil {
 		return err
 	}
