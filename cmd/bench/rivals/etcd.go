@@ -19,12 +19,12 @@ import (
 const startTimeout = 30 * time.Second
 
 // etcd is a server of one member in this process, as durable as it comes, and
-// clients that reach it over a unix socket, each by a connection of its own.
+// connections to it over a unix socket.
 type etcd struct {
-	server  *embed.Etcd
-	socket  string
-	clients []*clientv3.Client
-	keys    atomic.Int64
+	server      *embed.Etcd
+	socket      string
+	connections []*clientv3.Client
+	keys        atomic.Int64
 }
 
 func startEtcd(ctx context.Context, dir string) (*etcd, error) {
@@ -56,21 +56,21 @@ func startEtcd(ctx context.Context, dir string) (*etcd, error) {
 func socketURL(path string) url.URL { return url.URL{Scheme: "unix", Path: path} }
 
 func (e *etcd) close() (err error) {
-	for _, c := range e.clients {
+	for _, c := range e.connections {
 		err = errors.Join(err, c.Close())
 	}
 	e.server.Close()
 	return err
 }
 
-// connect sees to it that there are so many clients, each connected.
+// connect sees to it that there are so many connections.
 func (e *etcd) connect(ctx context.Context, n int) error {
-	for len(e.clients) < n {
+	for len(e.connections) < n {
 		c, err := clientv3.New(clientv3.Config{Endpoints: []string{e.socket}, DialTimeout: startTimeout, Logger: zap.NewNop()})
 		if err != nil {
 			return fmt.Errorf("etcd client: %w", err)
 		}
-		e.clients = append(e.clients, c)
+		e.connections = append(e.connections, c)
 		if _, err := c.Put(ctx, "connected", ""); err != nil {
 			return fmt.Errorf("etcd client: %w", err)
 		}
@@ -81,7 +81,10 @@ func (e *etcd) connect(ctx context.Context, n int) error {
 // put puts values under 64 keys, over and over, as workspaced's row does with its
 // workspaces.
 func (e *etcd) put(ctx context.Context, req *Request) (Answer, error) {
-	if err := e.connect(ctx, req.Clients); err != nil {
+	if req.Connections < 1 {
+		return Answer{}, fmt.Errorf("%d connections", req.Connections)
+	}
+	if err := e.connect(ctx, req.Connections); err != nil {
 		return Answer{}, err
 	}
 	value := make([]byte, req.Size)
@@ -91,7 +94,7 @@ func (e *etcd) put(ctx context.Context, req *Request) (Answer, error) {
 	answer := Answer{Latencies: make([]int64, req.Ops)}
 	answer.Nanoseconds = together(req.Clients, req.Ops, func(client, op int) bool {
 		begin := time.Now()
-		_, err := e.clients[client].Put(ctx, fmt.Sprintf("/workspaces/%d", e.keys.Add(1)%64), string(value))
+		_, err := e.connections[client%req.Connections].Put(ctx, fmt.Sprintf("/workspaces/%d", e.keys.Add(1)%64), string(value))
 		answer.Latencies[op] = int64(time.Since(begin))
 		if err != nil {
 			mu.Lock()

@@ -20,6 +20,8 @@ type Request struct {
 	Run string `json:"run"`
 	// Clients or goroutines that run at once.
 	Clients int `json:"clients"`
+	// Connections is how many clients of etcd have, together.
+	Connections int `json:"connections"`
 	// Ops is how many operations all of them do together.
 	Ops int `json:"ops"`
 	// Size of a value that is put, in bytes.

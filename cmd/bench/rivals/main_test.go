@@ -15,9 +15,10 @@ func TestServe(t *testing.T) {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	requests := `{"run":"workqueue-add","clients":4,"ops":1000}
-{"run":"etcd-put","clients":1,"ops":5,"size":10}
+{"run":"etcd-put","clients":1,"connections":1,"ops":5,"size":10}
+{"run":"etcd-put","clients":3,"connections":2,"ops":10,"size":10}
+{"run":"etcd-put","clients":3,"connections":3,"ops":2,"size":10}
 {"run":"etcd-put","clients":3,"ops":10,"size":10}
-{"run":"etcd-put","clients":3,"ops":2,"size":10}
 {"run":"none","clients":1,"ops":1}
 `
 	var out bytes.Buffer
@@ -28,7 +29,7 @@ func TestServe(t *testing.T) {
 	for i, want := range []struct {
 		latencies int
 		fails     bool
-	}{{0, false}, {5, false}, {10, false}, {0, true}, {0, true}} {
+	}{{0, false}, {5, false}, {10, false}, {0, true}, {0, true}, {0, true}} {
 		var a Answer
 		if err := answers.Decode(&a); err != nil {
 			t.Fatal(err)

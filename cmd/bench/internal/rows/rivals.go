@@ -25,10 +25,11 @@ type rivals struct {
 
 // rivalRequest and rivalAnswer are Request and Answer of cmd/bench/rivals.
 type rivalRequest struct {
-	Run     string `json:"run"`
-	Clients int    `json:"clients"`
-	Ops     int    `json:"ops"`
-	Size    int    `json:"size"`
+	Run         string `json:"run"`
+	Clients     int    `json:"clients"`
+	Connections int    `json:"connections"`
+	Ops         int    `json:"ops"`
+	Size        int    `json:"size"`
 }
 
 type rivalAnswer struct {
@@ -95,11 +96,10 @@ func (r *rivals) run(req rivalRequest) (a rivalAnswer, err error) {
 }
 
 // etcdPut has so many clients put values of size bytes, ops in all, into an
-// embedded etcd server of one member, each over a unix socket connection of its
-// own. It returns each put's latency in ms and how many were acknowledged a
-// second.
-func (r *rivals) etcdPut(clients, ops, size int) (latencies measure.Samples, perSecond float64, err error) {
-	a, err := r.run(rivalRequest{Run: "etcd-put", Clients: clients, Ops: ops, Size: size})
+// embedded etcd server of one member, by so many connections over a unix socket. It
+// returns each put's latency in ms and how many were acknowledged a second.
+func (r *rivals) etcdPut(clients, connections, ops, size int) (latencies measure.Samples, perSecond float64, err error) {
+	a, err := r.run(rivalRequest{Run: "etcd-put", Clients: clients, Connections: connections, Ops: ops, Size: size})
 	for _, l := range a.Latencies {
 		latencies.Add(time.Duration(l), time.Millisecond)
 	}

@@ -43,11 +43,11 @@ func start(t *testing.T, env *Env) *rivals {
 
 func TestRivals(t *testing.T) {
 	r := start(t, withRivals(t, `case $line in
-		*etcd-put*'"clients":2,"ops":4,"size":8'*) echo '{"nanoseconds":2000000000,"latencies":[1000000,2000000,3000000,500000]}';;
-		*workqueue-add*'"clients":16,"ops":100'*) echo '{"nanoseconds":2500}';;
+		*etcd-put*'"clients":2,"connections":1,"ops":4,"size":8'*) echo '{"nanoseconds":2000000000,"latencies":[1000000,2000000,3000000,500000]}';;
+		*workqueue-add*'"clients":16,"connections":0,"ops":100'*) echo '{"nanoseconds":2500}';;
 		*) echo "{\"error\":\"unknown\"}";;
 		esac`))
-	latencies, rate, err := r.etcdPut(2, 4, 8)
+	latencies, rate, err := r.etcdPut(2, 1, 4, 8)
 	if err != nil || rate != 2 {
 		t.Errorf("rate %v, %v", rate, err)
 	}

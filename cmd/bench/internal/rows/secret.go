@@ -28,7 +28,7 @@ import (
 
 var secretRow = Row{
 	Name:  "secret",
-	What:  "an acknowledged SetSecret, by 1 client and by 64 with a connection each",
+	What:  "an acknowledged SetSecret, by 1 client and by 64, over a connection each and over one",
 	Limit: 2 * time.Minute,
 	Run:   runSecret,
 }
@@ -59,12 +59,12 @@ func runSecret(ctx context.Context, env *Env) (_ []measure.Result, err error) {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, rival.Close()) }()
-	sizes := secretSizes{rounds: 10, single: 100, many: 6400, clients: 64}
+	sizes := secretSizes{rounds: 7, single: 100, many: 4800, clients: 64}
 	return measureSecret(ctx, dir, nil, rival.etcdPut, sizes)
 }
 
 // putFunc is rivals.etcdPut.
-type putFunc func(clients, ops, size int) (latencies measure.Samples, perSecond float64, err error)
+type putFunc func(clients, connections, ops, size int) (latencies measure.Samples, perSecond float64, err error)
 
 // measureSecret measures our server beside a disk's and rivals' work, all in dir.
 // around does the steps of store and actors, and may be nil; without etcd there is
@@ -108,67 +108,119 @@ func measureSecret(ctx context.Context, dir string, around aroundFunc, etcd putF
 	update := func(_ int, value []byte) error {
 		return db.Update(func(tx *bolt.Tx) error { return tx.Bucket(row).Put(row, value) })
 	}
-	set := func(client int, value []byte) error { return clients[client].set(ctx, value) }
+	bare, closeBare, err := startBareUpdate(filepath.Join(dir, "bare"), func(value []byte) error { return update(0, value) })
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, closeBare()) }()
+	each := func(client int, value []byte) error { return clients[client].set(ctx, value) }
+	shared := func(client int, value []byte) error { return clients[client].over(clients[0]).set(ctx, value) }
+	call := func(_ int, value []byte) error {
+		_, err := bare.SetSecret(ctx, &workspacev1.SetSecretRequest{Payload: &workspacev1.SetSecretRequest_Data{Data: value}})
+		return err
+	}
 
-	type side struct {
-		ms   measure.Samples // latencies of one client
-		rate measure.Samples // of many, a second
-	}
-	var us, floor, bbolt, other side
-	one := func(s *side, f func(int, []byte) error) func() error {
-		return func() error {
-			latencies, _, err := secretLoad(1, n.single, f)
-			s.ms = append(s.ms, latencies...)
-			return err
-		}
-	}
-	many := func(s *side, ops int, f func(int, []byte) error) func() error {
-		return func() error {
-			_, rate, err := secretLoad(n.clients, ops, f)
-			s.rate = append(s.rate, rate)
-			return err
-		}
-	}
+	var us, us1, floor, bbolt, rpc, other, other1 secretSide
 	sides := []func() error{
-		one(&us, set), one(&floor, sync4K), one(&bbolt, update),
-		many(&us, n.many, set), many(&bbolt, n.many/5, update),
+		us.one(n.single, each), floor.one(n.single, sync4K), bbolt.one(n.single, update), rpc.one(n.single, call),
+		us.many(n.clients, n.many, each), us1.many(n.clients, n.many, shared), bbolt.many(n.clients, n.many/5, update),
 	}
 	if etcd != nil {
-		sides = append(sides,
-			func() error {
-				latencies, _, err := etcd(1, n.single, secretBytes)
-				other.ms = append(other.ms, latencies...)
+		put := func(s *secretSide, clients, connections, ops int) func() error {
+			return func() error {
+				latencies, rate, err := etcd(clients, connections, ops, secretBytes)
+				if clients == 1 {
+					s.ms = append(s.ms, latencies...)
+				} else {
+					s.rate = append(s.rate, rate)
+				}
 				return err
-			},
-			func() error {
-				_, rate, err := etcd(n.clients, n.many, secretBytes)
-				other.rate = append(other.rate, rate)
-				return err
-			})
+			}
+		}
+		sides = append(sides, put(&other, 1, 1, n.single), put(&other, n.clients, n.clients, n.many), put(&other1, n.clients, 1, n.many))
 	}
 	for _, side := range sides { // warm up
 		if err := side(); err != nil {
 			return nil, err
 		}
 	}
-	us, floor, bbolt, other = side{}, side{}, side{}, side{}
+	for _, s := range []*secretSide{&us, &us1, &floor, &bbolt, &rpc, &other, &other1} {
+		*s = secretSide{}
+	}
 	if err := measure.Alternate(ctx, n.rounds, sides...); err != nil {
 		return nil, err
 	}
 
+	manyEach, manyShared := fmt.Sprintf("secret/%d-clients", n.clients), fmt.Sprintf("secret/%d-clients-1-connection", n.clients)
+	updates := fmt.Sprintf("plain bbolt Update by %d goroutines", n.clients)
 	results := []measure.Result{
 		measure.Compare("secret/1-client", "ms", us.ms, "plain bbolt Update of one row", bbolt.ms, measure.RatioAtMost(1.3)),
+		measure.Compare("secret/1-client-call", "ms", us.ms, "a bare gRPC call around that Update", rpc.ms),
 		measure.Compare("secret/1-client-disk", "ms", us.ms, "fdatasync of 4 KiB", floor.ms),
-		measure.Compare(fmt.Sprintf("secret/%d-clients", n.clients), "1/s", us.rate,
-			fmt.Sprintf("plain bbolt Update by %d goroutines", n.clients), bbolt.rate, measure.RatioAtLeast(5)),
+		measure.Compare(manyEach, "1/s", us.rate, updates, bbolt.rate, measure.RatioAtLeast(5)),
+		measure.Compare(manyShared, "1/s", us1.rate, updates, bbolt.rate, measure.RatioAtLeast(5)),
 	}
 	if etcd != nil {
 		results = append(results,
 			measure.Compare("secret/1-client-etcd", "ms", us.ms, "etcd put", other.ms, measure.RatioAtMost(1)),
-			measure.Compare(fmt.Sprintf("secret/%d-clients-etcd", n.clients), "1/s", us.rate,
-				fmt.Sprintf("etcd put by %d clients", n.clients), other.rate, measure.RatioAtLeast(1)))
+			measure.Compare(manyEach+"-etcd", "1/s", us.rate, "etcd put, likewise", other.rate, measure.RatioAtLeast(1)),
+			measure.Compare(manyShared+"-etcd", "1/s", us1.rate, "etcd put, likewise", other1.rate, measure.RatioAtLeast(1)))
 	}
 	return results, nil
+}
+
+// secretSide is what was measured of one way to write.
+type secretSide struct {
+	ms   measure.Samples // latencies of one client
+	rate measure.Samples // of many, a second
+}
+
+func (s *secretSide) one(ops int, f func(int, []byte) error) func() error {
+	return func() error {
+		latencies, _, err := secretLoad(1, ops, f)
+		s.ms = append(s.ms, latencies...)
+		return err
+	}
+}
+
+func (s *secretSide) many(clients, ops int, f func(int, []byte) error) func() error {
+	return func() error {
+		_, rate, err := secretLoad(clients, ops, f)
+		s.rate = append(s.rate, rate)
+		return err
+	}
+}
+
+// bareUpdate is the least that a server with bbolt does for an acknowledged change.
+type bareUpdate struct {
+	workspacev1.UnimplementedWorkspaceControlServer
+	update func([]byte) error
+}
+
+func (b *bareUpdate) SetSecret(_ context.Context, req *workspacev1.SetSecretRequest) (*workspacev1.SetSecretResponse, error) {
+	return &workspacev1.SetSecretResponse{}, b.update(req.GetData())
+}
+
+// startBareUpdate serves it on a socket, and returns a client.
+func startBareUpdate(socket string, update func([]byte) error) (_ workspacev1.WorkspaceControlClient, closeAll func() error, err error) {
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		return nil, nil, err
+	}
+	g := grpc.NewServer()
+	workspacev1.RegisterWorkspaceControlServer(g, &bareUpdate{update: update})
+	var serving errgroup.Group
+	serving.Go(func() error { return g.Serve(listener) })
+	conn, err := grpc.NewClient("unix://"+socket, grpc.WithTransportCredentials(insecure.NewCredentials()))
+	if err != nil {
+		g.Stop()
+		return nil, nil, errors.Join(err, serving.Wait())
+	}
+	return workspacev1.NewWorkspaceControlClient(conn), func() error {
+		closeErr := conn.Close()
+		g.Stop()
+		return errors.Join(closeErr, serving.Wait())
+	}, nil
 }
 
 // secretLoad has so many clients do ops operations in all, each one after the
@@ -234,6 +286,11 @@ func secretClients(ctx context.Context, socket string, n int) (clients []*secret
 		}
 	}
 	return clients, closeAll, nil
+}
+
+// over is the client on another one's connection.
+func (c *secretClient) over(other *secretClient) *secretClient {
+	return &secretClient{api: other.api, secret: c.secret}
 }
 
 // set sets the secret, which makes a new generation.

@@ -19,7 +19,7 @@ func TestSecret_SlowCommit(t *testing.T) {
 		return do(ctx)
 	}
 	sizes := secretSizes{rounds: 2, single: 10, many: 40, clients: 8}
-	etcd := func(_, ops, size int) (measure.Samples, float64, error) {
+	etcd := func(_, _, ops, size int) (measure.Samples, float64, error) {
 		if size != secretBytes {
 			t.Errorf("a value of %d bytes", size)
 		}
@@ -37,7 +37,7 @@ func TestSecret_SlowCommit(t *testing.T) {
 				t.Errorf("%+v", r)
 			}
 		}
-		if len(figures) != 5 {
+		if len(figures) != 8 {
 			t.Errorf("got %v", results)
 		}
 		return figures["secret/1-client"].OursMedian, figures["secret/8-clients"].OursMedian
