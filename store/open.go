@@ -74,7 +74,7 @@ type Store struct {
 	instance string
 	revision atomic.Uint64 // of the last commit
 
-	commits  atomic.Uint64 // how many there were, for tests
+	commits  atomic.Uint64 // how many there were
 	watchdog watchdog
 	limits   limits
 
@@ -383,6 +383,11 @@ func (s *Store) Ping(ctx context.Context) error {
 
 // InstanceUID returns the uuid of this database, made when it was.
 func (s *Store) InstanceUID() string { return s.instance }
+
+// Commits counts the commits since Open. Every change that was acknowledged is in
+// the count: as long as it stays the same, what was read after it was taken is the
+// latest there is.
+func (s *Store) Commits() uint64 { return s.commits.Load() }
 
 // Revision returns the revision of the last commit that changed a workspace.
 func (s *Store) Revision() uint64 { return s.revision.Load() }

@@ -13,6 +13,7 @@ import (
 	"github.com/workspaced/workspaced/runtime/runtimetest"
 	"github.com/workspaced/workspaced/server/workspace"
 	"github.com/workspaced/workspaced/store"
+	"github.com/workspaced/workspaced/store/seal"
 )
 
 // The old system's bug: of two saves close together the second restart was
@@ -238,6 +239,38 @@ func TestContract04_LateBinding(t *testing.T) {
 		if got := w.env("a")["K"]; got != "late" || w.sup.Cycles()-before != 1 {
 			t.Errorf("K is %q after %d cycles, want late after 1", got, w.sup.Cycles()-before)
 		}
+	})
+	t.Run("a global one that makes no generation", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			gate := w.fake.HoldAfter(runtimetest.Stop, "a")
+			must(w.set("a", "K", "early"))(t)
+			held(t, gate)
+			must(w.store.UpdateSecrets(t.Context(), store.Scope{}, store.SecretsUpdate{
+				Set: []store.SecretValue{{Key: "G", Value: seal.New([]byte("late"))}}, NextStart: true,
+			}, store.Options{}))(t)
+			gate.Release()
+			synctest.Wait()
+			w.wantSettled(t, "a")
+			if got := w.env("a")["G"]; got != "late" {
+				t.Errorf("G is %q, want late", got)
+			}
+		})
+	})
+	t.Run("nothing is opened again when nothing was committed", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			gate := w.fake.HoldAfter(runtimetest.Stop, "a")
+			must(w.set("a", "K", "early"))(t)
+			held(t, gate)
+			reads := w.fault.reads.Load()
+			gate.Release()
+			synctest.Wait()
+			w.wantSettled(t, "a")
+			if n := w.fault.reads.Load() - reads; n != 0 || w.env("a")["K"] != "early" {
+				t.Errorf("%d reads after the old container's end, and K is %q", n, w.env("a")["K"])
+			}
+		})
 	})
 	t.Run("a spec that changed since is left to the next cycle", func(t *testing.T) {
 		inWorld(t, func(t *testing.T, w *world) {

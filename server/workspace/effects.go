@@ -262,6 +262,19 @@ func (a *actor) read(ctx context.Context, step string, ws *store.Workspace, spec
 	return launch, err
 }
 
+// readLate is read once the old container has ended. If nothing was committed
+// since commits was counted, before launch was read, launch has the latest values:
+// to open them all again would only lengthen the downtime.
+func (a *actor) readLate(ctx context.Context, ws *store.Workspace, spec *store.Spec, prepared int64, launch runtime.Launch, commits uint64) (runtime.Launch, error) {
+	if a.sup.cfg.Store.Commits() != commits {
+		return a.read(ctx, stepSecretsLate, ws, spec, prepared)
+	}
+	ctx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.Store)
+	defer cancel()
+	err := a.sup.cfg.Around(ctx, stepSecretsLate, func(context.Context) error { return nil })
+	return launch, err
+}
+
 // change is the switch: it ends the old container, if there is one, reads the
 // secrets, and starts the standby.
 func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standby, old runtime.Instance) error {
@@ -271,6 +284,7 @@ func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standb
 		return nil
 	}
 	// Opens every secret once more before the old container is touched.
+	commits := a.sup.cfg.Store.Commits()
 	launch, err := a.read(passCtx, stepSecretsRead, ws, spec, standby.PreparedGeneration)
 	if err != nil {
 		return a.failed(ctx, passCtx, ws, err, false)
@@ -282,7 +296,7 @@ func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standb
 			return a.failed(ctx, passCtx, ws, err, false)
 		}
 	}
-	late, err := a.read(passCtx, stepSecretsLate, ws, spec, standby.PreparedGeneration)
+	late, err := a.readLate(passCtx, ws, spec, standby.PreparedGeneration, launch, commits)
 	switch {
 	case err == nil:
 		launch = late
