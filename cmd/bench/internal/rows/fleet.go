@@ -124,6 +124,9 @@ func (*fleet) UpdateStatus(context.Context, string, string, func(store.Workspace
 	return store.Workspace{}, errFleet
 }
 
+// Commits is the store's.
+func (*fleet) Commits() uint64 { return 0 }
+
 // Revision is the store's.
 func (*fleet) Revision() uint64 { return 1 }
 
