@@ -137,7 +137,7 @@ func TestImportersOf(t *testing.T) {
 	}{
 		{containerd, []string{"runtime/ctrd"}},
 		{gen, []string{"server", "cmd", "gen"}},
-		{"go.etcd.io/bbolt", []string{"store"}},
+		{"go.etcd.io/bbolt", []string{"store", "cmd/bench"}},
 		{"github.com/tink-crypto/tink-go/v2", []string{"store/seal"}},
 		{module + "/runtime/ctrd", []string{"cmd", "runtime/ctrd"}},
 	}
