@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 
@@ -227,6 +228,26 @@ func TestWatchThatIsCompactedOnItsWay(t *testing.T) {
 		got := fmt.Sprint(show(recvUntil(t, stream, isSynced)))
 		if got != "[+a resync +b synced]" {
 			t.Errorf("got %s", got)
+		}
+	})
+}
+
+// TestWatchesShareWhatTheyRead: watches at the same place read it once.
+func TestWatchesShareWhatTheyRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var reads atomic.Int64
+		client, _ := serveStore(t, &faultyStore{feed: func(_, _ uint64) (store.FeedPage, error) {
+			reads.Add(1)
+			return store.FeedPage{Entries: []store.FeedEntry{{Revision: 7, Workspace: &store.Workspace{ID: "a"}}}, Next: 7}, nil
+		}})
+		for range 20 {
+			stream := must2(client.WatchWorkspaces(t.Context(), &workspacev1.WatchWorkspacesRequest{}))(t)
+			if got := fmt.Sprint(show(recvUntil(t, stream, isSynced))); got != "[+a synced]" {
+				t.Errorf("got %s", got)
+			}
+		}
+		if n := reads.Load(); n != 1 {
+			t.Errorf("%d reads, want 1", n)
 		}
 	})
 }

@@ -4,13 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"runtime/debug"
 	"strings"
 	"sync/atomic"
 
-	"github.com/google/uuid"
-	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/logging"
 	"github.com/grpc-ecosystem/go-grpc-middleware/v2/interceptors/recovery"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -21,13 +18,12 @@ import (
 	"github.com/workspaced/workspaced/store"
 )
 
-// The chains, outermost first: what logs sees the status that the caller gets,
-// and what maps errors sees panics as errors.
-func (s *Server) unaryInterceptors() []grpc.UnaryServerInterceptor {
+// UnaryInterceptors are those that NewGRPC chains, outermost first: what logs sees
+// the status that the caller gets, and what maps errors sees panics as errors.
+func (s *Server) UnaryInterceptors() []grpc.UnaryServerInterceptor {
 	return []grpc.UnaryServerInterceptor{
 		s.countUnary,
-		identifyUnary,
-		logging.UnaryServerInterceptor(s.logger(), loggingOptions()...),
+		s.logUnary,
 		s.mapErrorsUnary,
 		recovery.UnaryServerInterceptor(recovery.WithRecoveryHandler(panicked)),
 		s.refuseUnary,
@@ -37,8 +33,7 @@ func (s *Server) unaryInterceptors() []grpc.UnaryServerInterceptor {
 
 func (s *Server) streamInterceptors() []grpc.StreamServerInterceptor {
 	return []grpc.StreamServerInterceptor{
-		identifyStream,
-		logging.StreamServerInterceptor(s.logger(), loggingOptions()...),
+		s.logStream,
 		s.mapErrorsStream,
 		recovery.StreamServerInterceptor(recovery.WithRecoveryHandler(panicked)),
 		s.guardStream,
@@ -77,63 +72,6 @@ func (s *Server) countUnary(ctx context.Context, req any, _ *grpc.UnaryServerInf
 	s.unary.n.Add(1)
 	defer s.unary.leave()
 	return handler(ctx, req)
-}
-
-// callIDKey is the context's key for the id under which the log knows a call.
-type callIDKey struct{}
-
-func callID(ctx context.Context) string {
-	id, _ := ctx.Value(callIDKey{}).(string)
-	return id
-}
-
-func identify(ctx context.Context) context.Context {
-	id := uuid.NewString()
-	return logging.InjectLogField(context.WithValue(ctx, callIDKey{}, id), "call_id", id)
-}
-
-func identifyUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	return handler(identify(ctx), req)
-}
-
-func identifyStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return handler(srv, &streamWithContext{stream, identify(stream.Context())})
-}
-
-type streamWithContext struct {
-	grpc.ServerStream
-	ctx context.Context
-}
-
-func (s *streamWithContext) Context() context.Context { return s.ctx }
-
-// logger logs changes at INFO and what only reads at DEBUG; errors at the level
-// of their code.
-func (s *Server) logger() logging.Logger {
-	return logging.LoggerFunc(func(ctx context.Context, level logging.Level, msg string, fields ...any) {
-		method, _ := grpc.Method(ctx)
-		if level == logging.LevelDebug && strings.HasPrefix(method, "/"+workspacev1.WorkspaceControl_ServiceDesc.ServiceName+"/") && !s.readOnly[method] {
-			level = logging.LevelInfo
-		}
-		s.log.Log(ctx, slog.Level(level), msg, fields...)
-	})
-}
-
-func loggingOptions() []logging.Option {
-	return []logging.Option{
-		logging.WithLogOnEvents(logging.FinishCall), // never payloads
-		logging.WithLevels(func(code codes.Code) logging.Level {
-			switch code {
-			case codes.OK:
-				return logging.LevelDebug
-			case codes.Internal, codes.Unknown, codes.DataLoss, codes.Unimplemented:
-				return logging.LevelError
-			case codes.ResourceExhausted:
-				return logging.LevelWarn
-			}
-			return logging.LevelInfo
-		}),
-	}
 }
 
 // panicError is a panic of a handler.
@@ -204,9 +142,10 @@ func (s *Server) validateUnary(ctx context.Context, req any, info *grpc.UnarySer
 	return handler(ctx, req)
 }
 
-func ours(method string) bool {
-	return strings.HasPrefix(method, "/"+workspacev1.WorkspaceControl_ServiceDesc.ServiceName+"/")
-}
+var ourPrefix = "/" + workspacev1.WorkspaceControl_ServiceDesc.ServiceName + "/"
+
+// ours reports whether a method is one of WorkspaceControl.
+func ours(method string) bool { return strings.HasPrefix(method, ourPrefix) }
 
 func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	return handler(srv, &guardedStream{stream, s, ours(info.FullMethod)})

@@ -75,6 +75,7 @@ type Server struct {
 	log      *slog.Logger
 	health   *health.Server
 	readOnly map[string]bool // full names of methods without side effects
+	feed     feed
 
 	drainOnce sync.Once
 	draining  chan struct{} // closed by Drain
@@ -91,6 +92,7 @@ func New(cfg Config) *Server {
 		log:      cfg.Logger,
 		health:   health.NewServer(),
 		readOnly: readOnlyMethods(),
+		feed:     feed{store: cfg.Store},
 		draining: make(chan struct{}),
 		unary:    inFlight{idle: make(chan struct{}, 1)},
 	}
@@ -102,7 +104,7 @@ func New(cfg Config) *Server {
 // The options come on top, for credentials.
 func (s *Server) NewGRPC(options ...grpc.ServerOption) *grpc.Server {
 	options = append([]grpc.ServerOption{
-		grpc.ChainUnaryInterceptor(s.unaryInterceptors()...),
+		grpc.ChainUnaryInterceptor(s.UnaryInterceptors()...),
 		grpc.ChainStreamInterceptor(s.streamInterceptors()...),
 		grpc.MaxRecvMsgSize(MaxRequestBytes),
 		grpc.MaxConcurrentStreams(10_000), // a connection may carry a wait for each of many workspaces

@@ -12,7 +12,7 @@ import (
 
 // watchPageSize is how many workspaces a watch reads at once, in one
 // transaction that has ended before the first of them is sent. A watch whose
-// client does not read holds a page for as long.
+// client does not read holds a page for as long, perhaps alone.
 const watchPageSize = 16
 
 // position is where a watch is: what resume_token holds.
@@ -26,7 +26,8 @@ type position struct {
 }
 
 // watch is one WatchWorkspaces call. It has no queue: it reads the change feed,
-// which holds the newest state of each workspace, at its client's own pace.
+// which holds the newest state of each workspace, at its client's own pace, and
+// shares what it reads with watches at the same place.
 type watch struct {
 	server *Server
 	stream grpc.ServerStreamingServer[workspacev1.WatchWorkspacesResponse]
@@ -103,12 +104,12 @@ func (w *watch) resync() error {
 // position.
 func (w *watch) follow() error {
 	for synced := false; ; {
-		page, err := w.server.store.FeedSince(w.pos.Since, w.pos.Revision, watchPageSize)
+		page, err := w.server.feed.since(w.pos)
 		if err != nil {
 			return err
 		}
 		for i := range page.Entries {
-			if err := w.entry(&page.Entries[i]); err != nil {
+			if err := w.entry(&page.Entries[i], page.frames[i]); err != nil {
 				return err
 			}
 		}
@@ -135,8 +136,8 @@ func (w *watch) follow() error {
 	}
 }
 
-// entry sends a change, if its client has to know.
-func (w *watch) entry(e *store.FeedEntry) error {
+// entry sends a change, as itself or as a removal, if its client has to know.
+func (w *watch) entry(e *store.FeedEntry, itself func() (frame, error)) error {
 	w.pos.Revision = e.Revision
 	switch {
 	case e.Workspace == nil:
@@ -145,9 +146,10 @@ func (w *watch) entry(e *store.FeedEntry) error {
 		if w.filter != nil && !shown && (known || !w.resumed) {
 			return nil
 		}
-		return w.remove(e.RemovedID, e.RemovedUID)
+		return w.sendFrame(itself())
 	case w.filter.match(e.Workspace):
-		return w.show(e.Workspace)
+		w.mark(e.Workspace.UID, true)
+		return w.sendFrame(itself())
 	}
 	shown, known := w.shown[e.Workspace.UID]
 	if !shown && (known || !w.resumed) {
@@ -158,7 +160,7 @@ func (w *watch) entry(e *store.FeedEntry) error {
 	} else {
 		delete(w.shown, e.Workspace.UID)
 	}
-	return w.remove(e.Workspace.ID, e.Workspace.UID)
+	return w.send(removedEvent(e.Workspace.ID, e.Workspace.UID))
 }
 
 func (w *watch) mark(uid string, shown bool) {
@@ -171,25 +173,18 @@ func (w *watch) mark(uid string, shown bool) {
 	w.shown[uid] = shown
 }
 
-func (w *watch) show(ws *store.Workspace) error {
-	w.mark(ws.UID, true)
-	return w.send(&workspacev1.WatchWorkspacesResponse{Event: &workspacev1.WatchWorkspacesResponse_Workspace{
-		Workspace: workspaceToProto(ws),
-	}})
-}
-
-func (w *watch) remove(id, uid string) error {
-	return w.send(&workspacev1.WatchWorkspacesResponse{Event: &workspacev1.WatchWorkspacesResponse_Removed{
-		Removed: &workspacev1.RemovedWorkspace{Name: workspaceName(id), Uid: uid},
-	}})
-}
-
-// send may block for as long as the client doesn't read. It holds nothing that
-// anybody else waits for.
 func (w *watch) send(resp *workspacev1.WatchWorkspacesResponse) error {
+	return w.sendFrame(encodeResponse(resp, w.pos))
+}
+
+// sendFrame may block for as long as the client doesn't read. It holds nothing
+// that anybody else waits for.
+func (w *watch) sendFrame(f frame, err error) error {
 	if w.server.isDraining() {
 		return errDraining
 	}
-	resp.ResumeToken = encodeToken(w.pos, "watch")
-	return w.stream.Send(resp)
+	if err != nil {
+		return err
+	}
+	return w.stream.SendMsg(f)
 }

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -42,9 +43,15 @@ type txn struct {
 	changes  []Change // of the operation
 }
 
+// put writes a row, unless it is there just so: each page that a commit need not
+// write makes it faster.
 func (t *txn) put(bucket, key, value []byte) error {
+	b := t.Bucket(bucket)
+	if old := b.Get(key); old != nil && bytes.Equal(old, value) {
+		return nil
+	}
 	t.dirty = true
-	return t.Bucket(bucket).Put(key, value)
+	return b.Put(key, value)
 }
 
 func (t *txn) putRecord(bucket, key []byte, v record) error {

@@ -390,3 +390,46 @@ func TestValidateOnly(t *testing.T) {
 		h.close()
 	})
 }
+
+// What a row has already is not written: alone it is no commit, and beside
+// something else none of its pages is.
+func TestWriter_EqualRowsAreNotWritten(t *testing.T) {
+	h := newHarness(t)
+	put := func(value string) {
+		t.Helper()
+		_, err := change(ctx, h.Store, false, func(t *txn) (int, error) {
+			return 0, errors.Join(t.put(bucketOwners, []byte("k"), []byte(value)), t.put(bucketOwners, []byte("empty"), nil))
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, step := range []struct {
+		value   string
+		commits uint64
+	}{{"a", 1}, {"a", 0}, {"b", 1}, {"", 1}, {"", 0}} {
+		before := h.commits.Load()
+		put(step.value)
+		if got := h.commits.Load() - before; got != step.commits {
+			t.Errorf("step %d, %q: %d commits, want %d", i, step.value, got, step.commits)
+		}
+		if got := dump(t, h.db)["owners"]["k"]; got != step.value {
+			t.Errorf("step %d: got %q, want %q", i, got, step.value)
+		}
+	}
+
+	// A new value of the same size leaves the sums of all secrets as they are.
+	fillWorkspaces(h, 64) // else all is in one page
+	h.db.NoSync = false
+	pages := func(value string) int64 {
+		before := h.db.Stats()
+		if _, err := h.UpdateSecrets(ctx, in("w1"), set("K", value), Options{}); err != nil {
+			t.Fatal(err)
+		}
+		after := h.db.Stats()
+		return after.TxStats.GetWrite() - before.TxStats.GetWrite()
+	}
+	if longer, same := pages("22"), pages("33"); same >= longer {
+		t.Errorf("%d pages are written for a value of the same size, %d for a longer one", same, longer)
+	}
+}

@@ -22,6 +22,7 @@ import (
 )
 
 func main() {
+	rows.BareServer()
 	unix.Umask(0o022)
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	defer stop()

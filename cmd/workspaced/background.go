@@ -24,7 +24,9 @@ func (d *running) background(ctx context.Context) {
 	d.loops.Every(ctx, "containerd", 10*time.Second, 5*time.Second, func(ctx context.Context) error {
 		return embedded.WaitReady(ctx, d.containerd)
 	})
-	d.loops.Every(ctx, "health", time.Second, time.Second, func(context.Context) error {
+	// No loop is stale before half a minute has passed, and each round wakes a
+	// daemon that has nothing to do.
+	d.loops.Every(ctx, "health", 5*time.Second, time.Second, func(context.Context) error {
 		d.api.PublishLoops(d.status())
 		return nil
 	})

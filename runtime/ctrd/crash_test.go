@@ -22,6 +22,7 @@ import (
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/runtime/ctrd"
 	"github.com/workspaced/workspaced/runtime/ctrd/ctrdtest"
+	"github.com/workspaced/workspaced/runtime/runtimetest"
 )
 
 // The test binary is a daemon that can be killed when this holds its
@@ -242,7 +243,7 @@ func TestContract13_ContainerdIsDown(t *testing.T) {
 		}
 		ends := make(chan end, 1)
 		go func() {
-			exit, err := b.d.Wait(b.ctx(), old.ID)
+			exit, err := runtimetest.Wait(b.ctx(), b.d, old.ID)
 			ends <- end{exit, err}
 		}()
 
@@ -256,7 +257,7 @@ func TestContract13_ContainerdIsDown(t *testing.T) {
 		wantReason(t, err, runtime.ReasonRuntimeUnavailable)
 		_, err = b.d.EnsureImage(b.ctx(), imageRef)
 		wantReason(t, err, runtime.ReasonRuntimeUnavailable)
-		if _, err := b.d.Wait(b.ctx(), "w-0123456789ab"); err == nil || errors.Is(err, runtime.ErrNotFound) {
+		if _, err := runtimetest.Wait(b.ctx(), b.d, "w-0123456789ab"); err == nil || errors.Is(err, runtime.ErrNotFound) {
 			t.Errorf("Wait of one that containerd would have to be asked for: %v", err)
 		}
 		wantReason(t, b.d.Remove(b.ctx(), "w-0123456789ab"), runtime.ReasonRuntimeUnavailable)

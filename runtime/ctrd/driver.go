@@ -7,7 +7,7 @@
 // process is workspace-init, which checks the command, reports over a FIFO and
 // waits (package handshake). Start writes the environment into the other FIFO,
 // and init becomes the command. Between the old instance's end and the new one's
-// exec nothing is asked of containerd: Stop, Start and Wait work with pidfds and
+// exec nothing is asked of containerd: Stop, Start and Watch work with pidfds and
 // FIFOs alone.
 //
 // # What is where
@@ -139,6 +139,8 @@ type Driver struct {
 	cancel context.CancelFunc
 	pulls  flights
 
+	watches *watches
+
 	logMu sync.Mutex // held by BoundLogs
 
 	recordMu sync.Mutex // held while a record is changed
@@ -146,7 +148,11 @@ type Driver struct {
 	mu       sync.Mutex
 	standbys map[string]*standby // by instance id; this process holds their FIFOs
 	owners   map[string]string   // the workspace's uid by instance id, as far as it was asked for
-	closed   bool
+	images   map[string]*rootfs  // by digest
+	// recordedOf has the workspaces, by uid, of which containerd was asked and had
+	// nothing that was not on record, with the ids of what is; see allRecorded.
+	recordedOf map[string]map[string]bool
+	closed     bool
 	// unreleased are the ids of leases whose end has failed. They expire.
 	unreleased []string
 }
@@ -201,6 +207,9 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		volumes:   filepath.Join(cfg.DataDir, "volumes"),
 		logs:      filepath.Join(cfg.DataDir, "logs"),
 		standbys:  make(map[string]*standby),
+		images:    make(map[string]*rootfs),
+
+		recordedOf: make(map[string]map[string]bool),
 	}
 	var err error
 	if d.cgroups, err = cgroupMounts(); err != nil {
@@ -228,7 +237,10 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		return nil, fmt.Errorf("containerd at %s: %w", cfg.Address, err)
 	}
 	d.ctx, d.cancel = context.WithCancel(namespaces.WithNamespace(context.Background(), cfg.Namespace))
-	if err := d.connect(ctx); err != nil {
+	if err = d.connect(ctx); err == nil {
+		d.watches, err = newWatches(d.watchEnded)
+	}
+	if err != nil {
 		d.cancel()
 		d.client.Close()
 		return nil, err
@@ -254,8 +266,8 @@ func (d *Driver) connect(ctx context.Context) error {
 	return d.dropLeases(ctx)
 }
 
-// Close ends pulls in flight and lets go of standby instances, which end by
-// themselves. Running instances go on.
+// Close ends pulls in flight and watches, and lets go of standby instances, which
+// end by themselves. Running instances go on.
 func (d *Driver) Close() error {
 	d.mu.Lock()
 	d.closed = true
@@ -267,6 +279,7 @@ func (d *Driver) Close() error {
 	}
 	d.cancel()
 	d.pulls.wait()
+	d.watches.close()
 	return d.client.Close()
 }
 

@@ -22,6 +22,7 @@ import (
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/runtime/ctrd"
 	"github.com/workspaced/workspaced/runtime/ctrd/ctrdtest"
+	"github.com/workspaced/workspaced/runtime/runtimetest"
 	"github.com/workspaced/workspaced/runtime/runtimetest/fault"
 )
 
@@ -79,7 +80,7 @@ func (b *bench) run(s runtime.Spec, env ...string) runtime.Instance {
 
 func (b *bench) wait(id string) runtime.Exit {
 	b.Helper()
-	exit, err := b.d.Wait(b.ctx(), id)
+	exit, err := runtimetest.Wait(b.ctx(), b.d, id)
 	if err != nil {
 		b.Fatalf("Wait: %v", err)
 	}

@@ -136,8 +136,12 @@ func TestContract08_EveryStepFails(t *testing.T) {
 func (l *life) suffer(c faultCase) (struck bool) {
 	l.Helper()
 	begin, old := time.Now(), l.running
-	if c.Step == "task.kill" {
+	switch c.Step {
+	case "task.kill", "container.get":
 		l.loseRecord(old.ID) // then nobody but containerd knows the process
+	case "user.find", "container.list":
+		l.end() // each process finds out once
+		l.open()
 	}
 	l.arm(c)
 	// Who waits may come too late for the end, and containerd's garbage collector
@@ -147,6 +151,11 @@ func (l *life) suffer(c faultCase) (struck bool) {
 		case "image.import":
 			l.until("the import", func(ctx context.Context) error {
 				_, err := l.d.ImportFile(ctx, l.archive)
+				return err
+			})
+		case "snapshot.stat": // of an image that was there before
+			l.until("the image", func(ctx context.Context) error {
+				_, err := l.d.EnsureImage(ctx, l.spec.Image)
 				return err
 			})
 		case "log.remove", "volumes.remove", "parent.remove":

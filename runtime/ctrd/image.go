@@ -53,13 +53,16 @@ func (d *Driver) EnsureImage(ctx context.Context, ref string) (string, error) {
 func (d *Driver) ensureImage(ctx context.Context, ref, name string) (string, error) {
 	ctx, cancel := d.bound(ctx, d.deadlines.pull)
 	defer cancel()
-	ctx, release, err := d.lease(ctx)
-	if err != nil {
-		return "", failure(ctx, fmt.Sprintf("image %q", ref), err)
+	image, err := d.getImage(ctx, name)
+	if err == nil && d.present(ctx, image) {
+		return image.Target().Digest.String(), nil
+	}
+	ctx, release, leaseErr := d.lease(ctx)
+	if leaseErr != nil {
+		return "", failure(ctx, fmt.Sprintf("image %q", ref), leaseErr)
 	}
 	defer release()
 
-	image, err := d.getImage(ctx, name)
 	if err == nil {
 		if err = d.unpack(ctx, image); err == nil {
 			return image.Target().Digest.String(), nil
@@ -98,6 +101,23 @@ func (d *Driver) ensureImage(ctx context.Context, ref, name string) (string, err
 	return image.Target().Digest.String(), nil
 }
 
+// present tells whether nothing has to be made for an image that was present
+// before: its snapshot is there still. It takes no lease, which is two writes of
+// containerd's to a disk.
+func (d *Driver) present(ctx context.Context, image client.Image) bool {
+	r := d.knownRootfs(image)
+	if r == nil {
+		return false
+	}
+	ctx, cancel := context.WithTimeout(ctx, d.deadlines.unpack)
+	defer cancel()
+	err := d.step(ctx, stepSnapshotStat, func(ctx context.Context) error {
+		_, err := d.client.SnapshotService(d.cfg.Snapshotter).Stat(ctx, r.parent)
+		return err
+	})
+	return err == nil // if it can't be asked, what follows says why
+}
+
 // stagedResolver tells an image that the registry does not know from one whose
 // parts it does not have.
 type stagedResolver struct {
@@ -132,10 +152,14 @@ func (d *Driver) unpack(ctx context.Context, image client.Image) error {
 	defer cancel()
 	return d.step(ctx, stepImageUnpack, func(ctx context.Context) error {
 		unpacked, err := image.IsUnpacked(ctx, d.cfg.Snapshotter)
-		if err != nil || unpacked {
+		if err == nil && !unpacked {
+			err = image.Unpack(ctx, d.cfg.Snapshotter)
+		}
+		if err != nil {
 			return err
 		}
-		return image.Unpack(ctx, d.cfg.Snapshotter)
+		_, err = d.rootfs(ctx, image)
+		return err
 	})
 }
 
@@ -180,25 +204,25 @@ func (d *Driver) ImportImage(ctx context.Context, tar io.Reader) ([]string, erro
 	return names, nil
 }
 
-// image returns a present image with its configuration, for Prepare.
-func (d *Driver) image(ctx context.Context, ref string) (client.Image, ocispec.ImageConfig, error) {
+// image returns a present image, for Prepare.
+func (d *Driver) image(ctx context.Context, ref string) (client.Image, *rootfs, error) {
 	name, err := normalize(ref)
 	if err != nil {
-		return nil, ocispec.ImageConfig{}, err
+		return nil, nil, err
 	}
 	image, err := d.getImage(ctx, name)
 	if errdefs.IsNotFound(err) {
-		return nil, ocispec.ImageConfig{}, &runtime.Error{
+		return nil, nil, &runtime.Error{
 			Reason: runtime.ReasonImageNotFound, Message: fmt.Sprintf("image %q is not present any more", ref), Err: err,
 		}
 	} else if err != nil {
-		return nil, ocispec.ImageConfig{}, failure(ctx, fmt.Sprintf("image %q", ref), err)
+		return nil, nil, failure(ctx, fmt.Sprintf("image %q", ref), err)
 	}
-	spec, err := image.Spec(ctx)
+	r, err := d.rootfs(ctx, image)
 	if err != nil {
-		return nil, ocispec.ImageConfig{}, imageFailure(ctx, ref, err)
+		return nil, nil, imageFailure(ctx, ref, err)
 	}
-	return image, spec.Config, nil
+	return image, r, nil
 }
 
 func notFound(ref string, err error) error {

@@ -22,6 +22,7 @@ import (
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/runtime/ctrd"
 	"github.com/workspaced/workspaced/runtime/ctrd/ctrdtest"
+	"github.com/workspaced/workspaced/runtime/runtimetest"
 	"github.com/workspaced/workspaced/runtime/runtimetest/fault"
 )
 
@@ -211,7 +212,7 @@ func (l *life) watch(id string) {
 		for ctx.Err() == nil {
 			wctx, cancel := context.WithTimeout(ctx, timeout)
 			err := survive(func() error {
-				_, err := d.Wait(wctx, id)
+				_, err := runtimetest.Wait(wctx, d, id)
 				return err
 			})
 			cancel()
@@ -259,8 +260,8 @@ func (l *life) leaks(kept func(leak string) bool) (leaks []string) {
 		if !lease || time.Since(begin) > 20*time.Second {
 			return leaks
 		}
-		if _, err := l.d.EnsureImage(context.Background(), l.spec.Image); err != nil {
-			l.Errorf("%v: EnsureImage: %v", l.fault, err)
+		if _, err := l.d.ImportFile(context.Background(), l.archive); err != nil {
+			l.Errorf("%v: ImportFile: %v", l.fault, err)
 		}
 	}
 }

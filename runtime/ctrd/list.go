@@ -41,7 +41,9 @@ func (f *found) created() time.Time {
 
 // List returns the instances; see server/workspace.Runtime. Any error of
 // containerd's is returned: what could not be asked for is not gone. One instance
-// that can't be asked, as when its shim hangs, hides no other.
+// that can't be asked, as when its shim hangs, hides no other. Of a workspace's
+// instances that are all on record containerd is asked once, for it looks through
+// every container that it has.
 func (d *Driver) List(ctx context.Context, uid string) ([]runtime.Instance, error) {
 	ctx, cancel := d.bound(ctx, d.deadlines.list)
 	defer cancel()
@@ -50,18 +52,21 @@ func (d *Driver) List(ctx context.Context, uid string) ([]runtime.Instance, erro
 }
 
 func (d *Driver) list(ctx context.Context, uid string) ([]runtime.Instance, error) {
-	filter := fmt.Sprintf("labels.%q==%q", labelInstanceUID, d.cfg.InstanceUID)
-	if uid != "" {
-		filter += fmt.Sprintf(",labels.%q==%q", labelWorkspaceUID, uid)
-	}
 	// Directories first: one is made before its container, and removed after it.
 	recorded, err := d.recorded(uid)
 	if err != nil {
 		return nil, err
 	}
-	list, err := d.containers(ctx, filter)
-	if err != nil {
-		return nil, err
+	var list []containers.Container
+	if uid == "" || !d.allRecorded(uid, recorded) {
+		filter := fmt.Sprintf("labels.%q==%q", labelInstanceUID, d.cfg.InstanceUID)
+		if uid != "" {
+			filter += fmt.Sprintf(",labels.%q==%q", labelWorkspaceUID, uid)
+		}
+		if list, err = d.containers(ctx, filter); err != nil {
+			return nil, err
+		}
+		d.noteRecorded(uid, recorded, list)
 	}
 	all := make(map[string]*found, len(list))
 	for i := range list {
@@ -101,6 +106,47 @@ func (d *Driver) list(ctx context.Context, uid string) ([]runtime.Instance, erro
 	}
 	_ = group.Wait() // each error has its instance
 	return instances, unasked(instances, errs)
+}
+
+// allRecorded tells whether containerd can have no instance of the workspace but
+// those on record: when it was asked it had none, all that this process has made
+// since had a directory first, and each directory and record is still there.
+func (d *Driver) allRecorded(uid string, recorded []*found) bool {
+	ids := make(map[string]bool, len(recorded))
+	for _, f := range recorded {
+		if f.record == nil {
+			return false
+		}
+		ids[f.id] = true
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	known, asked := d.recordedOf[uid]
+	for id := range known {
+		if !ids[id] {
+			return false
+		}
+	}
+	return asked
+}
+
+// noteRecorded keeps what containerd's answer means for allRecorded. An answer
+// about all workspaces only shows what is not on record.
+func (d *Driver) noteRecorded(uid string, recorded []*found, list []containers.Container) {
+	ids := make(map[string]bool, len(recorded))
+	for _, f := range recorded {
+		ids[f.id] = true
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if uid != "" {
+		d.recordedOf[uid] = ids
+	}
+	for i := range list {
+		if !ids[list[i].ID] {
+			delete(d.recordedOf, list[i].Labels[labelWorkspaceUID])
+		}
+	}
 }
 
 // unasked makes one error of those that instances gave.

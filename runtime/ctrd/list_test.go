@@ -12,6 +12,7 @@ import (
 
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/runtime/ctrd/ctrdtest"
+	"github.com/workspaced/workspaced/runtime/runtimetest"
 )
 
 // A shim that hangs is its workspace's trouble: the others are listed, and what
@@ -80,7 +81,7 @@ func TestContract13_OneShimHangs(t *testing.T) {
 				t.Errorf("List of one that can't be asked = %+v, and no error", list)
 			}
 		}
-		if exit, err := b.d.Wait(b.ctx(), lost.ID); err == nil {
+		if exit, err := runtimetest.Wait(b.ctx(), b.d, lost.ID); err == nil {
 			t.Errorf("Wait = %+v", exit)
 		}
 
@@ -112,4 +113,32 @@ func moves(pid int) bool {
 		}
 	}
 	return err != nil || len(files) == 0
+}
+
+// Of instances that are all on record containerd is asked once. What is not on
+// record any more has to be asked for: nothing is taken for dead.
+func TestContract13_ListOfWhatIsOnRecord(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		in := b.run(spec())
+		runs := func(when string) {
+			t.Helper()
+			if list, err := b.d.List(b.ctx(), "uid-w"); err != nil || len(list) != 1 || list[0].ID != in.ID || list[0].Phase != runtime.PhaseRunning {
+				t.Errorf("%s: List = %+v, %v", when, list, err)
+			}
+		}
+		runs("at first")
+		c.Kill(t)
+		runs("without containerd")
+		dir := filepath.Join(b.e.StateDir, "instances", b.e.InstanceUID, "uid-w", in.ID)
+		if err := os.RemoveAll(dir); err != nil {
+			t.Fatal(err)
+		}
+		if list, err := b.d.List(b.ctx(), "uid-w"); err == nil {
+			t.Errorf("with its directory gone: List = %+v, and no error", list)
+		}
+		c.Start(t)
+		runs("with its directory gone")
+		b.nothingLeft()
+	})
 }

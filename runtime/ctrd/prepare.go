@@ -12,12 +12,14 @@ import (
 	"strings"
 	"time"
 
+	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types/runc/options"
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/oci"
-	specs "github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 
 	"github.com/workspaced/workspaced/runtime"
 )
@@ -54,6 +56,7 @@ func (d *Driver) Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instan
 		WorkspaceUID:       spec.WorkspaceUID,
 		PreparedGeneration: spec.Generation,
 		CreateTime:         time.Now(),
+		Snapshotter:        d.cfg.Snapshotter,
 		Init:               d.initID,
 	}
 	prepared := false
@@ -85,10 +88,11 @@ func (d *Driver) discard(ctx context.Context, id string) {
 }
 
 func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_ *standby, err error) {
-	image, config, err := d.image(ctx, spec.Image)
+	image, root, err := d.image(ctx, spec.Image)
 	if err != nil {
 		return nil, err
 	}
+	config := root.config
 	argv, err := command(spec, config)
 	if err != nil {
 		return nil, err
@@ -140,13 +144,23 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_
 		return nil, err
 	}
 
-	leased, release, err := d.lease(ctx)
+	name := spec.User
+	if name == "" {
+		name = config.User
+	}
+	user, err := d.user(ctx, root, name)
 	if err != nil {
 		return nil, err
 	}
-	defer release()
-	var user specs.User
-	container, err := d.makeContainer(leased, spec, rec, image, d.specOpts(spec, rec.ID, config, argv, volumes.mounts, &user))
+	opts := d.specOpts(spec, rec.ID, config, argv, volumes.mounts, user)
+	if err := d.createContainer(ctx, rec, image.Name(), opts); err != nil {
+		return nil, err
+	}
+	var mounts []mount.Mount
+	err = d.step(ctx, stepSnapshotPrepare, func(ctx context.Context) (err error) {
+		mounts, err = d.client.SnapshotService(d.cfg.Snapshotter).Prepare(ctx, rec.ID, root.parent)
+		return err
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -158,7 +172,7 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_
 	if err != nil {
 		return nil, err
 	}
-	if err := d.startTask(ctx, container, log, s); err != nil {
+	if err := d.startTask(ctx, mounts, log, s); err != nil {
 		return nil, err
 	}
 	if err := d.awaitReady(ctx, s, spec.Resources); err != nil {
@@ -168,54 +182,68 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_
 	return s, nil
 }
 
-// makeContainer makes containerd's record of the container, and its snapshot.
-func (d *Driver) makeContainer(ctx context.Context, spec runtime.Spec, rec *record, image client.Image, opts []oci.SpecOpts) (container client.Container, err error) {
-	snapshot := func(ctx context.Context, cl *client.Client, c *containers.Container) error {
-		return d.step(ctx, stepSnapshotPrepare, func(ctx context.Context) error {
-			return client.WithNewSnapshot(rec.ID, image)(ctx, cl, c)
-		})
+// createContainer makes containerd's record of the container. It names the
+// snapshot that is made after it: so containerd's garbage collector keeps that
+// from its first moment, without a lease.
+func (d *Driver) createContainer(ctx context.Context, rec *record, image string, opts []oci.SpecOpts) error {
+	c := containers.Container{
+		ID: rec.ID,
+		Labels: map[string]string{
+			labelInstanceUID:  d.cfg.InstanceUID,
+			labelWorkspaceID:  rec.WorkspaceID,
+			labelWorkspaceUID: rec.WorkspaceUID,
+			labelGeneration:   strconv.FormatInt(rec.PreparedGeneration, 10),
+			labelImageDigest:  rec.ImageDigest,
+		},
+		Image:       image,
+		Snapshotter: rec.Snapshotter,
+		SnapshotKey: rec.ID,
 	}
-	err = d.step(ctx, stepContainerCreate, func(ctx context.Context) (err error) {
-		container, err = d.client.NewContainer(ctx, rec.ID,
-			client.WithContainerLabels(map[string]string{
-				labelInstanceUID:  d.cfg.InstanceUID,
-				labelWorkspaceID:  spec.WorkspaceID,
-				labelWorkspaceUID: spec.WorkspaceUID,
-				labelGeneration:   strconv.FormatInt(spec.Generation, 10),
-				labelImageDigest:  rec.ImageDigest,
-			}),
-			client.WithImageName(image.Name()),
-			client.WithSnapshotter(d.cfg.Snapshotter),
-			snapshot,
-			client.WithRuntime(runtimeName, &options.Options{Root: d.runcRoot, BinaryName: d.cfg.RuntimeBinary}),
-			client.WithNewSpec(opts...),
-		)
+	for _, opt := range []client.NewContainerOpts{
+		client.WithRuntime(runtimeName, &options.Options{Root: d.runcRoot, BinaryName: d.cfg.RuntimeBinary}),
+		client.WithNewSpec(opts...),
+	} {
+		if err := opt(ctx, d.client, &c); err != nil {
+			return err
+		}
+	}
+	return d.step(ctx, stepContainerCreate, func(ctx context.Context) error {
+		_, err := d.client.ContainerService().Create(ctx, c)
 		return err
 	})
-	return container, err
 }
 
 // startTask starts workspace-init and opens its pidfd. A caller that goes away
 // does not interrupt containerd in the middle of it, which might leave a task
 // that appears after we looked for what is to be removed.
-func (d *Driver) startTask(ctx context.Context, container client.Container, log string, s *standby) error {
+func (d *Driver) startTask(ctx context.Context, mounts []mount.Mount, log string, s *standby) error {
 	if err := ctx.Err(); err != nil {
+		return err
+	}
+	output, err := cio.LogURIGenerator("file", log, nil)
+	if err != nil {
 		return err
 	}
 	ctx, cancel := d.detached(ctx, d.deadlines.task)
 	defer cancel()
-	var task client.Task
-	err := d.step(ctx, stepTaskCreate, func(ctx context.Context) (err error) {
-		task, err = container.NewTask(ctx, cio.LogFile(log))
-		return err
+	service, id, pid := d.client.TaskService(), s.record.ID, 0
+	err = d.step(ctx, stepTaskCreate, func(ctx context.Context) error {
+		_, err := service.Create(ctx, &tasks.CreateTaskRequest{
+			ContainerID: id, Rootfs: mount.ToProto(mounts), Stdout: output.String(), Stderr: output.String(),
+		})
+		return errgrpc.ToNative(err)
 	})
 	if err != nil {
 		return failure(ctx, "creating the container", err)
 	}
-	if err := d.step(ctx, stepTaskStart, func(ctx context.Context) error { return task.Start(ctx) }); err != nil {
+	err = d.step(ctx, stepTaskStart, func(ctx context.Context) error {
+		res, err := service.Start(ctx, &tasks.StartRequest{ContainerID: id})
+		pid = int(res.GetPid())
+		return errgrpc.ToNative(err)
+	})
+	if err != nil {
 		return failure(ctx, "starting the container", err)
 	}
-	pid := int(task.Pid())
 	start, err := startTime(pid)
 	if err == nil {
 		s.process, err = d.openProcess(ctx, pid, start)

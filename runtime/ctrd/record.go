@@ -25,6 +25,8 @@ type record struct {
 	PreparedGeneration int64     `json:"prepared_generation"`
 	ImageDigest        string    `json:"image_digest"`
 	CreateTime         time.Time `json:"create_time"`
+	// Snapshotter has its snapshot; empty: containerd has to be asked which.
+	Snapshotter string `json:"snapshotter,omitempty"`
 	// Init is the program that its first process runs until it is started.
 	Init fileID `json:"init"`
 	// PID and PIDStart (clock ticks since boot) name the first process; 0 until
@@ -69,6 +71,9 @@ func (d *Driver) makeInstanceDir(uid, id string) error {
 		return err
 	}
 	d.remember(uid, id)
+	if known, ok := d.recordedOf[uid]; ok {
+		known[id] = true
+	}
 	return nil
 }
 
@@ -80,6 +85,7 @@ func (d *Driver) removeInstanceDir(uid, id string) error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	delete(d.owners, id)
+	delete(d.recordedOf[uid], id)
 	err := unix.Rmdir(filepath.Join(d.instances, uid))
 	if errors.Is(err, unix.ENOTEMPTY) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.ENOENT) {
 		return nil

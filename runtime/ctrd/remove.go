@@ -57,8 +57,16 @@ func (d *Driver) remove(ctx context.Context, id string) error {
 			interrupted = true
 		}
 	}
-	if err := d.deleteTask(ctx, id); err != nil {
-		return err
+	deleted := false
+	if !interrupted {
+		if deleted, err = d.deleteEnded(ctx, id); err != nil {
+			return err
+		}
+	}
+	if !deleted {
+		if err := d.deleteTask(ctx, id); err != nil {
+			return err
+		}
 	}
 	if interrupted {
 		if err := d.step(ctx, stepShimEnd, func(ctx context.Context) error { return d.endOrphanShims(ctx, id) }); err != nil {
@@ -71,7 +79,7 @@ func (d *Driver) remove(ctx context.Context, id string) error {
 	if err := d.step(ctx, stepSocketsRemove, func(context.Context) error { return d.removeShimSockets(id) }); err != nil {
 		return err
 	}
-	workspace, err := d.removeContainer(ctx, id)
+	workspace, err := d.removeContainer(ctx, id, rec)
 	if err != nil {
 		return err
 	}
@@ -81,9 +89,6 @@ func (d *Driver) remove(ctx context.Context, id string) error {
 	})
 	if err != nil {
 		return err
-	}
-	if rec != nil {
-		workspace = rec.WorkspaceID
 	}
 	if workspaceID.MatchString(workspace) {
 		path := d.cgroupPath(workspace, id)
@@ -109,10 +114,15 @@ func (d *Driver) endRecorded(ctx context.Context, rec *record) error {
 }
 
 // removeContainer removes what containerd keeps of the instance beside its task,
-// and returns the workspace's id if containerd knows it.
-func (d *Driver) removeContainer(ctx context.Context, id string) (workspace string, err error) {
+// and returns the workspace's id if it is known.
+func (d *Driver) removeContainer(ctx context.Context, id string, rec *record) (workspace string, err error) {
 	snapshotter := d.cfg.Snapshotter
-	if c, err := d.container(ctx, id); err == nil {
+	if rec != nil {
+		workspace = rec.WorkspaceID
+	}
+	if rec != nil && rec.Snapshotter != "" {
+		snapshotter = rec.Snapshotter
+	} else if c, err := d.container(ctx, id); err == nil {
 		snapshotter, workspace = c.Snapshotter, c.Labels[labelWorkspaceID]
 	} else if !errdefs.IsNotFound(err) {
 		return "", err
@@ -141,12 +151,47 @@ func (d *Driver) deleteTask(ctx context.Context, id string) error {
 	return d.endTask(ctx, id, true)
 }
 
+// endedTries bounds how often the deletion of a task that has ended is tried
+// before containerd is asked in what state it is: within 255 ms.
+const endedTries = 8
+
+// deleteEnded deletes the task of a process that has ended, as we know. Its shim
+// may see the end a moment later and refuse until then: no reason to have it run
+// the OCI runtime for one more kill. deleted is false if it goes on refusing.
+func (d *Driver) deleteEnded(ctx context.Context, id string) (deleted bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, d.deadlines.kill)
+	defer cancel()
+	wait := time.Millisecond
+	for range endedTries {
+		err := d.deleteTaskNow(ctx, id)
+		if err == nil || errdefs.IsNotFound(err) {
+			return true, nil
+		}
+		if unavailable(err) || d.ctx.Err() != nil {
+			return false, err
+		}
+		select {
+		case <-ctx.Done():
+			return false, errors.Join(ctx.Err(), err)
+		case <-time.After(wait):
+		}
+		wait *= 2
+	}
+	return false, nil
+}
+
+func (d *Driver) deleteTaskNow(ctx context.Context, id string) error {
+	return d.step(ctx, stepTaskDelete, func(ctx context.Context) error {
+		_, err := d.client.TaskService().Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id})
+		return errgrpc.ToNative(err)
+	})
+}
+
 // endTask brings the task to its end, and deletes it when remove is set. The
 // task may be in any state, also half made; there may be none.
 func (d *Driver) endTask(ctx context.Context, id string, remove bool) error {
 	ctx, cancel := d.bound(ctx, d.deadlines.kill)
 	defer cancel()
-	service := d.client.TaskService()
 	var last error
 	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
 		t, err := d.task(ctx, id)
@@ -160,17 +205,14 @@ func (d *Driver) endTask(ctx context.Context, id string, remove bool) error {
 			if !remove {
 				return nil
 			}
-			err := d.step(ctx, stepTaskDelete, func(ctx context.Context) error {
-				_, err := service.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: id})
-				return errgrpc.ToNative(err)
-			})
+			err := d.deleteTaskNow(ctx, id)
 			if err == nil || errdefs.IsNotFound(err) {
 				return nil
 			}
 			last = err
 		default:
 			err := d.step(ctx, stepTaskKill, func(ctx context.Context) error {
-				_, err := service.Kill(ctx, &tasks.KillRequest{ContainerID: id, Signal: uint32(unix.SIGKILL), All: true})
+				_, err := d.client.TaskService().Kill(ctx, &tasks.KillRequest{ContainerID: id, Signal: uint32(unix.SIGKILL), All: true})
 				return errgrpc.ToNative(err)
 			})
 			if err != nil && !errdefs.IsNotFound(err) && !errdefs.IsFailedPrecondition(err) {

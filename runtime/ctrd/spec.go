@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"github.com/containerd/containerd/v2/contrib/seccomp"
@@ -57,8 +56,8 @@ func (d *Driver) cgroupPath(workspaceID, id string) string {
 }
 
 // specOpts build config.json. Nothing in there is secret: anyone who can read
-// containerd's state can read it. The user is resolved into user.
-func (d *Driver) specOpts(spec runtime.Spec, id string, image ocispec.ImageConfig, argv []string, mounts []specs.Mount, user *specs.User) []oci.SpecOpts {
+// containerd's state can read it.
+func (d *Driver) specOpts(spec runtime.Spec, id string, image ocispec.ImageConfig, argv []string, mounts []specs.Mount, user specs.User) []oci.SpecOpts {
 	// The OCI runtime makes an image's working directory where it is missing, as
 	// everywhere; one that the workspace asks for has to exist.
 	workingDir, cwd := spec.WorkingDir, "/"
@@ -108,12 +107,8 @@ func (d *Driver) specOpts(spec runtime.Spec, id string, image ocispec.ImageConfi
 	if n := spec.Resources.Pids; n > 0 {
 		opts = append(opts, oci.WithPidsLimit(n))
 	}
-	name := spec.User
-	if name == "" {
-		name = image.User
-	}
 	opts = append(opts,
-		withUser(name, user),
+		withUser(user),
 		oci.WithMounts(mounts),
 		// The FIFOs and init come last: nothing is mounted over them.
 		oci.WithMounts([]specs.Mount{
@@ -145,28 +140,9 @@ func specVersion(_ context.Context, _ oci.Client, _ *containers.Container, s *oc
 	return nil
 }
 
-// withUser resolves `user[:group]` in the root file system, root when empty, and
-// reports it in user.
-func withUser(name string, user *specs.User) oci.SpecOpts {
-	return func(ctx context.Context, c oci.Client, container *containers.Container, s *oci.Spec) error {
-		if name == "" {
-			name = "0"
-		}
-		if err := oci.WithUser(name)(ctx, c, container, s); err != nil {
-			return userFailure(name, err)
-		}
-		base, group, _ := strings.Cut(name, ":")
-		if group == "" {
-			// Supplementary groups, as login would give them; with an explicit group
-			// there are none.
-			if n, err := strconv.ParseUint(base, 10, 32); err == nil {
-				base = strconv.FormatUint(n, 10)
-			}
-			if err := oci.WithAdditionalGIDs(base)(ctx, c, container, s); err != nil {
-				return userFailure(name, err)
-			}
-		}
-		*user = s.Process.User
+func withUser(user specs.User) oci.SpecOpts {
+	return func(_ context.Context, _ oci.Client, _ *containers.Container, s *oci.Spec) error {
+		s.Process.User = user
 		return nil
 	}
 }

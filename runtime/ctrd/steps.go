@@ -7,12 +7,12 @@ import (
 
 // The steps, in the order of a cycle. What an effect does to the world, and what
 // it waits for, passes Config.Around under one of these names; some are within
-// others. Each is bounded by a deadline but exitWait, which waits for as long as
-// Wait's caller does.
+// others. Each is bounded by a deadline.
 const (
 	// EnsureImage.
 	stepLeaseCreate  = "lease.create"  // keep containerd's garbage collector off what is made
 	stepImageGet     = "image.get"     // ask containerd for the image
+	stepSnapshotStat = "snapshot.stat" // and for its snapshot, if it was there before
 	stepImageFetch   = "image.fetch"   // the whole pull
 	stepImageResolve = "image.resolve" // ask the registry for the digest; within the pull
 	stepImageUnpack  = "image.unpack"  // make its snapshots
@@ -26,7 +26,8 @@ const (
 	stepRecordCreate    = "record.create"    // the first record in it
 	stepLogMake         = "log.make"         // the workspace's log file
 	stepVolumesMake     = "volumes.make"     // directories of named volumes
-	stepContainerCreate = "container.create" // containerd's record, with the snapshot in it
+	stepUserFind        = "user.find"        // look a user up in the image, once
+	stepContainerCreate = "container.create" // containerd's record
 	stepSnapshotPrepare = "snapshot.prepare" // the root file system
 	stepVolumesOwn      = "volumes.own"      // give new volumes to the container's user
 	stepFIFOMake        = "fifo.make"        // make and open both FIFOs
@@ -49,8 +50,8 @@ const (
 	stepFIFORemove   = "fifo.remove"
 	stepRecordUndo   = "record.undo" // the launch of an instance that did not start
 
-	// Wait.
-	stepExitWait   = "exit.wait"   // the process's end
+	// Watch.
+	stepExitWait   = "exit.wait"   // begin to wait for the process's end
 	stepExitStatus = "exit.status" // its code
 	stepRecordExit = "record.exit"
 
@@ -81,9 +82,9 @@ const (
 
 // Steps are the names of all steps, in the order of a cycle.
 var Steps = []string{
-	stepLeaseCreate, stepImageGet, stepImageFetch, stepImageResolve, stepImageUnpack, stepLeaseDelete,
+	stepLeaseCreate, stepImageGet, stepSnapshotStat, stepImageFetch, stepImageResolve, stepImageUnpack, stepLeaseDelete,
 	stepImageImport,
-	stepInstanceMake, stepRecordCreate, stepLogMake, stepVolumesMake, stepContainerCreate, stepSnapshotPrepare,
+	stepInstanceMake, stepRecordCreate, stepLogMake, stepVolumesMake, stepUserFind, stepContainerCreate, stepSnapshotPrepare,
 	stepVolumesOwn, stepFIFOMake, stepTaskCreate, stepTaskStart, stepPidfdOpen, stepRecordProcess, stepInitReady, stepFIFOOpen,
 	stepRecordStopping, stepPidfdSignal, stepPidfdWait,
 	stepRecordLaunch, stepFIFOWrite, stepInitResult, stepFIFORemove, stepRecordUndo,

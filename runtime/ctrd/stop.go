@@ -91,35 +91,6 @@ func (d *Driver) killProcess(ctx context.Context, p *process) error {
 	return err
 }
 
-// Wait returns how an instance ended; see server/workspace.Runtime.
-func (d *Driver) Wait(ctx context.Context, id string) (runtime.Exit, error) {
-	rec, err := d.findRecord(ctx, id)
-	if err != nil {
-		return runtime.Exit{}, failure(ctx, "waiting for the container", err)
-	}
-	if rec == nil {
-		if rec, err = d.recordOfTask(ctx, id); err != nil {
-			return runtime.Exit{}, failure(ctx, "waiting for the container", err)
-		}
-	}
-	if rec.Exit != nil {
-		return *rec.Exit, nil
-	}
-	var p *process
-	if rec.PID != 0 {
-		if p, err = d.openProcess(ctx, rec.PID, rec.PIDStart); err != nil {
-			return runtime.Exit{}, failure(ctx, "waiting for the container", err)
-		}
-	}
-	if p != nil {
-		defer p.close()
-		if err := d.step(ctx, stepExitWait, p.wait); err != nil {
-			return runtime.Exit{}, failure(ctx, "waiting for the container", err)
-		}
-	}
-	return d.exit(ctx, rec, p), nil
-}
-
 // findRecord returns the instance's record; nil when containerd knows the
 // instance and we have none, runtime.ErrNotFound when nobody knows it.
 func (d *Driver) findRecord(ctx context.Context, id string) (*record, error) {

@@ -151,10 +151,13 @@ func own(dirs []string, user specs.User) error {
 // RemoveWorkspace removes the workspace's logs, its cgroups and, unless they are
 // kept, its volumes. Its instances have been removed before. That it belongs to
 // uid is the caller's word: what is removed is named by the id.
-func (d *Driver) RemoveWorkspace(ctx context.Context, id, _ string, keepVolumes bool) error {
+func (d *Driver) RemoveWorkspace(ctx context.Context, id, uid string, keepVolumes bool) error {
 	if !workspaceID.MatchString(id) {
 		return nil // nothing was ever made under such a name
 	}
+	d.mu.Lock()
+	delete(d.recordedOf, uid)
+	d.mu.Unlock()
 	ctx, cancel := d.bound(ctx, d.deadlines.remove)
 	defer cancel()
 	return failure(ctx, "removing the files of workspace "+id, d.removeFiles(ctx, id, keepVolumes))

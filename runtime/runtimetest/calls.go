@@ -187,41 +187,51 @@ func (f *Fake) signal(in *instance, signal syscall.Signal) {
 	}
 }
 
-// Wait implements Runtime.
-func (d *Daemon) Wait(ctx context.Context, id string) (exit runtime.Exit, err error) {
-	err = d.call(ctx, Call{Method: Wait, InstanceID: id}, func(ctx context.Context, _ *Call) error {
-		if err := d.lock(ctx); err != nil {
-			return err
-		}
-		in := d.fake.instances[id]
-		phase := runtime.PhaseRemnant
-		if in != nil {
-			phase = in.Phase
-		}
-		d.fake.mu.Unlock()
-		if in == nil {
-			return runtime.ErrNotFound
-		}
-		if phase != runtime.PhaseRunning && phase != runtime.PhaseExited {
-			return &runtime.Error{Reason: runtime.ReasonRuntimeError,
-				Message: fmt.Sprintf("instance %s is %s: it was not started", id, phase)}
-		}
-		select {
-		case <-in.gone:
-		case <-ctx.Done():
-			return ctx.Err()
-		}
+// Watch implements Runtime.
+func (d *Daemon) Watch(ctx context.Context, id string, ended func(runtime.Exit)) (stop func(), err error) {
+	w := &watcher{daemon: d, ended: ended}
+	err = d.call(ctx, Call{Method: Watch, InstanceID: id}, func(ctx context.Context, _ *Call) error {
 		if err := d.lock(ctx); err != nil {
 			return err
 		}
 		defer d.fake.mu.Unlock()
-		exit = *in.Exit
+		in := d.fake.instances[id]
+		switch {
+		case in == nil:
+			return runtime.ErrNotFound
+		case in.Phase == runtime.PhaseRunning:
+			in.watchers = append(in.watchers, w)
+		case in.Phase == runtime.PhaseExited:
+			w.tell(*in.Exit)
+		default:
+			return &runtime.Error{Reason: runtime.ReasonRuntimeError,
+				Message: fmt.Sprintf("instance %s is %s: it was not started", id, in.Phase)}
+		}
 		return nil
 	}, nil)
-	if err != nil {
-		return runtime.Exit{}, err
+	stop = func() {
+		d.fake.mu.Lock()
+		defer d.fake.mu.Unlock()
+		w.ended = nil
 	}
-	return exit, nil
+	if err != nil {
+		stop()
+		return nil, err
+	}
+	return stop, nil
+}
+
+// watcher is who watches an instance. The lock is held for all of it.
+type watcher struct {
+	daemon *Daemon
+	ended  func(runtime.Exit) // nil once it was called, or must not be any more
+}
+
+func (w *watcher) tell(exit runtime.Exit) {
+	if w.ended != nil && w.daemon.life.Err() == nil {
+		w.ended(exit)
+	}
+	w.ended = nil
 }
 
 // Remove implements Runtime.

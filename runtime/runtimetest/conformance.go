@@ -21,7 +21,7 @@ func Conformance(t *testing.T, h Harness) {
 		{"Prepare", prepareProperties},
 		{"Start", startProperties},
 		{"Stop", stopProperties},
-		{"Wait", waitProperties},
+		{"Watch", watchProperties},
 		{"Remove", removeProperties},
 		{"List", listProperties},
 		{"Crash", crashProperties},

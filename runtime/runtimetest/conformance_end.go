@@ -13,7 +13,7 @@ import (
 	"github.com/workspaced/workspaced/runtime"
 )
 
-// wantExit checks how an instance ended, as Wait and List say.
+// wantExit checks how an instance ended, as Watch and List say.
 func (s *suite) wantExit(id string, code, signal int) {
 	s.Helper()
 	exit := s.wait(id)
@@ -103,7 +103,7 @@ var stopProperties = []property{
 		defer cancel()
 		watched := &watchedContext{Context: ctx, used: make(chan struct{})}
 		waiting.Go(func() {
-			if _, err := s.r.Wait(watched, stopped.ID); err != nil {
+			if _, err := Wait(watched, s.r, stopped.ID); err != nil {
 				s.Errorf("Wait: %v", err)
 			}
 		})
@@ -165,7 +165,7 @@ var stopProperties = []property{
 	}},
 }
 
-var waitProperties = []property{
+var watchProperties = []property{
 	{"a command that ends by itself is seen by everyone who waits, with its code", func(s *suite) {
 		spec := s.spec("a", 1)
 		spec.Command = s.h.ExitWith(42)
@@ -175,7 +175,7 @@ var waitProperties = []property{
 			wg.Go(func() {
 				ctx, cancel := context.WithTimeout(s.ctx, deadline)
 				defer cancel()
-				if exit, err := s.r.Wait(ctx, in.ID); err != nil || exit.Code != 42 || !exit.Known {
+				if exit, err := Wait(ctx, s.r, in.ID); err != nil || exit.Code != 42 || !exit.Known {
 					s.Errorf("Wait = %+v, %v, want code 42", exit, err)
 				}
 			})
@@ -190,7 +190,7 @@ var waitProperties = []property{
 		go func() {
 			ctx, cancel := context.WithTimeout(s.ctx, deadline)
 			defer cancel()
-			_, err := s.r.Wait(ctx, in.ID)
+			_, err := Wait(ctx, s.r, in.ID)
 			exits <- err
 		}()
 		s.w.Signal(s.T, in, syscall.SIGKILL)
@@ -199,17 +199,59 @@ var waitProperties = []property{
 		}
 		s.wantExit(in.ID, 137, 9)
 	}},
+	{"who has stopped to watch hears nothing, and others do", func(s *suite) {
+		in := s.run(s.spec("a", 1))
+		heard := make(chan runtime.Exit, 2)
+		watch := func() (stop func()) {
+			stop, err := s.r.Watch(s.ctx, in.ID, func(exit runtime.Exit) { heard <- exit })
+			if err != nil {
+				s.Fatalf("Watch: %v", err)
+			}
+			return stop
+		}
+		stop, stopOther := watch(), watch()
+		defer stopOther()
+		stop()
+		stop() // once more does nothing
+		s.stop(in.ID)
+		select {
+		case <-heard:
+		case <-time.After(deadline):
+			s.Fatal("the end was not told")
+		}
+		stopOther()
+		if len(heard) != 0 {
+			s.Errorf("the end was told twice: %+v", <-heard)
+		}
+	}},
+	{"the context of Watch does not end the watch", func(s *suite) {
+		in := s.run(s.spec("a", 1))
+		ctx, cancel := context.WithCancel(s.ctx)
+		heard := make(chan runtime.Exit, 1)
+		stop, err := s.r.Watch(ctx, in.ID, func(exit runtime.Exit) { heard <- exit })
+		if err != nil {
+			s.Fatalf("Watch: %v", err)
+		}
+		defer stop()
+		cancel()
+		s.stop(in.ID)
+		select {
+		case <-heard:
+		case <-time.After(deadline):
+			s.Fatal("the end was not told")
+		}
+	}},
 	{"waiting ends with its context, and the instance runs on", func(s *suite) {
 		in := s.run(s.spec("a", 1))
 		ctx, cancel := context.WithTimeout(s.ctx, 50*time.Millisecond)
 		defer cancel()
-		if exit, err := s.r.Wait(ctx, in.ID); !errors.Is(err, context.DeadlineExceeded) {
+		if exit, err := Wait(ctx, s.r, in.ID); !errors.Is(err, context.DeadlineExceeded) {
 			s.Errorf("Wait = %+v, %v, want the context's error", exit, err)
 		}
 		s.wantSame(in)
 	}},
 	{"an instance that is not there is ErrNotFound", func(s *suite) {
-		if _, err := s.r.Wait(s.ctx, "nosuchinstance"); !errors.Is(err, runtime.ErrNotFound) {
+		if _, err := Wait(s.ctx, s.r, "nosuchinstance"); !errors.Is(err, runtime.ErrNotFound) {
 			s.Errorf("Wait = %v, want ErrNotFound", err)
 		}
 	}},
@@ -239,7 +281,7 @@ var removeProperties = []property{
 		defer cancel()
 		watched := &watchedContext{Context: ctx, used: make(chan struct{})}
 		go func() {
-			exit, err := s.r.Wait(watched, in.ID)
+			exit, err := Wait(watched, s.r, in.ID)
 			answers <- answer{exit, err}
 		}()
 		select {
@@ -266,7 +308,7 @@ var removeProperties = []property{
 				s.Errorf("List still has %s", in.ID)
 			}
 			s.remove(in.ID)
-			if _, err := s.r.Wait(s.ctx, in.ID); !errors.Is(err, runtime.ErrNotFound) {
+			if _, err := Wait(s.ctx, s.r, in.ID); !errors.Is(err, runtime.ErrNotFound) {
 				s.Errorf("Wait of a removed instance = %v, want ErrNotFound", err)
 			}
 		}

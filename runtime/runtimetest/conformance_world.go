@@ -34,7 +34,7 @@ var crashProperties = []property{
 		defer cancel()
 		exits := make(chan runtime.Exit, 1)
 		go func() {
-			exit, err := s.r.Wait(ctx, in.ID)
+			exit, err := Wait(ctx, s.r, in.ID)
 			if err != nil {
 				s.Errorf("Wait: %v", err)
 			}

@@ -124,9 +124,9 @@ func (f *Fake) Stop(ctx context.Context, id string, signal syscall.Signal, grace
 	return f.Daemon().Stop(ctx, id, signal, grace)
 }
 
-// Wait implements Runtime.
-func (f *Fake) Wait(ctx context.Context, id string) (runtime.Exit, error) {
-	return f.Daemon().Wait(ctx, id)
+// Watch implements Runtime.
+func (f *Fake) Watch(ctx context.Context, id string, ended func(runtime.Exit)) (stop func(), err error) {
+	return f.Daemon().Watch(ctx, id, ended)
 }
 
 // Remove implements Runtime.

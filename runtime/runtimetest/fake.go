@@ -58,6 +58,7 @@ type instance struct {
 	gone     chan struct{} // closed when there is no process any more
 	stopping bool          // a signal was sent that ends it in a while
 	unknown  error         // why it can't be asked
+	watchers []*watcher    // of its end
 }
 
 type busy struct {
@@ -387,6 +388,10 @@ func (in *instance) toExited(exit runtime.Exit) {
 	in.PID = 0
 	in.Exit = &exit
 	close(in.gone)
+	for _, w := range in.watchers {
+		w.tell(exit)
+	}
+	in.watchers = nil
 }
 
 // environment lays the launch's over the image's; the later of two wins.

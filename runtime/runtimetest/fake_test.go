@@ -206,21 +206,23 @@ func TestFakeCrash(t *testing.T) {
 		start(t, old, running.ID, 1)
 		prepare(t, old, spec("a", 2))
 
-		// In flight: one before its effect, one after it, one that waits.
+		// In flight: one before its effect, one after it.
 		before := f.Hold(runtimetest.Prepare, "b")
 		after := f.HoldAfter(runtimetest.Start, "c")
 		c := prepare(t, old, spec("c", 3))
-		errs := make(chan error, 3)
+		errs := make(chan error, 2)
 		go func() { _, err := old.Prepare(t.Context(), spec("b", 1)); errs <- err }()
 		go func() { _, err := old.Start(t.Context(), c.ID, runtime.Launch{Generation: 4}); errs <- err }()
-		go func() { _, err := old.Wait(t.Context(), running.ID); errs <- err }()
+		if _, err := old.Watch(t.Context(), running.ID, func(runtime.Exit) { t.Error("the dead daemon hears of an end") }); err != nil {
+			t.Fatal(err)
+		}
 		synctest.Wait()
 		if before.Held() != 1 || after.Held() != 1 {
 			t.Fatalf("held: %d, %d", before.Held(), after.Held())
 		}
 
 		f.Crash()
-		for range 3 {
+		for range 2 {
 			var e *runtime.Error
 			if err := <-errs; !errors.As(err, &e) || e.Reason != runtime.ReasonRuntimeUnavailable {
 				t.Errorf("a call that was in flight returned %v", err)
@@ -361,7 +363,7 @@ func TestFakeStopTakesAsLongAsTheCommandOrTheGrace(t *testing.T) {
 				if took := time.Since(begin); took != test.took {
 					t.Errorf("Stop took %v, want %v", took, test.took)
 				}
-				exit, err := f.Wait(t.Context(), in.ID)
+				exit, err := runtimetest.Wait(t.Context(), f, in.ID)
 				if err != nil || exit.Code != test.code || !exit.Known {
 					t.Errorf("Wait = %+v, %v, want code %d", exit, err, test.code)
 				}
@@ -376,7 +378,7 @@ func TestFakeRemoveEndsWhatIsWaitedFor(t *testing.T) {
 		in := start(t, f, prepare(t, f, spec("a", 1)).ID, 1)
 		exits := make(chan runtime.Exit, 1)
 		go func() {
-			exit, err := f.Wait(t.Context(), in.ID)
+			exit, err := runtimetest.Wait(t.Context(), f, in.ID)
 			if err != nil {
 				t.Error(err)
 			}
@@ -479,7 +481,7 @@ func TestFakeCommandsThatEndByThemselves(t *testing.T) {
 			if in = start(t, f, in.ID, 1); in.Phase != runtime.PhaseRunning {
 				t.Errorf("Start returned %v", in.Phase)
 			}
-			exit, err := f.Wait(t.Context(), in.ID)
+			exit, err := runtimetest.Wait(t.Context(), f, in.ID)
 			if err != nil || exit.Code != test.code || time.Since(in.StartTime) != test.after {
 				t.Errorf("%s: Wait = %+v, %v after %v", test.command, exit, err, time.Since(in.StartTime))
 			}

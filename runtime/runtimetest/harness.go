@@ -211,7 +211,7 @@ func (s *suite) wait(id string) runtime.Exit {
 	s.Helper()
 	ctx, cancel := context.WithTimeout(s.ctx, deadline)
 	defer cancel()
-	exit, err := s.r.Wait(ctx, id)
+	exit, err := Wait(ctx, s.r, id)
 	if err != nil {
 		s.Fatalf("Wait(%s): %v", id, err)
 	}

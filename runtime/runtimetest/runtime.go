@@ -19,7 +19,8 @@ type Runtime interface {
 	Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instance, error)
 	Start(ctx context.Context, id string, launch runtime.Launch) (runtime.Instance, error)
 	Stop(ctx context.Context, id string, signal syscall.Signal, grace time.Duration) error
-	Wait(ctx context.Context, id string) (runtime.Exit, error)
+	// ended may be called before Watch returns, and is not after stop has.
+	Watch(ctx context.Context, id string, ended func(runtime.Exit)) (stop func(), err error)
 	Remove(ctx context.Context, id string) error
 	// After an error, List has those that it knows of all the same, with what could
 	// not be asked as PhaseUnknown, or none.
@@ -40,9 +41,25 @@ const (
 	Prepare         Method = "Prepare"
 	Start           Method = "Start"
 	Stop            Method = "Stop"
-	Wait            Method = "Wait"
+	Watch           Method = "Watch"
 	Remove          Method = "Remove"
 	List            Method = "List"
 	Foreign         Method = "Foreign"
 	RemoveWorkspace Method = "RemoveWorkspace"
 )
+
+// Wait returns how an instance ended once it has, or ctx's error.
+func Wait(ctx context.Context, r Runtime, id string) (runtime.Exit, error) {
+	exits := make(chan runtime.Exit, 1)
+	stop, err := r.Watch(ctx, id, func(exit runtime.Exit) { exits <- exit })
+	if err != nil {
+		return runtime.Exit{}, err
+	}
+	defer stop()
+	select {
+	case exit := <-exits:
+		return exit, nil
+	case <-ctx.Done():
+		return runtime.Exit{}, ctx.Err()
+	}
+}

@@ -7,9 +7,8 @@ import (
 	"log/slog"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
-
-	"github.com/cenkalti/backoff/v5"
 
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/store"
@@ -18,60 +17,79 @@ import (
 // actor brings one workspace's container to what its record asks for. It alone
 // creates, starts, stops and removes the workspace's containers. Its supervisor
 // owns it: kick and interrupt reach it from any goroutine and never block,
-// everything below `local` belongs to the goroutine of run.
+// everything below `local` belongs to the goroutine of run, of which there is
+// one at most. While there is nothing to do there is none.
 type actor struct {
 	id   string
 	sup  *Supervisor
-	log  *slog.Logger
-	kick chan struct{} // size 1: the pending flag; what is pending stands on disk
-	done chan struct{} // closed when run has returned
+	next atomic.Pointer[actor] // the registry's
+	kick chan struct{}         // size 1: the pending flag; what is pending stands on disk
+	life atomic.Int32          // awake, asleep or retired
 
 	// A pass's context ends when the workspace is stopped or deleted, and with it
 	// the effect in flight.
 	mu         sync.Mutex
 	cancelPass context.CancelCauseFunc
 
+	log   *slog.Logger
+	first *listed // by the boot, for the first pass; nil: ask
 	local actorState
 }
 
+// listed are a workspace's instances as the boot has found them. Nobody but the
+// actor changes them; that one has ended since is seen when it is watched.
+type listed struct {
+	uid       string
+	instances []runtime.Instance
+}
+
+// An actor's life. Who kicks leaves the token and then looks at the life; who
+// goes to sleep, or retires, says so and then looks at the token. So one of the
+// two sees the other, and no kick is lost.
+const (
+	awake   int32 = iota // it has a goroutine, which will look at the token
+	asleep               // it has none: who swaps this for awake starts one
+	retired              // forgotten, or about to be: the supervisor's lock tells
+)
+
 // actorState is what an actor remembers between passes. Losing it costs nothing
-// but a delay.
+// but a delay. Its maps are made when something is put there.
 type actorState struct {
-	uid            string // of the workspace it remembers this of
-	backoff        *backoff.ExponentialBackOff
-	attempts       int            // failed attempts since the last good one
-	failure        *store.Failure // the newest, recorded or not
-	exits          *backoff.ExponentialBackOff
+	uid            string                   // of the workspace it remembers this of
+	attempts       int                      // failed attempts since the last good one
+	failure        *store.Failure           // the newest, recorded or not
+	exits          int                      // ends in a row that are waited after
 	fallbackAt     time.Time                // not before this is the last good spec started again
 	stuck          map[string]time.Time     // not before this is a clean-up tried again
 	stuckFor       map[string]time.Duration // the wait before that
 	fallbackFailed int64
 	prepared       map[string]store.Spec // by standby: the spec it was prepared from
 	rollout        func()                // ends its turn in a rollout; nil: it has none
-	exit           exitWait
+	exit           *exitWatch            // of the container that runs; nil: none
 }
 
-// exitWait watches the container that runs.
-type exitWait struct {
-	id     string
-	ended  <-chan struct{} // closed when it ended, or can't be watched any longer
-	cancel context.CancelFunc
+// exitWatch watches a container.
+type exitWatch struct {
+	id    string
+	ended atomic.Bool
+	stop  func()
 }
-
-// maxSteps is how many doublings bring every backoff to its end.
-const maxSteps = 32
 
 var errInterrupted = errors.New("interrupted: the workspace was stopped or deleted")
 
+// newActor returns an actor that sleeps.
 func newActor(sup *Supervisor, id string) *actor {
-	return &actor{
-		id:    id,
-		sup:   sup,
-		log:   sup.cfg.Logger.With("workspace", id),
-		kick:  make(chan struct{}, 1),
-		done:  make(chan struct{}),
-		local: actorState{backoff: sup.cfg.Backoff.policy()},
+	a := &actor{id: id, sup: sup, kick: make(chan struct{}, 1)}
+	a.life.Store(asleep)
+	return a
+}
+
+// hint leaves the token. If the life that it returns is awake the actor will look.
+func (a *actor) hint() (life int32) {
+	if len(a.kick) == 0 { // asking costs less than the send that does nothing
+		signal(a.kick)
 	}
+	return a.life.Load()
 }
 
 // interrupt ends the effect in flight. The stop or deletion is on disk already:
@@ -84,36 +102,54 @@ func (a *actor) interrupt() {
 	}
 }
 
-// run is the actor's goroutine. It returns when ctx ends, or when the workspace
-// is gone.
+// run is the actor's goroutine. It returns when there is nothing to do before a
+// kick, when the workspace is gone, or when ctx ends.
 func (a *actor) run(ctx context.Context) {
-	defer close(a.done)
-	defer a.watchExit(ctx, "")
-	timer := time.NewTimer(0)
-	timer.Stop()
-	defer timer.Stop()
+	a.log = a.sup.cfg.Logger.With("workspace", a.id)
+	var due <-chan time.Time
 	for {
+		if due == nil && a.sleep() {
+			return
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-a.kick:
-		case <-timer.C:
-		case <-a.local.exit.ended:
-			a.watchExit(ctx, "") // the next pass finds out, and watches anew
+		case <-due:
 		}
 		// The token is taken; from here on the record is read.
-		timer.Stop()
 		a.sup.busy.enter()
 		next, gone := a.work(ctx)
 		a.sup.busy.leave()
-		if gone && a.sup.retire(a) {
-			return
-		}
-		if !next.IsZero() {
-			// A clock that is set back meanwhile stretches no wait.
-			timer.Reset(min(max(0, next.Sub(a.sup.now())), a.sup.maxWait()))
+		due = nil
+		switch {
+		case gone:
+			a.unwatch()
+			if a.sup.retire(a) {
+				return
+			}
+		case !next.IsZero():
+			// A clock that is set back meanwhile stretches no wait. A timer that
+			// nobody reads any more is collected.
+			due = time.After(min(max(0, next.Sub(a.sup.now())), a.sup.maxWait()))
 		}
 	}
+}
+
+// sleep reports whether the goroutine has to end: there is no token, or another
+// goroutine was started to take it.
+func (a *actor) sleep() bool {
+	if len(a.kick) > 0 {
+		return false
+	}
+	log := a.log
+	a.log = nil // it is as large as all the rest
+	a.life.Store(asleep)
+	if len(a.kick) == 0 || !a.life.CompareAndSwap(asleep, awake) {
+		return true
+	}
+	a.log = log
+	return false
 }
 
 // work makes passes until there is nothing left to do now. next is when to look
@@ -171,7 +207,7 @@ func (a *actor) pass(ctx context.Context) (again bool, at time.Time, err error) 
 		return false, time.Time{}, err
 	}
 	if a.local.uid != ws.UID {
-		a.reset(ctx, &ws)
+		a.reset(&ws)
 	}
 	instances, err := a.list(passCtx, ws.UID)
 	if err != nil {
@@ -202,32 +238,18 @@ func (a *actor) pass(ctx context.Context) (again bool, at time.Time, err error) 
 }
 
 // reset forgets what was remembered of an earlier workspace of the same id.
-func (a *actor) reset(ctx context.Context, ws *store.Workspace) {
-	a.watchExit(ctx, "")
+func (a *actor) reset(ws *store.Workspace) {
+	a.unwatch()
 	a.leaveRollout()
-	a.local = actorState{
-		uid:      ws.UID,
-		backoff:  a.sup.cfg.Backoff.policy(),
-		exits:    a.sup.cfg.Backoff.policy(),
-		failure:  ws.Status.Failure,
-		stuck:    make(map[string]time.Time),
-		stuckFor: make(map[string]time.Duration),
-		prepared: make(map[string]store.Spec),
-	}
-	// What failed or ended again and again goes on doing so at its pace.
 	st := &ws.Status
+	a.local = actorState{uid: ws.UID, failure: st.Failure}
+	// What failed or ended again and again goes on doing so at its pace.
 	if f := st.Failure; f != nil && f.Reason != string(reasonExited) {
 		a.local.attempts = f.Attempt
-		for range min(f.Attempt, maxSteps) {
-			a.local.backoff.NextBackOff()
-		}
 	}
-	var wait time.Duration
-	for range min(st.Crashes.InARow, maxSteps) {
-		wait = a.local.exits.NextBackOff()
-	}
+	a.local.exits = st.Crashes.InARow
 	if st.EndedGeneration != 0 && st.LastExit != nil {
-		a.local.fallbackAt = st.LastExit.Time.Add(wait)
+		a.local.fallbackAt = st.LastExit.Time.Add(a.sup.cfg.Backoff.wait(a.local.exits))
 	}
 }
 
@@ -242,46 +264,49 @@ func (a *actor) trouble(ctx context.Context, err error) time.Time {
 	held := f != nil && f.Generation == ws.Generation && f.NextAttempt.IsZero()
 	if readErr != nil || !ws.Pending() || held {
 		a.local.attempts++
-		return a.sup.now().Add(a.local.backoff.NextBackOff())
+		return a.sup.now().Add(a.sup.cfg.Backoff.wait(a.local.attempts))
 	}
 	// A caller who waits for the generation learns why it does not come.
 	return a.fail(ctx, &ws, err, false)
 }
 
 // watchExit watches the instance's end, and no other's any longer. The empty id
-// watches nothing. It waits for the goroutine it replaces.
-func (a *actor) watchExit(ctx context.Context, id string) {
-	w := &a.local.exit
-	if w.id == id {
-		return
+// watches nothing. When that can't be it returns when to try again.
+func (a *actor) watchExit(ctx context.Context, id string) (retry time.Time) {
+	w := a.local.exit
+	if w != nil && w.id == id && !w.ended.Load() {
+		return time.Time{}
 	}
-	if w.cancel != nil {
-		w.cancel()
-		<-w.ended
-	}
-	*w = exitWait{id: id}
+	a.unwatch()
 	if id == "" {
-		return
+		return time.Time{}
 	}
-	waitCtx, cancel := context.WithCancel(ctx)
-	ended := make(chan struct{})
-	w.cancel, w.ended = cancel, ended
-	go func() {
-		defer close(ended)
-		err := a.guard(waitCtx, func() error {
-			_, err := a.sup.cfg.Runtime.Wait(waitCtx, id)
-			return err
+	w = &exitWatch{id: id}
+	wctx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.List)
+	defer cancel()
+	err := a.guard(ctx, func() (err error) {
+		w.stop, err = a.sup.cfg.Runtime.Watch(wctx, id, func(runtime.Exit) {
+			w.ended.Store(true)
+			a.sup.wake(a)
 		})
-		if err == nil || waitCtx.Err() != nil {
-			return
-		}
-		// Unknown is not dead. The actor asks again, but not in a tight loop.
-		a.log.WarnContext(waitCtx, "can't watch the container", "instance", id, "error", err)
-		pause := time.NewTimer(a.sup.cfg.Deadlines.WaitRetry)
-		defer pause.Stop()
-		select {
-		case <-pause.C:
-		case <-waitCtx.Done():
-		}
-	}()
+		return err
+	})
+	if err == nil {
+		a.local.exit = w
+		return time.Time{}
+	}
+	if ctx.Err() != nil {
+		return time.Time{}
+	}
+	// Unknown is not dead. The actor asks again, but not in a tight loop.
+	a.log.WarnContext(ctx, "can't watch the container", "instance", id, "error", err)
+	return a.sup.now().Add(a.sup.cfg.Deadlines.WaitRetry)
+}
+
+// unwatch ends the watch, if there is one.
+func (a *actor) unwatch() {
+	if w := a.local.exit; w != nil {
+		w.stop()
+		a.local.exit = nil
+	}
 }

@@ -62,7 +62,7 @@ func TestContract01_TokenBeforeRead(t *testing.T) {
 						on = w.fake.AfterCall
 					}
 					on(func(_ context.Context, c runtimetest.Call) error {
-						if c.Method == runtimetest.Wait {
+						if c.Method == runtimetest.Watch {
 							return nil
 						}
 						if n++; n == nth {

@@ -1,7 +1,8 @@
 // Package workspace brings each workspace's container to what its record asks
 // for.
 //
-// One actor, a goroutine, owns each workspace's containers. A change is
+// One actor owns each workspace's containers; while there is something to do it
+// has a goroutine. A change is
 // committed by the store, which then calls Supervisor.OnCommit: the actor's kick,
 // a channel of size 1, is the pending flag in memory; the truth is on disk,
 // generation > observed_generation. The actor takes the token, THEN reads. So

@@ -22,8 +22,11 @@ const (
 func (a *actor) do(ctx, passCtx context.Context, ws *store.Workspace, s step) (again bool, at time.Time, err error) {
 	switch s.action {
 	case actIdle, actWait:
-		a.watchRunning(ctx, ws)
-		return false, s.at, nil
+		retry := a.watchRunning(passCtx, ws)
+		if errors.Is(context.Cause(passCtx), errInterrupted) {
+			return true, time.Time{}, nil // it may have cut that short
+		}
+		return false, earlier(s.at, retry), nil
 	case actRemove:
 		a.remove(passCtx, ws, s.instance.ID)
 	case actStop:
@@ -46,16 +49,23 @@ func (a *actor) do(ctx, passCtx context.Context, ws *store.Workspace, s step) (a
 	return true, time.Time{}, nil
 }
 
-// watchRunning watches the container on record, if any.
-func (a *actor) watchRunning(ctx context.Context, ws *store.Workspace) {
+// watchRunning watches the container on record, if any. When that can't be it
+// returns when to try again.
+func (a *actor) watchRunning(ctx context.Context, ws *store.Workspace) (retry time.Time) {
 	id := ""
 	if r := ws.Status.Running; r != nil && !ws.Parked && ws.Deleting == nil {
 		id = r.InstanceID
 	}
-	a.watchExit(ctx, id)
+	return a.watchExit(ctx, id)
 }
 
 func (a *actor) list(ctx context.Context, uid string) ([]runtime.Instance, error) {
+	if first := a.first; first != nil {
+		a.first = nil
+		if first.uid == uid {
+			return first.instances, nil
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.List)
 	defer cancel()
 	return a.sup.cfg.Runtime.List(ctx, uid)
@@ -83,13 +93,16 @@ func (a *actor) remove(ctx context.Context, ws *store.Workspace, id string) {
 // each time: containerd may be back in a moment, or not for long.
 func (a *actor) postpone(id string) {
 	wait := min(max(a.sup.cfg.Backoff.Initial, 2*a.local.stuckFor[id]), a.sup.cfg.Deadlines.RemoveRetry)
+	if a.local.stuck == nil {
+		a.local.stuck, a.local.stuckFor = make(map[string]time.Time), make(map[string]time.Duration)
+	}
 	a.local.stuckFor[id] = wait
 	a.local.stuck[id] = a.sup.now().Add(wait)
 }
 
 // stop stops and removes an instance that must not run.
 func (a *actor) stop(ctx, passCtx context.Context, ws *store.Workspace, in runtime.Instance) error {
-	a.watchExit(ctx, "")
+	a.unwatch()
 	if err := a.terminate(passCtx, ws, in.ID); err != nil {
 		if errors.Is(context.Cause(passCtx), errInterrupted) || ctx.Err() != nil {
 			return nil
@@ -165,6 +178,9 @@ func (a *actor) prepare(ctx context.Context, ws *store.Workspace, spec *store.Sp
 	in, err := a.sup.cfg.Runtime.Prepare(prepCtx, runtimeSpec(ws, spec, generation, &launch))
 	if err != nil {
 		return runtime.Instance{}, err
+	}
+	if a.local.prepared == nil {
+		a.local.prepared = make(map[string]store.Spec)
 	}
 	a.local.prepared[in.ID] = *spec
 	return in, nil
@@ -261,7 +277,7 @@ func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standb
 	}
 	begun := a.sup.now()
 	if old.ID != "" {
-		a.watchExit(ctx, "")
+		a.unwatch()
 		if err := a.terminate(passCtx, ws, old.ID); err != nil {
 			return a.failed(ctx, passCtx, ws, err, false)
 		}

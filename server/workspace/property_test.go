@@ -39,7 +39,7 @@ func (o op) String() string {
 var (
 	allMethods = []runtimetest.Method{
 		runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start,
-		runtimetest.Remove, runtimetest.List, runtimetest.Wait, runtimetest.RemoveWorkspace,
+		runtimetest.Remove, runtimetest.List, runtimetest.Watch, runtimetest.RemoveWorkspace,
 	}
 	ops = rapid.Custom(func(t *rapid.T) op {
 		return op{

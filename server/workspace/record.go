@@ -56,7 +56,7 @@ func (a *actor) recordStart(ctx context.Context, ws *store.Workspace, in runtime
 		a.calm()
 		a.local.failure = nil
 	}
-	clear(a.local.prepared)
+	a.local.prepared = nil
 	return nil
 }
 
@@ -69,7 +69,7 @@ func (a *actor) recordStart(ctx context.Context, ws *store.Workspace, in runtime
 // Nothing is left of the container when in has no id: the machine was restarted,
 // say. That is no end of its own: it counts for no policy.
 func (a *actor) recordExit(ctx context.Context, ws *store.Workspace, in runtime.Instance) error {
-	a.watchExit(ctx, "")
+	a.unwatch()
 	if in.Stopped { // by this actor, and then the daemon died
 		return a.record(ctx, stepStatusStopped, ws, func(_ store.Workspace, st *store.Status) { st.Running = nil })
 	}
@@ -84,7 +84,8 @@ func (a *actor) recordExit(ctx context.Context, ws *store.Workspace, in runtime.
 		ended = exit.Time
 	}
 	crashes := a.countCrash(ws, ended, lost)
-	next := now.Add(a.local.exits.NextBackOff())
+	a.local.exits++
+	next := now.Add(a.sup.cfg.Backoff.wait(a.local.exits))
 	a.log.WarnContext(ctx, "container ended by itself", "instance", ws.Status.Running.InstanceID,
 		"lost", lost, "code", exit.Code, "known", exit.Known, "signal", exit.Signal, "oom", exit.OOMKilled, "times", crashes.InARow)
 
@@ -125,7 +126,7 @@ func (a *actor) countCrash(ws *store.Workspace, ended time.Time, lost bool) stor
 	crashes := store.Crashes{Generation: st.ObservedGeneration, InARow: st.Crashes.InARow}
 	ranWell := ended.Sub(st.Running.StartTime) >= a.sup.cfg.Backoff.Reset
 	if ranWell || st.Crashes.Generation != st.ObservedGeneration {
-		a.local.exits.Reset()
+		a.local.exits = 0
 		crashes.InARow = 0
 	}
 	if !lost {
@@ -206,9 +207,8 @@ func (a *actor) newFailure(ws *store.Workspace, err error, held bool) *store.Fai
 		Attempt:    a.local.attempts,
 		Time:       now,
 	}
-	wait := a.local.backoff.NextBackOff()
 	if !held {
-		f.NextAttempt = now.Add(wait)
+		f.NextAttempt = now.Add(a.sup.cfg.Backoff.wait(a.local.attempts))
 	}
 	return f
 }
@@ -217,7 +217,6 @@ func (a *actor) newFailure(ws *store.Workspace, err error, held bool) *store.Fai
 func (a *actor) calm() {
 	a.local.attempts = 0
 	a.local.fallbackFailed = 0
-	a.local.backoff.Reset()
 }
 
 // explain says why a cycle failed in words that a caller may read.

@@ -208,7 +208,7 @@ func TestContract13_UnknownIsNotDead(t *testing.T) {
 			old, _ := w.fake.Running("a")
 			cycles := w.sup.Cycles()
 			heal := w.fake.Fail(runtimetest.List, "", errors.New("unavailable"), 0)
-			w.fake.Fail(runtimetest.Wait, "", errors.New("unavailable"), 3)
+			w.fake.Fail(runtimetest.Watch, "", errors.New("unavailable"), 3)
 			w.sup.OnCommit([]store.Change{{ID: "a", Desired: true}})
 			pass(time.Hour)
 			heal()

@@ -31,10 +31,13 @@ type Runtime interface {
 	// first process, and with it all of them, is gone. An instance that has
 	// ended already is no error; runtime.ErrNotFound when there is none.
 	Stop(ctx context.Context, id string, signal syscall.Signal, grace time.Duration) error
-	// Wait returns once a running instance has ended, or ctx has;
-	// runtime.ErrNotFound when there is none. Any other error says nothing about
-	// the instance.
-	Wait(ctx context.Context, id string) (runtime.Exit, error)
+	// Watch calls ended once, in another goroutine or before it returns, when a
+	// running instance has ended, with how it did, which List tells from then on.
+	// ended must not block. stop ends the watch; no call of ended begins or goes on
+	// after it. ctx bounds Watch itself and not what it watches.
+	// runtime.ErrNotFound when there is no such instance; any other error says
+	// nothing about the instance.
+	Watch(ctx context.Context, id string, ended func(runtime.Exit)) (stop func(), err error)
 	// Remove ends an instance at once if it runs and removes all that is left of
 	// it. One that is not there is no error.
 	Remove(ctx context.Context, id string) error

@@ -5,12 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
-
+	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/store"
 )
 
@@ -40,11 +40,17 @@ type Backoff struct {
 	Reset time.Duration
 }
 
-func (b Backoff) policy() *backoff.ExponentialBackOff {
-	p := backoff.NewExponentialBackOff()
-	p.InitialInterval, p.MaxInterval, p.Multiplier = b.Initial, b.Max, 2
-	p.Reset()
-	return p
+// wait is how long to wait after n failures in a row.
+func (b Backoff) wait(n int) time.Duration {
+	if n <= 0 {
+		return 0
+	}
+	wait := b.Initial
+	for ; n > 1 && wait < b.Max; n-- {
+		wait *= 2
+	}
+	wait = min(wait, b.Max)
+	return wait/2 + rand.N(wait+1)
 }
 
 // Deadlines bound the steps of a cycle.
@@ -133,22 +139,23 @@ type Supervisor struct {
 	orphans  atomic.Int64   // removed
 	foreign  map[string]int // as last seen by Sweep
 
-	mu     sync.RWMutex
-	actors map[string]*actor
-	// spawn starts an actor's goroutine; nil before Run and after its end. What
-	// is committed then is found at the next boot.
+	mu     sync.Mutex
+	actors registry // found without mu, changed with it
+	// spawn starts an actor's goroutine; nil before Run. What is committed then, or
+	// after Run's end, is found at the next boot.
 	spawn func(*actor)
 }
 
 // New returns a supervisor that does nothing before Run.
 func New(cfg Config) *Supervisor {
 	cfg.setDefaults()
-	return &Supervisor{
+	s := &Supervisor{
 		cfg:     cfg,
 		limit:   newLimit(cfg.MaxConcurrentCycles),
 		rollout: newLimit(cfg.MaxConcurrentCycles),
-		actors:  make(map[string]*actor),
 	}
+	s.actors.init()
+	return s
 }
 
 func (s *Supervisor) now() time.Time { return s.cfg.Now() }
@@ -171,8 +178,8 @@ func (s *Supervisor) maxWait() time.Duration {
 // OnCommit is called by the store after each commit, before the callers get
 // their answers. It never blocks.
 func (s *Supervisor) OnCommit(changes []store.Change) {
-	for _, c := range changes {
-		if c.Desired || c.Interrupt {
+	for i := range changes {
+		if c := &changes[i]; c.Desired || c.Interrupt {
 			s.reach(c.ID, c.Interrupt)
 		}
 	}
@@ -181,30 +188,61 @@ func (s *Supervisor) OnCommit(changes []store.Change) {
 // reach kicks the workspace's actor, and before that ends the effect in flight
 // if interrupt is set.
 func (s *Supervisor) reach(id string, interrupt bool) {
-	s.mu.RLock()
-	a := s.actors[id]
-	if a != nil {
-		if interrupt {
-			a.interrupt()
-		}
-		signal(a.kick)
+	a := s.actors.find(id)
+	if a != nil && interrupt {
+		a.interrupt()
 	}
-	s.mu.RUnlock()
-	if a != nil {
-		return
+	if a == nil || a.hint() != awake {
+		s.reachSleeper(id, interrupt)
 	}
+}
+
+// reachSleeper is reach for an actor that has no goroutine, or is not there yet.
+func (s *Supervisor) reachSleeper(id string, interrupt bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.spawn == nil {
 		return
 	}
-	a = s.actors[id]
+	a := s.actors.find(id)
 	if a == nil {
 		a = newActor(s, id)
-		s.actors[id] = a
+		s.actors.add(a)
+	}
+	if interrupt {
+		a.interrupt()
+	}
+	a.hint()
+	s.rouse(a)
+}
+
+// start kicks the workspace's actor; one that is new need not list its containers.
+func (s *Supervisor) start(id string, first *listed) {
+	s.mu.Lock()
+	if s.actors.find(id) == nil {
+		a := newActor(s, id)
+		a.first = first
+		s.actors.add(a)
+	}
+	s.mu.Unlock()
+	s.reach(id, false)
+}
+
+// wake kicks an actor that is not retired.
+func (s *Supervisor) wake(a *actor) {
+	if a.hint() == awake {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.rouse(a)
+}
+
+// rouse starts the goroutine of an actor that sleeps. The lock is held.
+func (s *Supervisor) rouse(a *actor) {
+	if a.life.CompareAndSwap(asleep, awake) {
 		s.spawn(a)
 	}
-	signal(a.kick)
 }
 
 // retire forgets an actor whose workspace is gone, unless it was kicked since:
@@ -212,10 +250,12 @@ func (s *Supervisor) reach(id string, interrupt bool) {
 func (s *Supervisor) retire(a *actor) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	a.life.Store(retired)
 	if len(a.kick) > 0 {
+		a.life.Store(awake)
 		return false
 	}
-	delete(s.actors, a.id)
+	s.actors.remove(a)
 	return true
 }
 
@@ -243,6 +283,13 @@ func (s *Supervisor) Run(ctx context.Context) error {
 	s.mu.Unlock()
 	cancel() // also after a boot that failed
 	wg.Wait()
+	s.mu.Lock()
+	var all []*actor
+	s.actors.each(func(a *actor) { all = append(all, a) })
+	s.mu.Unlock()
+	for _, a := range all {
+		a.unwatch() // no goroutine of theirs is left
+	}
 	return err
 }
 
@@ -251,23 +298,27 @@ func (s *Supervisor) Run(ctx context.Context) error {
 func (s *Supervisor) boot(ctx context.Context) error {
 	lctx, cancel := context.WithTimeout(ctx, s.cfg.Deadlines.List)
 	defer cancel()
-	found := make(map[string]bool)
+	byUID := make(map[string][]runtime.Instance)
 	instances, err := s.cfg.Runtime.List(lctx, "")
 	if err != nil {
 		// Each actor asks for its own and retries; unknown is not gone.
 		s.cfg.Logger.WarnContext(ctx, "can't list the containers at start", "error", err)
 	}
 	for _, in := range instances {
-		found[in.WorkspaceUID] = true
+		byUID[in.WorkspaceUID] = append(byUID[in.WorkspaceUID], in)
 	}
 	ws, _, listErr := s.cfg.Store.ListWorkspaces("", 0, func(w *store.Workspace) bool {
-		return err != nil || !w.Parked || w.Deleting != nil || unsettled(view{ws: w}) || found[w.UID]
+		return err != nil || !w.Parked || w.Deleting != nil || unsettled(view{ws: w}) || len(byUID[w.UID]) > 0
 	})
 	if listErr != nil {
 		return fmt.Errorf("boot: %w", listErr)
 	}
 	for i := range ws {
-		s.reach(ws[i].ID, false)
+		if err != nil {
+			s.reach(ws[i].ID, false)
+		} else {
+			s.start(ws[i].ID, &listed{ws[i].UID, byUID[ws[i].UID]})
+		}
 	}
 	s.cfg.Logger.InfoContext(ctx, "supervisor started", "actors", len(ws), "containers", len(instances))
 	return nil

@@ -331,7 +331,7 @@ func (w *world) state(t *testing.T, id string) workspace.State {
 func methods(calls []runtimetest.Call) []string {
 	var names []string
 	for _, c := range calls {
-		if c.Method != runtimetest.List && c.Method != runtimetest.Wait {
+		if c.Method != runtimetest.List && c.Method != runtimetest.Watch {
 			names = append(names, string(c.Method))
 		}
 	}

@@ -122,7 +122,7 @@ func AwaitReady(tb testing.TB, pid int) {
 // parent to notice.
 func Ended(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err != nil || bytes.Contains(b, []byte(") Z "))
+	return err != nil || bytes.Contains(b, []byte(") Z ")) || bytes.Contains(b, []byte(") X ")) // being reaped just now
 }
 
 // TestEnv is the test image's environment.

@@ -120,7 +120,7 @@ func (p *plan) drawFaults(d dice) {
 // rare are steps that few workspaces pass.
 var rare = []string{
 	"status.exit", "status.stopped", "status.settled", "status.deleted",
-	methodStep(runtimetest.RemoveWorkspace), methodStep(runtimetest.Wait),
+	methodStep(runtimetest.RemoveWorkspace), methodStep(runtimetest.Watch),
 }
 
 // drawEvents draws what the conductor does.

@@ -17,6 +17,7 @@ import (
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 
 	"github.com/workspaced/workspaced/cmd/internal/lab"
@@ -55,9 +56,10 @@ type machine struct {
 	store      *store.Store
 	log        *os.File
 
-	supervisor *workspace.Supervisor
-	endActors  context.CancelFunc
-	actors     chan error // gets the supervisor's end; nil before run
+	actorConfig workspace.Config
+	supervisor  *workspace.Supervisor
+	endActors   context.CancelFunc
+	actors      chan error // gets the supervisor's end; nil before run
 
 	mu sync.Mutex
 	// changed is closed, and made anew, whenever a record changes or a container
@@ -151,9 +153,8 @@ func (m *machine) open(ctx context.Context, initPath string, around aroundFunc) 
 	if err != nil {
 		return err
 	}
-	m.supervisor = workspace.New(workspace.Config{
-		Store: m.store, Runtime: counted{m.driver, m}, Logger: logger, Around: around,
-	})
+	m.actorConfig = workspace.Config{Store: m.store, Runtime: counted{m.driver, m}, Logger: logger, Around: around}
+	m.supervisor = workspace.New(m.actorConfig)
 	return nil
 }
 
@@ -164,17 +165,37 @@ func (m *machine) run(ctx context.Context) {
 	go func() { m.actors <- m.supervisor.Run(ctx) }()
 }
 
+// end ends the supervisor, if it runs.
+func (m *machine) end(ctx context.Context) error {
+	if m.actors == nil {
+		return nil
+	}
+	err := m.supervisor.Drain(ctx)
+	m.endActors()
+	err = errors.Join(err, <-m.actors)
+	m.actors = nil
+	return err
+}
+
+// limit replaces the supervisor by one that makes so many containers at once.
+// Nothing is in flight.
+func (m *machine) limit(ctx context.Context, cycles int) error {
+	if err := m.end(ctx); err != nil {
+		return err
+	}
+	m.actorConfig.MaxConcurrentCycles = cycles
+	m.supervisor = workspace.New(m.actorConfig)
+	m.run(ctx)
+	return nil
+}
+
 // close ends everything and removes all there is of it, also of a machine that
 // was started half way.
 func (m *machine) close(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), closeTimeout)
 	defer cancel()
 	var errs []error
-	if m.actors != nil {
-		errs = append(errs, m.supervisor.Drain(ctx))
-		m.endActors()
-		errs = append(errs, <-m.actors)
-	}
+	errs = append(errs, m.end(ctx))
 	if m.driver != nil {
 		errs = append(errs, m.removeContainers(ctx), m.driver.Close())
 	}
@@ -209,9 +230,12 @@ func (m *machine) removeContainers(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	var removals errgroup.Group
+	removals.SetLimit(2 * goruntime.NumCPU())
 	for _, in := range instances {
-		err = errors.Join(err, m.driver.Remove(ctx, in.ID))
+		removals.Go(func() error { return m.driver.Remove(ctx, in.ID) })
 	}
+	err = removals.Wait()
 	all, _, listErr := m.store.ListWorkspaces("", 0, nil)
 	err = errors.Join(err, listErr)
 	for _, w := range all {

@@ -7,8 +7,8 @@ import (
 	"testing"
 )
 
-// testEnv is where a test runs rows. It skips where there are no real containers.
-func testEnv(t *testing.T) *Env {
+// containerEnv is where a test runs rows. It skips where there are no real containers.
+func containerEnv(t *testing.T) *Env {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("NOT TESTED: real containers need root")
@@ -38,7 +38,7 @@ func testEnv(t *testing.T) *Env {
 // testMachine is a machine that is closed when the test ends.
 func testMachine(t *testing.T, around aroundFunc) *machine {
 	t.Helper()
-	m, err := startMachine(t.Context(), testEnv(t), around)
+	m, err := startMachine(t.Context(), containerEnv(t), around)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -37,7 +37,16 @@ type Row struct {
 
 // All are the rows, in the order in which they run.
 var All = []Row{
+	downtimeRow,
+	cycleRow,
+	throughputRow,
+	secretRow,
+	kickRow,
 	readRow,
+	watchRow,
+	interceptorsRow,
+	idleRow,
+	daemonRow,
 }
 
 // program returns the path of a program in BinDir.
@@ -57,4 +66,16 @@ func (e *Env) temp(name string) (dir string, remove func() error, err error) {
 
 func (e *Env) logf(format string, args ...any) {
 	fmt.Fprintf(e.Log, "  "+format+"\n", args...)
+}
+
+// pause waits, unless ctx ends before.
+func pause(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
