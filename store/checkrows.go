@@ -2,7 +2,9 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
+	"strings"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -136,9 +138,6 @@ func countSecrets(tx *bolt.Tx) (map[string]*secretRows, error) {
 			r.secrets++
 		}
 	})
-	if err != nil {
-		return err
-	}
 	err = cmp.Or(err, each(bucketSealed, func(r *secretRows, _, key []byte) {
 		r.sealed++
 		r.keyBytes += len(key)

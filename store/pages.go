@@ -45,7 +45,7 @@ type pages struct {
 	file     io.ReaderAt
 	size     int64
 	pageSize int64
-	high     uint64 // the first page behind the last one that is used
+	high     uint64        // the first page behind the last one that is used
 	seen     []atomic.Bool // by page: it has a place in a tree or in the freelist
 }
 
