@@ -239,17 +239,12 @@ func create(cfg Config) (err error) {
 
 // openFile opens the file with bbolt.
 func openFile(path string, readOnly bool) (db *bolt.DB, file *os.File, err error) {
-	flags := 0
-	if readOnly {
-		flags = syscall.MAP_POPULATE // all of it will be read, and each fault takes its time
-	}
 	err = guard(func() (err error) {
 		db, err = bolt.Open(path, 0o600, &bolt.Options{
 			Timeout:         lockTimeout,
 			FreelistType:    bolt.FreelistMapType,
 			PreLoadFreelist: true,
 			InitialMmapSize: mapSize,
-			MmapFlags:       flags,
 			ReadOnly:        readOnly,
 			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
 				// It is there: whoever removes it meanwhile must not get a new one.
