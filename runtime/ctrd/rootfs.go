@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/containerd/errdefs"
 	"github.com/opencontainers/image-spec/identity"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
@@ -100,16 +101,22 @@ func (d *Driver) findUser(ctx context.Context, parent, name string) (specs.User,
 	defer release()
 	service := d.client.SnapshotService(d.cfg.Snapshotter)
 	key := "user-" + rand.Text()
-	if _, err := service.View(ctx, key, parent); err != nil {
+	if err := ctx.Err(); err != nil {
 		return specs.User{}, err
 	}
+	// A caller that goes away interrupts neither, or the view might appear after it
+	// was removed.
+	lasting, cancel := d.detached(ctx, d.deadlines.task)
+	defer cancel()
+	_, err = service.View(lasting, key, parent)
 	defer func() {
-		ctx, cancel := d.detached(ctx, d.deadlines.task)
-		defer cancel()
-		if err := service.Remove(ctx, key); err != nil {
+		if err := service.Remove(lasting, key); err != nil && !errdefs.IsNotFound(err) {
 			d.log.Warn("view of an image not removed, it goes with its lease", "view", key, "error", err)
 		}
 	}()
+	if err != nil {
+		return specs.User{}, err
+	}
 	view := &containers.Container{Snapshotter: d.cfg.Snapshotter, SnapshotKey: key}
 	s := oci.Spec{Linux: &specs.Linux{}} // of this system
 	if err := oci.WithUser(name)(ctx, d.client, view, &s); err != nil {
