@@ -287,12 +287,15 @@ func TestWriter_CommitFailsWithoutANewRevision(t *testing.T) {
 			h := newHarness(t)
 			h.create("parked")
 			must(h.StopWorkspace(ctx, "parked", Options{}))(t)
-			before := dump(t, h.db)
+			before, commits := dump(t, h.db), h.Commits()
 			h.around = func(_ context.Context, _ string, do func(context.Context) error) error {
 				return errors.Join(do(ctx), &pathError{syscall.ENOSPC})
 			}
 			if err := do(h); !errors.Is(err, ErrInDoubt) || errors.Is(err, ErrDiskFull) {
 				t.Errorf("got %v, want ErrInDoubt", err)
+			}
+			if got := h.Commits() - commits; got != 1 { // readers see it
+				t.Errorf("it counts as %d commits", got)
 			}
 			if cmp.Equal(before, dump(t, h.db)) {
 				t.Error("nothing was written")
