@@ -273,6 +273,10 @@ func TestContract13_ContainerdIsDown(t *testing.T) {
 		}
 
 		c.Start(t)
+		ctrdtest.Eventually(t, "the driver has reached containerd again", func() bool {
+			_, err := b.d.List(b.ctx(), "")
+			return err == nil
+		})
 		got := b.list()
 		if got[started.ID].Phase != runtime.PhaseRunning || got[started.ID].Generation != 2 {
 			t.Errorf("the new one: %+v", got[started.ID])
