@@ -19,8 +19,8 @@ func (s *Store) Workspace(id string) (w Workspace, err error) {
 	return w, nil
 }
 
-// listChunk is how many records one read transaction decodes: a long one would
-// hold up a writer that has to grow the file.
+// listChunk is how many records one read transaction decodes at most: a long one
+// would hold up a writer that has to grow the file.
 const listChunk = 512
 
 // ListWorkspaces returns the workspaces whose id comes after the given one and
@@ -29,10 +29,17 @@ const listChunk = 512
 // several, and a workspace that changes meanwhile comes once, as it was when it
 // was read.
 func (s *Store) ListWorkspaces(after string, limit int, match func(*Workspace) bool) (ws []Workspace, more bool, err error) {
-	for {
-		chunk, err := s.readWorkspaces(after)
+	n := listChunk
+	if limit > 0 {
+		n = min(limit+1, listChunk) // the one more says that there are more
+	}
+	for ; ; n = min(2*n, listChunk) {
+		chunk, err := s.readWorkspaces(after, n)
 		if err != nil {
 			return nil, false, err
+		}
+		if ws == nil {
+			ws = chunk[:0] // no place behind the one that is looked at is written
 		}
 		for i := range chunk {
 			if match != nil && !match(&chunk[i]) {
@@ -43,16 +50,20 @@ func (s *Store) ListWorkspaces(after string, limit int, match func(*Workspace) b
 			}
 			ws = append(ws, chunk[i])
 		}
-		if len(chunk) < listChunk {
+		if len(chunk) < n {
+			if len(ws) == 0 {
+				return nil, false, nil
+			}
 			return ws, false, nil
 		}
 		after = chunk[len(chunk)-1].ID
 	}
 }
 
-func (s *Store) readWorkspaces(after string) (chunk []Workspace, err error) {
+func (s *Store) readWorkspaces(after string, n int) (chunk []Workspace, err error) {
+	chunk = make([]Workspace, 0, n)
 	err = s.view(func(tx *bolt.Tx) error {
-		_, _, err := eachWorkspace(tx, after, listChunk, func(w *Workspace) { chunk = append(chunk, *w) })
+		_, _, err := eachWorkspace(tx, after, n, func(w *Workspace) { chunk = append(chunk, *w) })
 		return err
 	})
 	return chunk, err

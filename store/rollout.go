@@ -128,18 +128,20 @@ func (s *Store) reachOf(ctx context.Context, u *SecretsUpdate) (n reach, err err
 }
 
 // eachWorkspace calls f with at most limit workspaces whose id comes after the
-// given one. It returns the last one's id, and whether there may be more.
+// given one; f copies what it keeps. It returns the last one's id, and whether
+// there may be more.
 func eachWorkspace(tx *bolt.Tx, after string, limit int, f func(*Workspace)) (last string, more bool, err error) {
 	rollouts, err := rolloutsOf(tx)
 	if err != nil {
 		return "", false, err
 	}
+	var w Workspace
 	c := tx.Bucket(bucketWorkspaces).Cursor()
 	for k, v := c.Seek(append([]byte(after), 0)); k != nil; k, v = c.Next() {
 		if limit == 0 {
 			return after, true, nil
 		}
-		var w Workspace
+		w = Workspace{}
 		if err := decode(bucketWorkspaces, k, v, &w); err != nil {
 			return "", false, err
 		}
