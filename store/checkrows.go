@@ -2,7 +2,9 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"fmt"
+	"strings"
 
 	bolt "go.etcd.io/bbolt"
 )
@@ -13,24 +15,46 @@ import (
 //
 // Rows of secrets are not read: a damaged one costs its workspace that secret,
 // until it is set anew, and nobody else anything.
-func checkRows(tx *bolt.Tx) error {
-	revisions, uids := map[string]uint64{}, map[string]bool{globalOwner: true}
-	err := tx.Bucket(bucketWorkspaces).ForEach(func(k, v []byte) error {
-		var w Workspace
-		err := decode(bucketWorkspaces, k, v, &w)
-		revisions[w.ID], uids[w.UID] = w.Revision, true
+//
+// Some of it is done at the same time, in a transaction that beside begins.
+func checkRows(tx *bolt.Tx, beside func(func(*bolt.Tx) error) (wait func() error)) error {
+	var secrets map[string]*secretRows
+	counted := beside(func(tx *bolt.Tx) (err error) {
+		secrets, err = countSecrets(tx)
 		return err
 	})
+	uids, err := checkWorkspaces(tx)
+	err = cmp.Or(err, counted())
 	if err == nil {
-		err = checkFeed(tx, revisions)
-	}
-	if err == nil {
-		err = checkSecrets(tx, uids)
+		err = checkOwners(tx, uids, secrets)
 	}
 	if err == nil {
 		err = checkRequests(tx)
 	}
 	return err
+}
+
+// inTurn is a beside for checkRows that does it all in one transaction.
+func inTurn(tx *bolt.Tx) func(func(*bolt.Tx) error) (wait func() error) {
+	return func(f func(*bolt.Tx) error) func() error { return func() error { return f(tx) } }
+}
+
+// checkWorkspaces checks the workspaces and that the feed knows them. It returns
+// whose secrets there may be.
+func checkWorkspaces(tx *bolt.Tx) (uids map[string]bool, err error) {
+	revisions, uids := map[string]uint64{}, map[string]bool{globalOwner: true}
+	var w Workspace
+	err = tx.Bucket(bucketWorkspaces).ForEach(func(k, v []byte) error {
+		w = Workspace{}
+		err := decode(bucketWorkspaces, k, v, &w)
+		// Copies: what is decoded keeps all of its row in memory.
+		revisions[string(k)], uids[strings.Clone(w.UID)] = w.Revision, true
+		return err
+	})
+	if err == nil {
+		err = checkFeed(tx, revisions)
+	}
+	return uids, err
 }
 
 // checkFeed checks that the feed tells of exactly the workspaces that are there.
@@ -84,14 +108,14 @@ func checkFeed(tx *bolt.Tx, revisions map[string]uint64) error {
 	return nil
 }
 
-// checkSecrets checks that each owner is there and has as many rows as its sums
-// say, and that each secret has a value and each value a secret.
-func checkSecrets(tx *bolt.Tx, uids map[string]bool) error {
-	// How many secrets there are and were, how many values, and how long the keys
-	// of those are.
-	type rows struct{ secrets, retired, sealed, keyBytes int }
-	owners := map[string]*rows{}
-	each := func(bucket []byte, f func(r *rows, row, key []byte)) error {
+// secretRows is what there is of an owner: how many secrets there are and were,
+// how many values, and how long the keys of those are.
+type secretRows struct{ secrets, retired, sealed, keyBytes int }
+
+// countSecrets counts the rows of each owner.
+func countSecrets(tx *bolt.Tx) (map[string]*secretRows, error) {
+	owners := map[string]*secretRows{}
+	each := func(bucket []byte, f func(r *secretRows, row, key []byte)) error {
 		return tx.Bucket(bucket).ForEach(func(k, _ []byte) error {
 			name, key, ok := bytes.Cut(k, []byte("/"))
 			if !ok {
@@ -99,32 +123,36 @@ func checkSecrets(tx *bolt.Tx, uids map[string]bool) error {
 			}
 			r := owners[string(name)]
 			if r == nil {
-				r = &rows{}
+				r = &secretRows{}
 				owners[string(name)] = r
 			}
 			f(r, k, key)
 			return nil
 		})
 	}
-	sealed := tx.Bucket(bucketSealed)
-	err := each(bucketSecrets, func(r *rows, row, _ []byte) {
-		if sealed.Get(row) == nil {
-			r.retired++
-		} else {
+	sealed := tx.Bucket(bucketSealed).Cursor() // goes along: both are in order
+	value, _ := sealed.First()
+	err := each(bucketSecrets, func(r *secretRows, row, _ []byte) {
+		for value != nil && bytes.Compare(value, row) < 0 {
+			value, _ = sealed.Next()
+		}
+		if bytes.Equal(value, row) {
 			r.secrets++
+		} else {
+			r.retired++
 		}
 	})
-	if err != nil {
-		return err
-	}
-	err = each(bucketSealed, func(r *rows, _, key []byte) {
+	err = cmp.Or(err, each(bucketSealed, func(r *secretRows, _, key []byte) {
 		r.sealed++
 		r.keyBytes += len(key)
-	})
-	if err != nil {
-		return err
-	}
-	err = tx.Bucket(bucketOwners).ForEach(func(k, v []byte) error {
+	}))
+	return owners, err
+}
+
+// checkOwners checks that each owner is there and has as many rows as its sums
+// say, and that each secret has a value and each value a secret.
+func checkOwners(tx *bolt.Tx, uids map[string]bool, owners map[string]*secretRows) error {
+	err := tx.Bucket(bucketOwners).ForEach(func(k, v []byte) error {
 		var sums ownerRecord
 		if err := decode(bucketOwners, k, v, &sums); err != nil {
 			return err
@@ -135,7 +163,7 @@ func checkSecrets(tx *bolt.Tx, uids map[string]bool) error {
 		r := owners[string(k)]
 		delete(owners, string(k))
 		if r == nil {
-			r = &rows{}
+			r = &secretRows{}
 		}
 		if r.keyBytes != sums.KeyBytes || r.secrets != r.sealed || r.retired != sums.Retired {
 			return fmt.Errorf("secrets of %.64q are missing", k)

@@ -50,6 +50,14 @@ func guard(f func() error) (err error) {
 	return f()
 }
 
+// parallel runs f, guarded, in a goroutine of its own. The caller calls wait, which
+// returns what f has.
+func parallel(f func() error) (wait func() error) {
+	done := make(chan error, 1)
+	go func() { done <- guard(f) }()
+	return func() error { return <-done }
+}
+
 // damage returns what a panic says of the file, or nothing.
 func damage(p any, origin string) string {
 	var fault interface {

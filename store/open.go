@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -186,7 +187,7 @@ func (s *Store) load(steps []func(*bolt.Tx) error) error {
 			if err := migrate(tx, steps); err != nil {
 				return err
 			}
-			if err := checkRows(tx); err != nil {
+			if err := checkRows(tx, inTurn(tx)); err != nil {
 				return damagedError(s.cfg.Path, err)
 			}
 			_, err := read(tx)
@@ -302,18 +303,27 @@ func verify(tx *bolt.Tx, cfg Config, newest int) error {
 				return damaged("%s is missing", name)
 			}
 		}
-		if err := checkRows(tx); err != nil {
-			return damaged("%v", err)
-		}
 	}
-	var problem error
-	for err := range tx.Check() { // bbolt's own opinion; its goroutine ends when all is told
+	bolts := parallel(func() error { return tx.DB().View(checkBolt) })
+	if version == uint64(newest) {
+		err = checkRows(tx, func(f func(*bolt.Tx) error) func() error {
+			return parallel(func() error { return tx.DB().View(f) })
+		})
+	}
+	err = cmp.Or(err, bolts())
+	var paniced *PanicError
+	if err == nil || errors.As(err, &paniced) {
+		return err
+	}
+	return damaged("%v", err)
+}
+
+// checkBolt is bbolt's own opinion.
+func checkBolt(tx *bolt.Tx) (problem error) {
+	for err := range tx.Check() { // its goroutine ends when all is told
 		problem = err
 	}
-	if problem != nil {
-		return damaged("%v", problem)
-	}
-	return nil
+	return problem
 }
 
 func damagedError(path string, why any) error {

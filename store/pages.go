@@ -2,11 +2,13 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
 	"hash/fnv"
 	"io"
+	"sync/atomic"
 )
 
 // bbolt trusts its pages: a damaged one can make it recurse without end, ask for
@@ -43,8 +45,8 @@ type pages struct {
 	file     io.ReaderAt
 	size     int64
 	pageSize int64
-	high     uint64 // the first page behind the last one that is used
-	seen     []bool // by page: it has a place in a tree or in the freelist
+	high     uint64        // the first page behind the last one that is used
+	seen     []atomic.Bool // by page: it has a place in a tree or in the freelist
 }
 
 // page is a page and what overflows it.
@@ -69,16 +71,17 @@ func checkPages(file io.ReaderAt, size int64) (torn bool, err error) {
 		return false, fmt.Errorf("%d of %d pages are there", there, m.high)
 	}
 	p.high = m.high
-	p.seen = make([]bool, p.high)
-	p.seen[0], p.seen[1] = true, true
+	p.seen = make([]atomic.Bool, p.high)
+	p.seen[0].Store(true)
+	p.seen[1].Store(true)
 	if err := p.freelist(m.freelist); err != nil {
 		return false, err
 	}
-	if err := p.tree(m.root, keyRange{}, p.bucket); err != nil {
+	if err := p.buckets(m.root); err != nil {
 		return false, err
 	}
-	for id, seen := range p.seen {
-		if !seen {
+	for id := range p.seen {
+		if !p.seen[id].Load() {
 			return false, fmt.Errorf("page %d is neither used nor free", id)
 		}
 	}
@@ -176,10 +179,9 @@ func parsePage(id uint64, b []byte) page {
 
 // take gives a page its place.
 func (p *pages) take(id uint64) error {
-	if p.seen[id] {
+	if p.seen[id].Swap(true) {
 		return fmt.Errorf("page %d is in two places", id)
 	}
-	p.seen[id] = true
 	return nil
 }
 
@@ -261,6 +263,19 @@ func (p *pages) tree(id uint64, keys keyRange, f func(entry) error) error {
 		}
 	}
 	return nil
+}
+
+// buckets checks the root and its buckets, those at the same time.
+func (p *pages) buckets(root uint64) error {
+	var waits []func() error
+	err := p.tree(root, keyRange{}, func(e entry) error {
+		waits = append(waits, parallel(func() error { return p.bucket(e) }))
+		return nil
+	})
+	for _, wait := range waits {
+		err = cmp.Or(err, wait())
+	}
+	return err
 }
 
 // bucket checks a bucket of the root: there are none below those.
