@@ -36,6 +36,7 @@ var idleParts = []func(context.Context, *Env) ([]measure.Result, error){
 	func(ctx context.Context, env *Env) ([]measure.Result, error) {
 		return adopt(ctx, env, adoptSize{rounds: 5, containers: 200}, nil)
 	},
+	startStopped,
 }
 
 type idleSize struct{ rounds, workspaces int }

@@ -42,6 +42,7 @@ var All = []Row{
 	throughputRow,
 	secretRow,
 	kickRow,
+	readRow,
 	watchRow,
 	interceptorsRow,
 	idleRow,
