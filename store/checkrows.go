@@ -130,12 +130,16 @@ func countSecrets(tx *bolt.Tx) (map[string]*secretRows, error) {
 			return nil
 		})
 	}
-	sealed := tx.Bucket(bucketSealed)
+	sealed := tx.Bucket(bucketSealed).Cursor() // goes along: both are in order
+	value, _ := sealed.First()
 	err := each(bucketSecrets, func(r *secretRows, row, _ []byte) {
-		if sealed.Get(row) == nil {
-			r.retired++
-		} else {
+		for value != nil && bytes.Compare(value, row) < 0 {
+			value, _ = sealed.Next()
+		}
+		if bytes.Equal(value, row) {
 			r.secrets++
+		} else {
+			r.retired++
 		}
 	})
 	err = cmp.Or(err, each(bucketSealed, func(r *secretRows, _, key []byte) {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"encoding/json"
 	"reflect"
 	"slices"
@@ -135,8 +136,8 @@ func text[S ~string](c *codec, v *S) {
 func (c *codec) writeText(s string) {
 	for i := range len(s) {
 		if !plain[s[i]] {
-			b, _ := json.Marshal(s) // that of a string never fails
-			c.out = append(c.out, b...)
+			b, err := json.Marshal(s)
+			c.out, c.err = append(c.out, b...), cmp.Or(c.err, err)
 			return
 		}
 	}

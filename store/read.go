@@ -38,6 +38,9 @@ func (s *Store) ListWorkspaces(after string, limit int, match func(*Workspace) b
 		if err != nil {
 			return nil, false, err
 		}
+		if ws == nil {
+			ws = chunk[:0] // no place behind the one that is looked at is written
+		}
 		for i := range chunk {
 			if match != nil && !match(&chunk[i]) {
 				continue
@@ -48,6 +51,9 @@ func (s *Store) ListWorkspaces(after string, limit int, match func(*Workspace) b
 			ws = append(ws, chunk[i])
 		}
 		if len(chunk) < n {
+			if len(ws) == 0 {
+				return nil, false, nil
+			}
 			return ws, false, nil
 		}
 		after = chunk[len(chunk)-1].ID

@@ -10,6 +10,9 @@ import (
 
 // Workspace is a workspace's record. API calls write everything but Status,
 // the workspace's actor writes Status and nothing else.
+//
+// The strings of one that was read are parts of one copy of its row: who keeps a
+// few of them for long clones them.
 type Workspace struct {
 	ID     string            `json:"id"`
 	UID    string            `json:"uid"`

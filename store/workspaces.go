@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -311,7 +310,7 @@ func (s *Store) UpdateStatus(ctx context.Context, id, uid string, edit func(w Wo
 		if err != nil {
 			return Workspace{}, err
 		}
-		before, err := json.Marshal(w.Status)
+		before, err := encodeRecord(&w.Status)
 		if err != nil {
 			return Workspace{}, err
 		}
@@ -323,12 +322,13 @@ func (s *Store) UpdateStatus(ctx context.Context, id, uid string, edit func(w Wo
 		edit(seen, &w.Status)
 
 		// What goes on is what is stored: no monotonic clocks, nothing of edit's.
-		after, err := json.Marshal(utcStatus(w.Status))
+		status := utcStatus(w.Status)
+		after, err := encodeRecord(&status)
 		if err != nil {
 			return Workspace{}, err
 		}
 		w.Status = Status{}
-		if err := json.Unmarshal(after, &w.Status); err != nil {
+		if err := decodeRecord(after, &w.Status); err != nil {
 			return Workspace{}, err
 		}
 		switch {

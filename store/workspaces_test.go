@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	bolt "go.etcd.io/bbolt"
 )
 
 func ptr[T any](v T) *T { return &v }
@@ -629,5 +630,21 @@ func TestListWorkspaces(t *testing.T) {
 				t.Errorf("more is %t, %s", more, diff)
 			}
 		})
+	}
+}
+
+// A page reads what is on it and one more, wherever the list ends.
+func TestListWorkspaces_ReadsAPage(t *testing.T) {
+	h := newHarness(t)
+	for i := range 5 {
+		h.create(fmt.Sprint("w", i))
+	}
+	h.edit(func(tx *bolt.Tx) error { return tx.Bucket(bucketWorkspaces).Put([]byte("w3"), []byte("garbage")) })
+	ws, more, err := h.ListWorkspaces("", 2, nil)
+	if err != nil || len(ws) != 2 || !more {
+		t.Errorf("%d workspaces, more is %t, %v", len(ws), more, err)
+	}
+	if _, _, err := h.ListWorkspaces("", 3, nil); !errors.Is(err, ErrDamaged) {
+		t.Errorf("with the damaged one: %v", err)
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime/debug"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -79,7 +80,8 @@ var errInterrupted = errors.New("interrupted: the workspace was stopped or delet
 
 // newActor returns an actor that sleeps.
 func newActor(sup *Supervisor, id string) *actor {
-	a := &actor{id: id, sup: sup, kick: make(chan struct{}, 1)}
+	// A copy: an id that comes out of a record keeps all of its row in memory.
+	a := &actor{id: strings.Clone(id), sup: sup, kick: make(chan struct{}, 1)}
 	a.life.Store(asleep)
 	return a
 }

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"sync"
 	"testing"
+	"unsafe"
 )
 
 // While actors come and go, those that stay are found: at once, or by who looks
@@ -92,5 +93,15 @@ func TestRegistryHash(t *testing.T) {
 				break
 			}
 		}
+	}
+}
+
+// An actor that sleeps for long keeps its id, and not the row of the record that
+// the id was read from.
+func TestActor_IDIsItsOwn(t *testing.T) {
+	row := `{"id":"workspace-1","uid":"..."}`
+	id := row[len(`{"id":"`):][:len("workspace-1")]
+	if a := newActor(nil, id); a.id != id || unsafe.StringData(a.id) == unsafe.StringData(id) {
+		t.Error("the id is a part of the row")
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -28,7 +27,7 @@ var readRow = Row{
 	What:  "GetWorkspace and pages of ListWorkspaces out of 100,000, beside an empty RPC",
 	Limit: 90 * time.Second,
 	Run: func(ctx context.Context, env *Env) ([]measure.Result, error) {
-		return read(ctx, env, readSizes{workspaces: librarySize, page: 100, rounds: 60, calls: 100})
+		return read(ctx, env, readSizes{workspaces: librarySize, page: 100, rounds: 60, gets: 100, lists: 5})
 	},
 }
 
@@ -36,7 +35,7 @@ var readRow = Row{
 type readSizes struct {
 	workspaces, page int
 	rounds           int
-	calls            int    // of each small kind a round
+	gets, lists      int    // a round, of each kind
 	slow             func() // nil, or a further step in each reading of the store
 }
 
@@ -62,10 +61,7 @@ func read(ctx context.Context, env *Env, sizes readSizes) (_ []measure.Result, e
 	}
 	defer func() { err = errors.Join(err, remove()) }()
 
-	api := server.New(server.Config{
-		Store: slowStore{st, sizes.slow}, Hub: workspace.NewHub(),
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
-	})
+	api := server.New(server.Config{Store: slowStore{st, sizes.slow}, Hub: workspace.NewHub(), Logger: slog.New(slog.DiscardHandler)})
 	ours, err := serveSocket(filepath.Join(dir, "ours"), api.NewGRPC())
 	if err != nil {
 		return nil, err
@@ -113,12 +109,12 @@ func read(ctx context.Context, env *Env, sizes readSizes) (_ []measure.Result, e
 	var empty, got, gotReady, first, last, listReady measure.Samples
 	us, ms := time.Microsecond, time.Millisecond
 	err = measure.Alternate(ctx, sizes.rounds,
-		measure.Timed(&empty, us, sizes.calls, repeat(sizes.calls, func() error { return bare.call(ctx, "Empty", &emptypb.Empty{}) })),
-		measure.Timed(&got, us, sizes.calls, repeat(sizes.calls, get)),
-		measure.Timed(&gotReady, us, sizes.calls, repeat(sizes.calls, func() error { return bare.call(ctx, "Get", &workspacev1.GetWorkspaceResponse{}) })),
-		measure.Timed(&first, ms, 1, listed("")),
-		measure.Timed(&last, ms, 1, listed(lastToken)),
-		measure.Timed(&listReady, ms, 1, func() error { return bare.call(ctx, "List", &workspacev1.ListWorkspacesResponse{}) }),
+		measure.Timed(&empty, us, sizes.gets, repeat(sizes.gets, func() error { return bare.call(ctx, "Empty", &emptypb.Empty{}) })),
+		measure.Timed(&got, us, sizes.gets, repeat(sizes.gets, get)),
+		measure.Timed(&gotReady, us, sizes.gets, repeat(sizes.gets, func() error { return bare.call(ctx, "Get", &workspacev1.GetWorkspaceResponse{}) })),
+		measure.Timed(&first, ms, sizes.lists, repeat(sizes.lists, listed(""))),
+		measure.Timed(&last, ms, sizes.lists, repeat(sizes.lists, listed(lastToken))),
+		measure.Timed(&listReady, ms, sizes.lists, repeat(sizes.lists, func() error { return bare.call(ctx, "List", &workspacev1.ListWorkspacesResponse{}) })),
 	)
 	if err != nil {
 		return nil, err
