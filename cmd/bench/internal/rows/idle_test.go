@@ -26,7 +26,7 @@ func TestIdleMemory(t *testing.T) {
 			t.Errorf("%s: %.1f KB", name, plain[name].OursMedian)
 		}
 	}
-	if bare := plain["idle/stopped, heap and stacks"].BesideMedian; bare < 2 || bare > 4 {
+	if bare := plain["idle/stopped, heap and stacks"].BesideMedian; bare < 2 || bare > 8 { // 2, and more under the race detector
 		t.Errorf("a goroutine has %.1f KB", bare)
 	}
 }
