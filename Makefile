@@ -99,7 +99,7 @@ fuzz: ## Run every fuzz target in turn, for FUZZ=30s each
 
 .PHONY: clean
 clean: ## Remove what make built, except the tools
-	rm -rf bin/workspaced bin/workspaced-faults bin/workspace-init bin/demo bin/envserver bin/testprog bin/bench-probe bin/containerd-2.3 .protodeps coverage.out
+	rm -rf bin/workspaced bin/workspaced-faults bin/workspace-init bin/demo bin/envserver bin/testprog bin/bench bin/bench-probe bin/bench-rivals bin/bench.json bin/containerd-2.3 .protodeps coverage.out
 
 .PHONY: distclean
 distclean: ## Remove everything that make built

@@ -46,10 +46,14 @@ func (f *feed) since(pos position) (*feedPage, error) {
 	// The revision comes first: a page may hold more than its place says, never
 	// less. Who was told of a commit finds no page from before it.
 	place := feedPlace{pos.Since, pos.Revision, f.store.Revision()}
+	read := false
+	defer func() {
+		if !read { // also after a panic: who comes next tries again
+			f.forget()
+		}
+	}()
 	page, err := f.page(place)()
-	if err != nil {
-		f.forget() // who comes next tries again
-	}
+	read = err == nil
 	return page, err
 }
 

@@ -23,7 +23,11 @@ func checkRows(tx *bolt.Tx, beside func(func(*bolt.Tx) error) (wait func() error
 		secrets, err = countSecrets(tx)
 		return err
 	})
-	uids, err := checkWorkspaces(tx)
+	var uids map[string]bool
+	err := guard(func() (err error) { // also after a panic the other one is waited for
+		uids, err = checkWorkspaces(tx)
+		return err
+	})
 	err = cmp.Or(err, counted())
 	if err == nil {
 		err = checkOwners(tx, uids, secrets)

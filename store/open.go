@@ -306,8 +306,10 @@ func verify(tx *bolt.Tx, cfg Config, newest int) error {
 	}
 	bolts := parallel(func() error { return tx.DB().View(checkBolt) })
 	if version == uint64(newest) {
-		err = checkRows(tx, func(f func(*bolt.Tx) error) func() error {
-			return parallel(func() error { return tx.DB().View(f) })
+		err = guard(func() error { // also after a panic bbolt's check is waited for
+			return checkRows(tx, func(f func(*bolt.Tx) error) func() error {
+				return parallel(func() error { return tx.DB().View(f) })
+			})
 		})
 	}
 	err = cmp.Or(err, bolts())

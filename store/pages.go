@@ -268,9 +268,11 @@ func (p *pages) tree(id uint64, keys keyRange, f func(entry) error) error {
 // buckets checks the root and its buckets, those at the same time.
 func (p *pages) buckets(root uint64) error {
 	var waits []func() error
-	err := p.tree(root, keyRange{}, func(e entry) error {
-		waits = append(waits, parallel(func() error { return p.bucket(e) }))
-		return nil
+	err := guard(func() error { // also after a panic those are waited for
+		return p.tree(root, keyRange{}, func(e entry) error {
+			waits = append(waits, parallel(func() error { return p.bucket(e) }))
+			return nil
+		})
 	})
 	for _, wait := range waits {
 		err = cmp.Or(err, wait())

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	tasktypes "github.com/containerd/containerd/api/types/task"
@@ -140,13 +141,20 @@ func (d *Driver) noteRecorded(uid string, recorded []*found, list []containers.C
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if uid != "" {
-		d.recordedOf[uid] = ids
+		d.recordedOf[strings.Clone(uid)] = ids
 	}
 	for i := range list {
 		if !ids[list[i].ID] {
 			delete(d.recordedOf, list[i].Labels[labelWorkspaceUID])
 		}
 	}
+}
+
+// forgetRecorded has the next List of the workspace ask containerd.
+func (d *Driver) forgetRecorded(uid string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	delete(d.recordedOf, uid)
 }
 
 // unasked makes one error of those that instances gave.

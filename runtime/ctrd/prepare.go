@@ -62,7 +62,7 @@ func (d *Driver) Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instan
 	prepared := false
 	defer func() {
 		if !prepared {
-			d.discard(ctx, rec.ID)
+			d.discard(ctx, rec.WorkspaceUID, rec.ID)
 		}
 	}()
 	s, err := d.prepare(ctx, spec, rec)
@@ -78,8 +78,10 @@ func (d *Driver) Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instan
 }
 
 // discard removes an instance that did not come to be. What can't be removed now,
-// List reports as a remnant.
-func (d *Driver) discard(ctx context.Context, id string) {
+// List reports as a remnant, also what containerd may finish only after its caller
+// has gone: the next List asks it again.
+func (d *Driver) discard(ctx context.Context, uid, id string) {
+	defer d.forgetRecorded(uid)
 	ctx, cancel := d.detached(ctx, d.deadlines.remove)
 	defer cancel()
 	if err := d.Remove(ctx, id); err != nil {

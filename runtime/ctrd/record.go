@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -72,7 +73,7 @@ func (d *Driver) makeInstanceDir(uid, id string) error {
 	}
 	d.remember(uid, id)
 	if known, ok := d.recordedOf[uid]; ok {
-		known[id] = true
+		known[strings.Clone(id)] = true
 	}
 	return nil
 }
@@ -93,12 +94,13 @@ func (d *Driver) removeInstanceDir(uid, id string) error {
 	return err
 }
 
-// remember keeps whose an instance is. d.mu is held.
+// remember keeps whose an instance is, by copies: the strings may be parts of
+// something larger. d.mu is held.
 func (d *Driver) remember(uid, id string) {
 	if d.owners == nil {
 		d.owners = make(map[string]string)
 	}
-	d.owners[id] = uid
+	d.owners[strings.Clone(id)] = strings.Clone(uid)
 }
 
 // owner returns the uid of the workspace below which the instance has its

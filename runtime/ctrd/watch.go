@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -35,7 +36,7 @@ func (d *Driver) Watch(ctx context.Context, id string, ended func(runtime.Exit))
 		ended(d.exit(ctx, rec, nil))
 		return func() {}, nil
 	}
-	w := &watch{uid: rec.WorkspaceUID, id: id, process: p, ended: ended}
+	w := &watch{uid: rec.WorkspaceUID, id: strings.Clone(id), process: p, ended: ended}
 	watched := false
 	defer func() { // also after a panic
 		if !watched {

@@ -94,6 +94,18 @@ func (a *actor) hint() (life int32) {
 	return a.life.Load()
 }
 
+// kicked reports whether the token lies there. It takes it and gives it back: so
+// the look is atomic, and comes after what was said of the life before. len is not.
+func (a *actor) kicked() bool {
+	select {
+	case <-a.kick:
+		signal(a.kick)
+		return true
+	default:
+		return false
+	}
+}
+
 // interrupt ends the effect in flight. The stop or deletion is on disk already:
 // a pass that begins after this reads it.
 func (a *actor) interrupt() {
@@ -147,7 +159,7 @@ func (a *actor) sleep() bool {
 	log := a.log
 	a.log = nil // it is as large as all the rest
 	a.life.Store(asleep)
-	if len(a.kick) == 0 || !a.life.CompareAndSwap(asleep, awake) {
+	if !a.kicked() || !a.life.CompareAndSwap(asleep, awake) {
 		return true
 	}
 	a.log = log
@@ -244,7 +256,7 @@ func (a *actor) reset(ws *store.Workspace) {
 	a.unwatch()
 	a.leaveRollout()
 	st := &ws.Status
-	a.local = actorState{uid: ws.UID, failure: st.Failure}
+	a.local = actorState{uid: strings.Clone(ws.UID), failure: st.Failure} // no part of the record's row
 	// What failed or ended again and again goes on doing so at its pace.
 	if f := st.Failure; f != nil && f.Reason != string(reasonExited) {
 		a.local.attempts = f.Attempt
@@ -283,7 +295,7 @@ func (a *actor) watchExit(ctx context.Context, id string) (retry time.Time) {
 	if id == "" {
 		return time.Time{}
 	}
-	w = &exitWatch{id: id}
+	w = &exitWatch{id: strings.Clone(id)} // no part of the record's row
 	wctx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.List)
 	defer cancel()
 	err := a.guard(ctx, func() (err error) {

@@ -254,7 +254,7 @@ func (s *Supervisor) retire(a *actor) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	a.life.Store(retired)
-	if len(a.kick) > 0 {
+	if a.kicked() {
 		a.life.Store(awake)
 		return false
 	}

@@ -114,7 +114,11 @@ func measureSecret(ctx context.Context, dir string, around aroundFunc, etcd putF
 	}
 	defer func() { err = errors.Join(err, closeBare()) }()
 	each := func(client int, value []byte) error { return clients[client].set(ctx, value) }
-	shared := func(client int, value []byte) error { return clients[client].over(clients[0]).set(ctx, value) }
+	sharing := make([]*secretClient, len(clients)) // one connection
+	for i, c := range clients {
+		sharing[i] = &secretClient{api: clients[0].api, secret: c.secret}
+	}
+	shared := func(client int, value []byte) error { return sharing[client].set(ctx, value) }
 	call := func(_ int, value []byte) error {
 		_, err := bare.SetSecret(ctx, &workspacev1.SetSecretRequest{Payload: &workspacev1.SetSecretRequest_Data{Data: value}})
 		return err
@@ -286,11 +290,6 @@ func secretClients(ctx context.Context, socket string, n int) (clients []*secret
 		}
 	}
 	return clients, closeAll, nil
-}
-
-// over is the client on another one's connection.
-func (c *secretClient) over(other *secretClient) *secretClient {
-	return &secretClient{api: other.api, secret: c.secret}
 }
 
 // set sets the secret, which makes a new generation.
