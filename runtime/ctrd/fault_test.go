@@ -137,7 +137,7 @@ func (l *life) suffer(c faultCase) (struck bool) {
 	l.Helper()
 	begin, old := time.Now(), l.running
 	switch c.Step {
-	case "task.kill", "container.get":
+	case "task.get", "task.kill", "container.get":
 		l.loseRecord(old.ID) // then nobody but containerd knows the process
 	case "user.find", "container.list":
 		l.end() // each process finds out once

@@ -152,13 +152,23 @@ var actForget = act{
 	during: actSecret.during,
 }
 
+// actKnown is actSecret for images that the daemon has seen before.
+var actKnown = act{
+	before: func(s *faulty) {
+		actSecret.during(s)
+		s.verify()
+	},
+	during: actSecret.during,
+}
+
 // acts by step. Those that are not here are passed by a change of a secret.
 var acts = map[string]act{
+	"lease.create": actPull, "lease.delete": actPull, "user.find": actPull, "snapshot.stat": actKnown,
 	"image.resolve": actPull, "image.fetch": actPull, "image.unpack": actPull, "image.import": actBoot,
 	"volumes.make": actCreate, "volumes.own": actCreate,
 	"status.stopped": actPark, "status.settled": actParkBusy,
 	"exit.wait": actDie, "exit.status": actDie, "record.exit": actDie, "status.exit": actDie,
 	"status.failure": actFail, "record.undo": actExecFails,
-	"task.kill": actForget, "shim.end": actForget, "bundle.remove": actForget,
+	"container.list": actForget, "container.get": actForget, "task.get": actForget, "task.kill": actForget, "shim.end": actForget, "bundle.remove": actForget,
 	"log.remove": actDelete, "volumes.remove": actDelete, "parent.remove": actDelete, "status.deleted": actDelete,
 }

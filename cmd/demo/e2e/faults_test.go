@@ -146,8 +146,7 @@ var stopSteps = []string{"record.stopping", "pidfd.signal", "pidfd.wait"}
 // cleanUpSteps are those of a clean-up alone. One that fails is tried again after
 // half a minute, so only the long run has the time.
 var cleanUpSteps = []string{
-	"standby.drop", "record.removing", "task.get", "task.delete", "sockets.remove", "container.get", "container.delete",
-	"snapshot.remove", "runc.remove", "cgroup.remove", "instance.remove",
+	"standby.drop", "record.removing", "task.delete", "sockets.remove", "container.delete", "snapshot.remove", "runc.remove", "cgroup.remove", "instance.remove",
 }
 
 // Promise 7, end to end: each step of a cycle fails once, hangs until its
