@@ -591,8 +591,10 @@ func TestPurgeWithoutDatabase(t *testing.T) {
 			if err := in.serve().stop(); err != nil {
 				t.Fatal(err)
 			}
-			// What a shim with its container looks like.
-			shim := exec.Command("/bin/sh", "-c", "echo up; sleep 600; true", "shim", "-address", in.path("run/containerd/containerd.sock"))
+			// What a shim with its container looks like; until the child is another
+			// program it looks like one more.
+			const script = `sleep 600 & while [ "$(cat /proc/$!/comm)" != sleep ]; do :; done; echo up; wait; true`
+			shim := exec.Command("/bin/sh", "-c", script, "shim", "-address", in.path("run/containerd/containerd.sock"))
 			shim.Dir = in.path("run")
 			out, err := shim.StdoutPipe()
 			if err != nil {
