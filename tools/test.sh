@@ -29,7 +29,7 @@ before=""
 
 (($# > 0)) || set -- ./...
 code=0
-go test -race -count=1 -timeout=20m -json -exec "$PWD/tools/sandbox.sh" "$@" | bin/tools/testreport || code=$?
+go test -race -count=1 -timeout=25m -json -exec "$PWD/tools/sandbox.sh" "$@" | bin/tools/testreport || code=$?
 
 if [[ ${CI-} == true ]]; then
 	# What ends by itself in a moment, like another go command's directory, is

@@ -72,8 +72,9 @@ func killCgroup(dir string) error {
 	return nil
 }
 
-// removeParentCgroup removes a workspace's cgroup where it is empty.
-func (d *Driver) removeParentCgroup(path string) {
+// removeEmptyCgroup removes a cgroup of cgroups where there are none in it: a
+// workspace's, or that of all.
+func (d *Driver) removeEmptyCgroup(path string) {
 	for _, point := range d.cgroups {
 		_ = unix.Rmdir(filepath.Join(point, path)) // there is none, or it is in use
 	}

@@ -267,7 +267,8 @@ func (d *Driver) connect(ctx context.Context) error {
 }
 
 // Close ends pulls in flight and watches, and lets go of standby instances, which
-// end by themselves. Running instances go on.
+// end by themselves. Running instances go on; where there are none, no cgroup of
+// ours is left.
 func (d *Driver) Close() error {
 	d.mu.Lock()
 	d.closed = true
@@ -280,6 +281,7 @@ func (d *Driver) Close() error {
 	d.cancel()
 	d.pulls.wait()
 	d.watches.close()
+	d.removeEmptyCgroup(d.cfg.Namespace)
 	return d.client.Close()
 }
 

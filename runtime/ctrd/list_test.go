@@ -142,3 +142,32 @@ func TestContract13_ListOfWhatIsOnRecord(t *testing.T) {
 		b.nothingLeft()
 	})
 }
+
+// A workspace that nobody knows any more, as after an older database was put back,
+// is removed container by container: its cgroup goes with the last one.
+func TestRemove_TheLastTakesTheWorkspacesCgroup(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		cgroups := func() []string {
+			dirs, err := filepath.Glob(filepath.Join("/sys/fs/cgroup/*", b.e.Namespace, "w"))
+			unified, _ := filepath.Glob(filepath.Join("/sys/fs/cgroup", b.e.Namespace, "w"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			return append(dirs, unified...)
+		}
+		first, second := b.run(spec()), b.run(spec())
+		for _, in := range []runtime.Instance{first, second} {
+			if len(cgroups()) == 0 {
+				t.Errorf("%s runs, and there is no cgroup of its workspace", in.ID)
+			}
+			if err := b.d.Remove(b.ctx(), in.ID); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if left := cgroups(); len(left) > 0 {
+			t.Errorf("left: %v", left)
+		}
+		b.nothingLeft()
+	})
+}

@@ -92,7 +92,15 @@ func (d *Driver) remove(ctx context.Context, id string) error {
 	}
 	if workspaceID.MatchString(workspace) {
 		path := d.cgroupPath(workspace, id)
-		if err := d.step(ctx, stepCgroupRemove, func(ctx context.Context) error { return d.removeCgroup(ctx, path) }); err != nil {
+		err := d.step(ctx, stepCgroupRemove, func(ctx context.Context) error {
+			if err := d.removeCgroup(ctx, path); err != nil {
+				return err
+			}
+			// Of a workspace that nobody knows, no one else removes it.
+			d.removeEmptyCgroup(filepath.Dir(path))
+			return nil
+		})
+		if err != nil {
 			return err
 		}
 	}

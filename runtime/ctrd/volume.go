@@ -174,7 +174,7 @@ func (d *Driver) removeFiles(ctx context.Context, id string, keepVolumes bool) e
 		}
 	}
 	return d.step(ctx, stepParentRemove, func(context.Context) error {
-		d.removeParentCgroup(filepath.Join(d.cfg.Namespace, id))
+		d.removeEmptyCgroup(filepath.Join(d.cfg.Namespace, id))
 		return nil
 	})
 }

@@ -66,7 +66,7 @@ type linearRound struct {
 }
 
 // linearRound makes a history and checks it; decided is false where that would
-// take too long.
+// take too long, or the history is too short to mean anything.
 func (s *fleet) linearRound(n int, duration time.Duration, random *rand.Rand) (decided bool) {
 	s.t.Helper()
 	r := &linearRound{fleet: s, history: linear.NewHistory()}
@@ -103,8 +103,10 @@ func (s *fleet) linearRound(n int, duration time.Duration, random *rand.Rand) (d
 		launches += r.recordLaunches(200+i, name)
 	}
 	s.t.Logf("round %d: %d kills, %d operations, %d of them launches", n, kills, len(r.history.Entries()), launches)
-	if kills == 0 || launches < 2*len(r.names) {
-		s.t.Error("too little happened for the check to mean anything")
+	// On a busy machine the kills may leave no time for more.
+	enough := kills > 0 && launches >= 2*len(r.names)
+	if !enough {
+		s.t.Log("too little happened for the check to mean anything: once more")
 	}
 	err := r.history.Check(linear.Options{Timeout: 30 * time.Second, AllLaunches: true})
 	if err != nil && !errors.Is(err, linear.ErrUndecided) {
@@ -119,7 +121,7 @@ func (s *fleet) linearRound(n int, duration time.Duration, random *rand.Rand) (d
 		s.gone(s.id(name))
 	}
 	s.verify() // that nothing is left
-	return err == nil
+	return err == nil && enough
 }
 
 // settle waits until every workspace is what was asked for, and looks.
