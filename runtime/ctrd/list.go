@@ -291,22 +291,18 @@ func (d *Driver) inspect(ctx context.Context, f *found) (runtime.Instance, error
 	return instance, nil
 }
 
-// How long List waits for a process that is neither one nor the other.
-const (
-	// An init that has a go-ahead becomes the command, or ends, also after the
-	// daemon that sent it died.
-	settleTime = 2 * time.Second
-	// A process that is ending has no executable any more, for a moment. One whose
-	// first thread has ended while others live has none either.
-	endingTime = 200 * time.Millisecond
-)
+// settleTime is how long List waits for an init that has a go-ahead to become the
+// command, or to end, also after the daemon that sent it died.
+const settleTime = 2 * time.Second
 
-// livePhase tells what a living process is; PhaseExited if it ended meanwhile.
+// livePhase tells what a living process is; PhaseExited if it ended meanwhile. One
+// that is ending is waited for: whether it had become the command can't be told
+// from it any more.
 func (d *Driver) livePhase(ctx context.Context, rec *record, p *process) (runtime.Phase, error) {
 	begin := time.Now()
 	for {
 		executable, err := executableOf(rec.PID)
-		unsettled := settleTime
+		ending := errors.Is(err, os.ErrNotExist)
 		switch {
 		case p.ended():
 			return runtime.PhaseExited, nil
@@ -314,17 +310,11 @@ func (d *Driver) livePhase(ctx context.Context, rec *record, p *process) (runtim
 			return runtime.PhaseStandby, nil
 		case rec.Launch == nil:
 			return runtime.PhaseRemnant, nil
-		case errors.Is(err, os.ErrNotExist):
-			unsettled = endingTime
-		case err != nil:
+		case err != nil && !ending:
 			return runtime.PhaseRemnant, err
-		case executable != rec.Init:
+		case !ending && executable != rec.Init:
 			return runtime.PhaseRunning, nil
-		}
-		if time.Since(begin) > unsettled {
-			if err != nil {
-				return runtime.PhaseRunning, nil
-			}
+		case !ending && time.Since(begin) > settleTime:
 			return runtime.PhaseRemnant, nil
 		}
 		select {

@@ -169,7 +169,34 @@ func identify(path string) (fileID, error) {
 	return fileID{Dev: st.Dev, Ino: st.Ino}, nil
 }
 
-// executableOf returns which program a process runs.
+// executableOf returns which program a process runs; os.ErrNotExist when no thread
+// of it runs any, since it is gone, or ending: from when its threads have given up
+// their memory until its end is to be seen, its mounts go, which takes long on a
+// busy machine.
 func executableOf(pid int) (fileID, error) {
-	return identify("/proc/" + strconv.Itoa(pid) + "/exe")
+	proc := "/proc/" + strconv.Itoa(pid)
+	id, err := identify(proc + "/exe")
+	if !errors.Is(err, os.ErrNotExist) {
+		return id, err
+	}
+	// Its first thread may have ended before the others.
+	threads, rerr := os.ReadDir(proc + "/task")
+	if rerr != nil {
+		return fileID{}, ignoreEnded(rerr)
+	}
+	for _, thread := range threads {
+		id, terr := identify(proc + "/task/" + thread.Name() + "/exe")
+		if terr = ignoreEnded(terr); !errors.Is(terr, os.ErrNotExist) {
+			return id, terr
+		}
+	}
+	return fileID{}, err
+}
+
+// ignoreEnded makes both of the kernel's words for a process that is gone one.
+func ignoreEnded(err error) error {
+	if errors.Is(err, unix.ESRCH) {
+		return os.ErrNotExist
+	}
+	return err
 }

@@ -119,6 +119,7 @@ func newWatches(told func(*watch)) (*watches, error) {
 				ws.tell(int(e.Fd))
 			}
 		}
+		ws.abandon()
 	})
 	return ws, nil
 }
@@ -181,11 +182,28 @@ func (ws *watches) tell(fd int) {
 		return
 	}
 	ws.forget(w)
+	ws.tellLater(w)
+}
+
+// tellLater has the end told. The lock is held, and w is forgotten.
+func (ws *watches) tellLater(w *watch) {
 	w.telling.Add(1)
 	ws.running.Go(func() {
 		defer w.telling.Done()
 		ws.told(w)
 	})
+}
+
+// abandon ends all watches when nobody waits for the epoll any more. Unless that
+// is close's doing each is told, so that who watches looks, and finds that it can't
+// watch again: nothing is missed in silence.
+func (ws *watches) abandon() {
+	ws.mu.Lock()
+	defer ws.mu.Unlock()
+	for _, w := range ws.byFD {
+		ws.tellLater(w)
+	}
+	ws.byFD = nil
 }
 
 // close ends all watches and waits for what is being told.
