@@ -34,7 +34,7 @@ func openProcess(pid int, start uint64) (*process, error) {
 	st, err := startTime(pid)
 	if err != nil || st != start {
 		p.close()
-		if err == nil || errors.Is(err, os.ErrNotExist) || errors.Is(err, unix.ESRCH) {
+		if err == nil || errors.Is(err, os.ErrNotExist) {
 			return nil, nil
 		}
 		return nil, err
@@ -140,11 +140,12 @@ func interruptible(ctx context.Context, file *os.File, f func() error) error {
 	return err
 }
 
-// startTime returns when the process started, in clock ticks since boot.
+// startTime returns when the process started, in clock ticks since boot;
+// os.ErrNotExist when it is gone.
 func startTime(pid int) (uint64, error) {
 	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return 0, err
+		return 0, ignoreEnded(err)
 	}
 	// The second field is the program's name in parentheses, which may hold
 	// anything; the start time is field 22, the 20th after it.
