@@ -14,11 +14,13 @@ BREAKING_BASE ?=
 
 export PATH := $(CURDIR)/bin/tools:$(PATH):/usr/sbin:/sbin
 # git refuses to describe another user's checkout, which must not stop a build.
-export GOFLAGS := $(GOFLAGS) -buildvcs=false
+# All that is compiled is compiled alike, and so once: programs, tools, what vet
+# and lint read, simulations. Only the race detector's is another.
+export GOFLAGS := $(GOFLAGS) -buildvcs=false -trimpath
+export CGO_ENABLED := 0
 unexport VERSION BREAKING_BASE
 
 SUDO := $(if $(filter-out 0,$(shell id -u)),sudo,)
-STATIC := CGO_ENABLED=0 go
 
 ##@ Use
 
@@ -40,8 +42,8 @@ demo: deps build ## Prove the main job on real containers: many changes, one res
 
 .PHONY: build
 build: ## Build the static binaries into bin/
-	$(STATIC) build -trimpath -ldflags '-X main.version=$(VERSION)' -o bin/ ./cmd/workspaced ./cmd/demo
-	$(STATIC) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/workspace-init ./cmd/demo/envserver
+	go build -ldflags '-X main.version=$(VERSION)' -o bin/ ./cmd/workspaced ./cmd/demo
+	go build -ldflags '-s -w' -o bin/ ./cmd/workspace-init ./cmd/demo/envserver
 
 .PHONY: test
 test: deps-test build testprog probe containerd23 bin/tools/grpcurl bin/tools/testreport ## Run all tests: race detector, real containerd, leak check (TEST=./store/... for some)
@@ -65,9 +67,9 @@ bench-report: bench-build ## The same, all of it, and write docs/benchmarks.md
 
 .PHONY: bench-build
 bench-build: deps-test build probe
-	$(STATIC) build -trimpath -ldflags '-s -w' -o bin/ ./cmd/bench
+	go build -ldflags '-s -w' -o bin/ ./cmd/bench
 	@go -C cmd/bench/rivals vet . && go -C cmd/bench/rivals test . # here only: etcd takes minutes to build
-	$(STATIC) -C cmd/bench/rivals build -trimpath -ldflags '-s -w' -o $(CURDIR)/bin/bench-rivals .
+	go -C cmd/bench/rivals build -ldflags '-s -w' -o $(CURDIR)/bin/bench-rivals .
 
 .PHONY: microbench
 microbench: deps-test build testprog containerd23 ## Run Go's benchmarks of single packages (BENCH=regexp for some)
@@ -160,8 +162,8 @@ deps-test: ## Also install what the race detector needs
 
 .PHONY: testprog
 testprog: ## Build the program that tests run in containers, and the daemon that fails on purpose
-	$(STATIC) build -trimpath -ldflags '-s -w' -o bin/ ./runtime/ctrd/ctrdtest/testprog
-	$(STATIC) build -trimpath -tags faults -o bin/workspaced-faults ./cmd/workspaced
+	go build -ldflags '-s -w' -o bin/ ./runtime/ctrd/ctrdtest/testprog
+	go build -tags faults -o bin/workspaced-faults ./cmd/workspaced
 
 # What the benchmark runs in containers; without a C library, see its source.
 .PHONY: probe
@@ -175,7 +177,7 @@ CONTAINERD_CMD := github.com/containerd/containerd/v2/cmd
 containerd23: bin/containerd-2.3/containerd ## Build containerd 2.3 and its shim into bin/containerd-2.3/
 bin/containerd-2.3/containerd: tools/containerd/go.mod tools/containerd/go.sum
 	@echo 'building containerd 2.3 from its Go module, once'
-	@$(STATIC) -C tools/containerd build -trimpath -tags 'no_btrfs no_cri no_devmapper no_zfs' \
+	@go -C tools/containerd build -tags 'no_btrfs no_cri no_devmapper no_zfs' \
 		-o $(CURDIR)/bin/containerd-2.3/ $(CONTAINERD_CMD)/containerd $(CONTAINERD_CMD)/containerd-shim-runc-v2
 	@touch $@
 
@@ -206,7 +208,7 @@ bin/tools/testreport: tools/go.mod tools/testreport/main.go
 
 bin/tools/%: bin/tools/.go-version
 	@echo 'building $*, once'
-	@$(STATIC) -C $(dir $(filter %/go.mod,$^)) build -trimpath -o $(CURDIR)/$@ $(PACKAGE)
+	@go -C $(dir $(filter %/go.mod,$^)) build -o $(CURDIR)/$@ $(PACKAGE)
 	@touch $@
 
 # Changes only when the version of Go does.
