@@ -41,7 +41,7 @@ The daemon's log is @LOG@. Ctrl-C stops it and removes everything.
 // printHowTo says how to talk to the daemon with what is there on this machine.
 func printHowTo(s *lab.Stage, out io.Writer) {
 	path := ""
-	env := "curl --silent --unix-socket $DEMO/hello.sock http://hello/env"
+	env := "curl --silent --retry 3 --retry-all-errors --unix-socket $DEMO/hello.sock http://hello/env"
 	if exe, err := os.Executable(); err == nil {
 		if pinned := filepath.Join(filepath.Dir(exe), "tools", "grpcurl"); isFile(pinned) {
 			path = "  export PATH=" + filepath.Dir(pinned) + ":$PATH\n"

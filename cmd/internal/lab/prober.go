@@ -219,14 +219,22 @@ func (p *Prober) record(id string, err error, since time.Duration) bool {
 	return true
 }
 
-// PrintEnv prints what GET /env answers.
+// PrintEnv prints what GET /env answers, as soon as it does, until ctx ends.
 func PrintEnv(ctx context.Context, socket string, out io.Writer) error {
 	client := unixClient(socket)
 	defer client.CloseIdleConnections()
-	data, err := get(ctx, client, "/env")
-	if err != nil {
-		return err
+	tick := time.NewTicker(100 * time.Millisecond)
+	defer tick.Stop()
+	for {
+		data, err := get(ctx, client, "/env")
+		if err == nil {
+			_, err = out.Write(data)
+			return err
+		}
+		select {
+		case <-tick.C: // one that was just started does not listen yet
+		case <-ctx.Done():
+			return err
+		}
 	}
-	_, err = out.Write(data)
-	return err
 }
