@@ -36,9 +36,12 @@ func TestContract08_KillNine(t *testing.T) {
 }
 
 func testKillNine(t *testing.T, s *stage, short bool) {
-	kills := 50
-	if short {
-		kills = 10
+	kills := 20
+	switch {
+	case short:
+		kills = 6
+	case soakTime() > 0:
+		kills = 50
 	}
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)

@@ -282,15 +282,19 @@ func (s *stage) poll(ctx context.Context, ask func() error) {
 	s.t.Helper()
 	tick := time.NewTicker(20 * time.Millisecond)
 	defer tick.Stop()
+	var last error // that is not the end of ctx alone
 	for {
 		err := ask()
 		if err == nil {
 			return
 		}
+		if last == nil || ctx.Err() == nil {
+			last = err
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
-			s.t.Fatal(errors.Join(ctx.Err(), err))
+			s.t.Fatal(errors.Join(ctx.Err(), last))
 		}
 	}
 }

@@ -37,7 +37,14 @@ type fleet struct {
 }
 
 // on lets s report to a subtest.
-func (s *fleet) on(t *testing.T) { s.stage = &stage{Stage: s.Stage, t: t, ctx: s.ctx} }
+func (s *fleet) on(t *testing.T) {
+	s.stage = &stage{Stage: s.Stage, t: t, ctx: s.ctx}
+	t.Cleanup(func() {
+		if t.Failed() { // at the end of the whole test it would be long out of sight
+			t.Logf("daemon's log:\n%s", s.Daemon.LogTail())
+		}
+	})
+}
 
 func (s *fleet) next() string {
 	s.counter++
@@ -104,7 +111,9 @@ func (s *fleet) add(name string, secrets map[string]string, volumes ...*workspac
 func (s *fleet) fleetSpec(name string) *workspacev1.WorkspaceSpec {
 	spec := s.spec(s.id(name))
 	spec.Env["ENVSERVER_JOURNAL"] = "/demo/" + s.id(name) + ".journal"
-	// A program that is told to end before it listens to signals does not hear it.
+	// Go ends at once when it is told to by SIGTERM before it listens: there was a
+	// container then that is in no journal. This one it does not hear.
+	spec.StopSignal = "SIGUSR1"
 	spec.StopGracePeriod = durationpb.New(2 * time.Second)
 	return spec
 }

@@ -20,8 +20,8 @@ import (
 const (
 	// clients work at once; one more repeats its calls until they are answered.
 	clients = 4
-	// clientPause keeps a history small enough to be checked in seconds.
-	clientPause = 25 * time.Millisecond
+	// clientPauses in a round keep its history small enough to be checked in seconds.
+	clientPauses = 200
 	// clockSlack is how much the history's clock, which only goes forward, may
 	// differ from the containers'.
 	clockSlack = time.Millisecond
@@ -33,7 +33,7 @@ const (
 func TestContract01_Linearizable(t *testing.T) {
 	// Rounds: a history of any length would take any time to check, and now and
 	// then a short one does too.
-	const round = 5 * time.Second
+	round := 5 * time.Second
 	left := max(soakTime(), round)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -42,8 +42,12 @@ func TestContract01_Linearizable(t *testing.T) {
 	for n := 0; !t.Failed() && (left > 0 || decided == 0 && n < 4); n++ {
 		t.Run(fmt.Sprint(n), func(t *testing.T) {
 			s := newFleet(t, 5*time.Minute, lab.Options{OwnContainerd: true})
-			if s.linearRound(n, round, random) {
+			r := s.linearRound(n, round, random)
+			if r.check() {
 				decided++
+			}
+			if !r.enough {
+				round *= 2 // a busy machine: as many calls and kills, in twice the time
 			}
 		})
 		left -= round
@@ -56,20 +60,21 @@ func TestContract01_Linearizable(t *testing.T) {
 // linearRound is a round: new workspaces, and a history.
 type linearRound struct {
 	*fleet
-	history *linear.History
-	names   []string
-	keys    []string
-	values  func() string
+	history  *linear.History
+	duration time.Duration
+	names    []string
+	keys     []string
+	values   func() string
+	enough   bool // happened for the check to mean anything
 	// alive is held for reading during a call, so that who kills the daemon knows
 	// when all of them have been told.
 	alive sync.RWMutex
 }
 
-// linearRound makes a history and checks it; decided is false where that would
-// take too long, or the history is too short to mean anything.
-func (s *fleet) linearRound(n int, duration time.Duration, random *rand.Rand) (decided bool) {
+// linearRound makes a history.
+func (s *fleet) linearRound(n int, duration time.Duration, random *rand.Rand) *linearRound {
 	s.t.Helper()
-	r := &linearRound{fleet: s, history: linear.NewHistory()}
+	r := &linearRound{fleet: s, history: linear.NewHistory(), duration: duration}
 	for i := range 3 {
 		r.names = append(r.names, fmt.Sprintf("l%d-%d", n, i))
 		r.keys = append(r.keys, fmt.Sprintf("K%d_%d", n, i)) // other keys than the round before, for global ones stay
@@ -102,16 +107,8 @@ func (s *fleet) linearRound(n int, duration time.Duration, random *rand.Rand) (d
 	for i, name := range r.names {
 		launches += r.recordLaunches(200+i, name)
 	}
-	s.t.Logf("round %d: %d kills, %d operations, %d of them launches", n, kills, len(r.history.Entries()), launches)
-	// On a busy machine the kills may leave no time for more.
-	enough := kills > 0 && launches >= 2*len(r.names)
-	if !enough {
-		s.t.Log("too little happened for the check to mean anything: once more")
-	}
-	err := r.history.Check(linear.Options{Timeout: 30 * time.Second, AllLaunches: true})
-	if err != nil && !errors.Is(err, linear.ErrUndecided) {
-		s.t.Error(err)
-	}
+	r.enough = kills > 0 && launches >= 2*len(r.names)
+	s.t.Logf("round %d: %v, %d kills, %d operations, %d of them launches", n, duration, kills, len(r.history.Entries()), launches)
 	for _, name := range r.names {
 		s.asked[name] = &asked{exists: true}
 		s.remove(name)
@@ -121,7 +118,18 @@ func (s *fleet) linearRound(n int, duration time.Duration, random *rand.Rand) (d
 		s.gone(s.id(name))
 	}
 	s.verify() // that nothing is left
-	return err == nil && enough
+	return r
+}
+
+// check checks the history; decided is false where that would take too long, or
+// too little happened.
+func (r *linearRound) check() (decided bool) {
+	r.t.Helper()
+	err := r.history.Check(linear.Options{Timeout: 30 * time.Second, AllLaunches: true})
+	if err != nil && !errors.Is(err, linear.ErrUndecided) {
+		r.t.Error(err)
+	}
+	return err == nil && r.enough
 }
 
 // settle waits until every workspace is what was asked for, and looks.
@@ -162,7 +170,7 @@ func (r *linearRound) client(ctx context.Context, i int, random *rand.Rand) {
 	if repeats {
 		c.Retry = 20 * time.Millisecond
 	}
-	tick := time.NewTicker(clientPause)
+	tick := time.NewTicker(r.duration / clientPauses)
 	defer tick.Stop()
 	for {
 		select {
@@ -224,7 +232,7 @@ func (r *linearRound) operation(random *rand.Rand) linear.Op {
 func (r *linearRound) killer(ctx context.Context, random *rand.Rand) (kills int) {
 	r.t.Helper()
 	for {
-		moment := time.NewTimer(100*time.Millisecond + time.Duration(random.Int64N(int64(2*time.Second))))
+		moment := time.NewTimer(r.duration/50 + time.Duration(random.Int64N(int64(r.duration*2/5))))
 		select {
 		case <-moment.C:
 		case <-ctx.Done():

@@ -34,7 +34,7 @@ const defaultSocket = "/demo/env.sock"
 func main() {
 	// As process 1 we would not hear these without asking for them.
 	end := make(chan os.Signal, 1)
-	signal.Notify(end, syscall.SIGTERM, syscall.SIGINT)
+	signal.Notify(end, syscall.SIGTERM, syscall.SIGINT, syscall.SIGUSR1)
 	id, environ := rand.Text(), os.Environ()
 	journal := os.Getenv("ENVSERVER_JOURNAL")
 	if journal != "" {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
@@ -31,6 +32,7 @@ func (r *run) burst(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	began := time.Now()
 	prober := lab.Probe(r.socket)
 	defer prober.Stop()
 	if err := r.await(ctx, prober); err != nil {
@@ -96,7 +98,7 @@ func (r *run) burst(ctx context.Context) error {
 	case after.ObservedGeneration != after.Generation:
 		return fmt.Errorf("observed generation %d is not the generation %d", after.ObservedGeneration, after.Generation)
 	}
-	return checkDowntime(down, cycles)
+	return checkDowntime(down, cycles, time.Since(began))
 }
 
 // change makes the changes, each client its share, one after another. It

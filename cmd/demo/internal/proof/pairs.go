@@ -52,7 +52,7 @@ func (r *run) pairs(ctx context.Context) error {
 	if cycles > int64(2*r.Pairs) {
 		return fmt.Errorf("%d cycles for %d requests", cycles, 2*r.Pairs)
 	}
-	return checkDowntime(down, cycles)
+	return checkDowntime(down, cycles, took)
 }
 
 func (r *run) pair(ctx context.Context, i int) (*workspacev1.Workspace, error) {

@@ -18,6 +18,7 @@ func TestCheckDowntime(t *testing.T) {
 	for name, tt := range map[string]struct {
 		down   lab.Downtime
 		cycles int64
+		took   time.Duration
 		want   string // empty: nothing is wrong
 	}{
 		"good":               {down: gaps(2, 10*time.Millisecond), cycles: 2},
@@ -26,12 +27,13 @@ func TestCheckDowntime(t *testing.T) {
 		"two in one gap":     {down: gaps(1, time.Millisecond), cycles: 2},
 		"two were missed":    {down: gaps(1, time.Millisecond), cycles: 3, want: "1 switches"},
 		"one is not counted": {down: gaps(2, time.Millisecond), cycles: 1, want: "2 switches"},
-		"slow":               {down: gaps(minMedian, time.Second), cycles: minMedian, want: "at the median"},
+		"slow":               {down: gaps(minMedian, time.Second), cycles: minMedian, took: (2*minMedian - 1) * time.Second, want: "at the median"},
+		"slow machine":       {down: gaps(minMedian, time.Second), cycles: minMedian, took: 2 * minMedian * time.Second},
 		"slow once":          {down: gaps(1, time.Second), cycles: 1},
 		"two at once":        {down: late, cycles: 1, want: "after the new one"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			switch err := checkDowntime(tt.down, tt.cycles); {
+			switch err := checkDowntime(tt.down, tt.cycles, tt.took); {
 			case tt.want == "" && err != nil:
 				t.Error(err)
 			case tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)):
