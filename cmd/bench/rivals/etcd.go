@@ -30,7 +30,7 @@ type etcd struct {
 func startEtcd(ctx context.Context, dir string) (*etcd, error) {
 	cfg := embed.NewConfig()
 	cfg.Dir = filepath.Join(dir, "etcd")
-	cfg.LogLevel, cfg.LogOutputs = "error", []string{"stderr"}
+	cfg.LogLevel, cfg.LogOutputs = "fatal", []string{"stderr"} // it calls its own end an error
 	// No port: sockets in the directory.
 	client, peer := socketURL(filepath.Join(dir, "etcd.sock")), socketURL(filepath.Join(dir, "peer.sock"))
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{client}, []url.URL{client}

@@ -19,7 +19,7 @@ var downtimeRow = Row{
 	What:  "from the old container's last instruction to the new one's first, at a restart",
 	Limit: 2 * time.Minute,
 	Run: func(ctx context.Context, env *Env) ([]measure.Result, error) {
-		return downtime(ctx, env, downtimeSize{rounds: 120, secrets: 100}, nil)
+		return downtime(ctx, env, downtimeSize{rounds: 80, secrets: 100}, nil)
 	},
 }
 

@@ -27,7 +27,7 @@ var readRow = Row{
 	What:  "GetWorkspace and pages of ListWorkspaces out of 100,000, beside an empty RPC",
 	Limit: 90 * time.Second,
 	Run: func(ctx context.Context, env *Env) ([]measure.Result, error) {
-		return read(ctx, env, readSizes{workspaces: librarySize, page: 100, rounds: 60, gets: 100, lists: 5})
+		return read(ctx, env, readSizes{workspaces: librarySize, page: 100, rounds: 45, gets: 100, lists: 5})
 	},
 }
 
