@@ -192,11 +192,12 @@ func (c *client) repeat(a *attempt, first answer) {
 }
 
 // noteSecondTime: the first answer is forgotten after an hour, by the daemon's
-// clock, and the request is another one then.
+// clock, and the request is another one then. Whether it was forgotten the answer
+// does not tell.
 func (c *client) noteSecondTime(a *attempt, err error) {
 	state := unknown
 	if err == nil {
-		state = acked
+		state = perhaps
 	}
 	for register, w := range a.writes {
 		again := c.ledger.begin(register, w.value, a.end, w.next)

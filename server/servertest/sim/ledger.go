@@ -35,6 +35,7 @@ const (
 	open    writeState = iota // its caller waits
 	acked                     // it was done, or the value was there already
 	unknown                   // its caller was not told
+	perhaps                   // likewise, but it can't take effect any more
 )
 
 const infinite = math.MaxInt64
@@ -78,7 +79,7 @@ func (l *ledger) ended(w *write, s writeState, now int64) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	w.state = s
-	if s == acked {
+	if s == acked || s == perhaps {
 		w.end = now
 	}
 }

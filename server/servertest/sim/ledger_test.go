@@ -64,6 +64,15 @@ func TestLedgerOutcomes(t *testing.T) {
 	if l.mayBe("r", "lost", 10, 10, nil) || l.mayDiffer("r", "last", 10, 10, nil) || !l.everNext("r") {
 		t.Error(l.describe("r", 10, 10))
 	}
+	// A request that was repeated after the clock had jumped was done once more, or not.
+	l.ended(l.begin("r", "again", 11, false), perhaps, 12)
+	if !l.mayBe("r", "again", 13, 13, nil) || !l.mayBe("r", "last", 13, 13, nil) {
+		t.Error(l.describe("r", 13, 13))
+	}
+	l.ended(l.begin("r", "over", 14, false), acked, 15)
+	if l.mayDiffer("r", "over", 16, 16, nil) {
+		t.Error(l.describe("r", 16, 16))
+	}
 }
 
 func TestLedgerCounters(t *testing.T) {
