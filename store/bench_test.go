@@ -54,12 +54,12 @@ func BenchmarkSetSecret(b *testing.B) {
 			for i := range 64 {
 				h.create(fmt.Sprint("w", i))
 			}
-			commits := h.commits.Load()
+			commits := h.ended()
 			each(b, callers, func(n int64) error {
 				_, err := h.UpdateSecrets(ctx, in(fmt.Sprint("w", n%64)), set("K", fmt.Sprint(n)), Options{})
 				return err
 			})
-			b.ReportMetric(float64(b.N)/float64(h.commits.Load()-commits), "ops/commit")
+			b.ReportMetric(float64(b.N)/float64(h.ended()-commits), "ops/commit")
 		})
 	}
 }

@@ -215,8 +215,8 @@ func TestWriter_HungDisk(t *testing.T) {
 		close(gate)
 		must(h.RestartWorkspace(ctx, "a", Options{}))(t)
 		// The one in the commit was done, none of the others.
-		if w := must(h.Workspace("a"))(t); w.Generation != 3 || h.commits.Load() != 3 {
-			t.Errorf("generation %d after %d commits", w.Generation, h.commits.Load())
+		if w := must(h.Workspace("a"))(t); w.Generation != 3 || h.ended() != 3 {
+			t.Errorf("generation %d after %d commits", w.Generation, h.ended())
 		}
 		h.close()
 	})

@@ -113,6 +113,9 @@ func (fs *ext4) cutPower() {
 	}
 }
 
+// ended counts the commits that have ended; there is none under way.
+func (h *harness) ended() uint64 { return h.commits.Load() / 2 }
+
 // newHarnessIn is newHarness with the files in dir.
 func newHarnessIn(t *testing.T, dir string) *harness {
 	t.Helper()

@@ -63,7 +63,7 @@ func TestFile_StaysBounded(t *testing.T) {
 	first := set(0, changes/10)
 	last := set(changes/10, changes)
 	stats := h.db.Stats()
-	t.Logf("%d changes, %d commits: %d bytes after a tenth of them, %d in the end", changes, h.commits.Load(), first, last)
+	t.Logf("%d changes, %d commits: %d bytes after a tenth of them, %d in the end", changes, h.ended(), first, last)
 	if last > first || last > 4<<20 {
 		t.Errorf("the file has grown from %d to %d bytes", first, last)
 	}

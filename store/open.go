@@ -75,7 +75,7 @@ type Store struct {
 	instance string
 	revision atomic.Uint64 // of the last commit
 
-	commits  atomic.Uint64 // how many there were
+	commits  atomic.Uint64 // how many have begun and how many have ended, together
 	watchdog watchdog
 	limits   limits
 
@@ -396,10 +396,14 @@ func (s *Store) Ping(ctx context.Context) error {
 // InstanceUID returns the uuid of this database, made when it was.
 func (s *Store) InstanceUID() string { return s.instance }
 
-// Commits counts the commits since Open. Every change that was acknowledged is in
-// the count: as long as it stays the same, what was read after it was taken is the
-// latest there is.
-func (s *Store) Commits() uint64 { return s.commits.Load() }
+// Commits counts the commits since Open, those that failed included. It is not
+// settled while one is under way, which readers may see before its callers are
+// answered. As long as a settled count stays the same, what was read after it was
+// taken is the latest there is.
+func (s *Store) Commits() (n uint64, settled bool) {
+	n = s.commits.Load()
+	return n, n%2 == 0
+}
 
 // Revision returns the revision of the last commit that changed a workspace.
 func (s *Store) Revision() uint64 { return s.revision.Load() }

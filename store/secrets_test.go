@@ -162,12 +162,12 @@ func TestContract20_AtomicBatch(t *testing.T) {
 	h := newHarness(t)
 	h.create("a", value("OLD", "1"), value("SAME", "1"))
 	h.record.take()
-	commits := h.commits.Load()
+	commits := h.ended()
 	r := must(h.UpdateSecrets(ctx, in("a"), SecretsUpdate{
 		Set: set("B", "2", "SAME", "1", "A", "3").Set, Delete: []string{"OLD", "MISSING"},
 	}, Options{}))(t)
-	if r.Workspace.Generation != 2 || h.commits.Load() != commits+1 || len(h.record.take()) != 1 {
-		t.Errorf("generation %d after %d commits", r.Workspace.Generation, h.commits.Load()-commits)
+	if r.Workspace.Generation != 2 || h.ended() != commits+1 || len(h.record.take()) != 1 {
+		t.Errorf("generation %d after %d commits", r.Workspace.Generation, h.ended()-commits)
 	}
 	if diff := cmp.Diff(map[string]string{"A": "3", "B": "2", "SAME": "1"}, h.values("a")); diff != "" {
 		t.Error(diff)

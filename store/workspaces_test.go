@@ -406,7 +406,7 @@ func TestChanges_Refused(t *testing.T) {
 	h.create("gone")
 	must(h.DeleteWorkspace(ctx, "gone", false, Options{}))(t)
 	h.record.take()
-	before, commits := dump(t, h.db), h.commits.Load()
+	before, commits := dump(t, h.db), h.ended()
 	for _, test := range tests {
 		t.Run(test.name, func(t *testing.T) {
 			err := test.do(h)
@@ -416,7 +416,7 @@ func TestChanges_Refused(t *testing.T) {
 			if diff := cmp.Diff(before, dump(t, h.db)); diff != "" {
 				t.Errorf("the database changed: %s", diff)
 			}
-			if changes := h.record.take(); len(changes) > 0 || h.commits.Load() != commits {
+			if changes := h.record.take(); len(changes) > 0 || h.ended() != commits {
 				t.Errorf("told %+v", changes)
 			}
 		})
@@ -499,12 +499,12 @@ func TestUpdateStatus(t *testing.T) {
 	}
 
 	// The same again, in another time zone, writes nothing.
-	commits := h.commits.Load()
+	commits := h.ended()
 	again := must(h.UpdateStatus(ctx, "a", created.UID, func(_ Workspace, st *Status) {
 		st.Running.StartTime = st.Running.StartTime.In(local)
 		st.Failure.Time = st.Failure.Time.Local()
 	}))(t)
-	if diff := cmp.Diff(w, again); diff != "" || h.commits.Load() != commits || h.record.take() != nil {
+	if diff := cmp.Diff(w, again); diff != "" || h.ended() != commits || h.record.take() != nil {
 		t.Errorf("something was written: %s", diff)
 	}
 }

@@ -267,6 +267,8 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 			close(o.committing)
 		}
 		defer s.watchdog.watch()()
+		s.commits.Add(1)
+		defer s.commits.Add(1)
 		return s.cfg.Around(s.life, stepCommit, func(context.Context) error { return s.commitTx(tx) })
 	})
 	if err != nil {
@@ -287,7 +289,6 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 		s.inDoubt = true
 	}
 	s.revision.Store(t.revision)
-	s.commits.Add(1)
 	if t.begins && s.rolling.ready == nil {
 		s.rolling.ready = s.cfg.rollouts.next
 	}

@@ -245,33 +245,51 @@ func (a *actor) read(ctx context.Context, step string, ws *store.Workspace, spec
 	ctx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.Store)
 	defer cancel()
 	err = a.sup.cfg.Around(ctx, step, func(context.Context) error {
-		sn, err := a.sup.cfg.Store.Snapshot(a.id)
-		if err != nil {
-			return err
-		}
-		if sn.Workspace.UID != ws.UID || sn.Workspace.Deleting != nil || sn.Workspace.Parked {
-			return errInterrupted
-		}
-		generation := sn.Workspace.Generation
-		if sn.Workspace.SpecGeneration > prepared {
-			generation = prepared
-		}
-		launch, err = launchOf(spec, &sn, generation)
+		launch, err = a.snapshot(ws, spec, prepared)
 		return err
 	})
 	return launch, err
 }
 
-// readLate is read once the old container has ended. If nothing was committed
-// since commits was counted, before launch was read, launch has the latest values:
-// to open them all again would only lengthen the downtime.
-func (a *actor) readLate(ctx context.Context, ws *store.Workspace, spec *store.Spec, prepared int64, launch runtime.Launch, commits uint64) (runtime.Launch, error) {
-	if a.sup.cfg.Store.Commits() != commits {
-		return a.read(ctx, stepSecretsLate, ws, spec, prepared)
+func (a *actor) snapshot(ws *store.Workspace, spec *store.Spec, prepared int64) (runtime.Launch, error) {
+	sn, err := a.sup.cfg.Store.Snapshot(a.id)
+	if err != nil {
+		return runtime.Launch{}, err
 	}
+	if sn.Workspace.UID != ws.UID || sn.Workspace.Deleting != nil || sn.Workspace.Parked {
+		return runtime.Launch{}, errInterrupted
+	}
+	generation := sn.Workspace.Generation
+	if sn.Workspace.SpecGeneration > prepared {
+		generation = prepared
+	}
+	return launchOf(spec, &sn, generation)
+}
+
+// commits is the store's count of them at some moment.
+type commits struct {
+	n       uint64
+	settled bool
+}
+
+func (a *actor) commits() (c commits) {
+	c.n, c.settled = a.sup.cfg.Store.Commits()
+	return c
+}
+
+// readLate is read once the old container has ended. If no commit was under way at
+// the count of before, which was taken before launch was read, and none has begun
+// since, launch has the latest values: to open them all again would only lengthen
+// the downtime.
+func (a *actor) readLate(ctx context.Context, ws *store.Workspace, spec *store.Spec, prepared int64, launch runtime.Launch, before commits) (runtime.Launch, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.Store)
 	defer cancel()
-	err := a.sup.cfg.Around(ctx, stepSecretsLate, func(context.Context) error { return nil })
+	err := a.sup.cfg.Around(ctx, stepSecretsLate, func(context.Context) (err error) {
+		if !before.settled || a.commits() != before {
+			launch, err = a.snapshot(ws, spec, prepared)
+		}
+		return err
+	})
 	return launch, err
 }
 
@@ -284,7 +302,7 @@ func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standb
 		return nil
 	}
 	// Opens every secret once more before the old container is touched.
-	commits := a.sup.cfg.Store.Commits()
+	before := a.commits()
 	launch, err := a.read(passCtx, stepSecretsRead, ws, spec, standby.PreparedGeneration)
 	if err != nil {
 		return a.failed(ctx, passCtx, ws, err, false)
@@ -296,7 +314,7 @@ func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standb
 			return a.failed(ctx, passCtx, ws, err, false)
 		}
 	}
-	late, err := a.readLate(passCtx, ws, spec, standby.PreparedGeneration, launch, commits)
+	late, err := a.readLate(passCtx, ws, spec, standby.PreparedGeneration, launch, before)
 	switch {
 	case err == nil:
 		launch = late

@@ -22,9 +22,9 @@ type Store interface {
 	ListWorkspaces(after string, limit int, match func(*store.Workspace) bool) ([]store.Workspace, bool, error)
 	// Snapshot opens what a container is started from.
 	Snapshot(id string) (store.Snapshot, error)
-	// Commits counts what was committed, of any workspace and of global secrets, and
-	// before it is acknowledged.
-	Commits() uint64
+	// Commits counts commits, of any workspace and of global secrets, before anybody
+	// can read what they commit; settled is false while one is under way.
+	Commits() (n uint64, settled bool)
 	// UpdateStatus edits a workspace's status in one transaction.
 	UpdateStatus(ctx context.Context, id, uid string, edit func(store.Workspace, *store.Status)) (store.Workspace, error)
 	// Revision counts what was ever stored.

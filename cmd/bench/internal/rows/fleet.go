@@ -125,7 +125,7 @@ func (*fleet) UpdateStatus(context.Context, string, string, func(store.Workspace
 }
 
 // Commits is the store's.
-func (*fleet) Commits() uint64 { return 0 }
+func (*fleet) Commits() (uint64, bool) { return 0, true }
 
 // Revision is the store's.
 func (*fleet) Revision() uint64 { return 1 }
