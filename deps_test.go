@@ -74,9 +74,10 @@ var table = []rule{
 	},
 	{
 		pkg:     "server",
-		imports: []string{"gen", "server", "server/loop", "server/workspace", "store", "store/seal", "runtime"},
+		imports: []string{"gen", "server", "server/access", "server/loop", "server/workspace", "store", "store/seal", "runtime"},
 		never:   []string{containerd, registry},
 	},
+	{pkg: "server/access", imports: []string{"gen", "server/access", "store"}, never: []string{containerd, registry}},
 	{
 		pkg:     "server/loop",
 		imports: []string{},
@@ -85,7 +86,7 @@ var table = []rule{
 	},
 	{
 		pkg:     "server/servertest",
-		imports: []string{"gen", "server", "server/loop", "server/workspace", "server/servertest", "store", "store/seal", "runtime", "runtime/runtimetest", "runtime/runtimetest/fault"},
+		imports: []string{"gen", "server", "server/access", "server/loop", "server/workspace", "server/servertest", "store", "store/seal", "runtime", "runtime/runtimetest", "runtime/runtimetest/fault"},
 		never:   []string{containerd, registry},
 	},
 	// The protocol between driver and workspace-init.

@@ -14,7 +14,6 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
-	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 	"github.com/workspaced/workspaced/store"
 )
 
@@ -142,9 +141,10 @@ func (s *Server) validateUnary(ctx context.Context, req any, info *grpc.UnarySer
 	return handler(ctx, req)
 }
 
-var ourPrefix = "/" + workspacev1.WorkspaceControl_ServiceDesc.ServiceName + "/"
+// ourPrefix is that of the services of our package, and of no others.
+const ourPrefix = "/workspace.v1."
 
-// ours reports whether a method is one of WorkspaceControl.
+// ours reports whether a method is one of WorkspaceControl or AdminControl.
 func ours(method string) bool { return strings.HasPrefix(method, ourPrefix) }
 
 func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {

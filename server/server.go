@@ -54,6 +54,8 @@ type Config struct {
 	Store  Store
 	Hub    Hub
 	Logger *slog.Logger // never sees a payload
+	// Version is the daemon's, for GetServerInfo.
+	Version string
 }
 
 // Limits of a call.
@@ -65,7 +67,8 @@ const (
 	MaxWait = time.Hour
 )
 
-// Server serves workspace.v1.WorkspaceControl, health and reflection.
+// Server serves workspace.v1.WorkspaceControl and AdminControl, health and
+// reflection.
 type Server struct {
 	// A missing RPC does not compile.
 	workspacev1.UnsafeWorkspaceControlServer
@@ -76,6 +79,8 @@ type Server struct {
 	health   *health.Server
 	readOnly map[string]bool // full names of methods without side effects
 	feed     feed
+	version  string
+	started  time.Time
 
 	drainOnce sync.Once
 	draining  chan struct{} // closed by Drain
@@ -93,10 +98,14 @@ func New(cfg Config) *Server {
 		health:   health.NewServer(),
 		readOnly: readOnlyMethods(),
 		feed:     feed{store: cfg.Store},
+		version:  cfg.Version,
+		started:  time.Now(),
 		draining: make(chan struct{}),
 		unary:    inFlight{idle: make(chan struct{}, 1)},
 	}
-	s.health.SetServingStatus(workspacev1.WorkspaceControl_ServiceDesc.ServiceName, healthv1.HealthCheckResponse_SERVING)
+	for _, service := range services() {
+		s.health.SetServingStatus(string(service.FullName()), healthv1.HealthCheckResponse_SERVING)
+	}
 	return s
 }
 
@@ -117,6 +126,7 @@ func (s *Server) NewGRPC(options ...grpc.ServerOption) *grpc.Server {
 	}, options...)
 	g := grpc.NewServer(options...)
 	workspacev1.RegisterWorkspaceControlServer(g, s)
+	workspacev1.RegisterAdminControlServer(g, admin{server: s})
 	healthv1.RegisterHealthServer(g, s.health)
 	reflection.Register(g) // v1 and v1alpha
 	return g
@@ -168,14 +178,21 @@ func (s *Server) isDraining() bool {
 	}
 }
 
+// services are those of this package, in the order of their names.
+func services() []protoreflect.ServiceDescriptor {
+	return []protoreflect.ServiceDescriptor{
+		workspacev1.File_workspace_v1_admin_control_proto.Services().ByName("AdminControl"),
+		workspacev1.File_workspace_v1_workspace_control_proto.Services().ByName("WorkspaceControl"),
+	}
+}
+
 // readOnlyMethods are those that the .proto calls NO_SIDE_EFFECTS.
 func readOnlyMethods() map[string]bool {
 	names := make(map[string]bool)
-	services := workspacev1.File_workspace_v1_workspace_control_proto.Services()
-	for i := range services.Len() {
-		methods := services.Get(i).Methods()
-		for j := range methods.Len() {
-			m := methods.Get(j)
+	for _, service := range services() {
+		methods := service.Methods()
+		for i := range methods.Len() {
+			m := methods.Get(i)
 			options, _ := m.Options().(*descriptorpb.MethodOptions)
 			if options.GetIdempotencyLevel() == descriptorpb.MethodOptions_NO_SIDE_EFFECTS {
 				names[fullMethod(m)] = true

@@ -88,7 +88,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		MaxConcurrentCycles: cfg.MaxConcurrentCycles,
 		Around:              faultPoints(),
 	})
-	api := server.New(server.Config{Store: st, Hub: hub, Logger: log})
+	api := server.New(server.Config{Store: st, Hub: hub, Logger: log, Version: version})
 	sockets, err := listen(soft, cfg)
 	if err != nil {
 		return err

@@ -41,6 +41,8 @@ const waitLimit = 30 * time.Second
 type Server struct {
 	// Client calls the server.
 	Client workspacev1.WorkspaceControlClient
+	// Admin calls its AdminControl.
+	Admin workspacev1.AdminControlClient
 	// Conn is Client's connection, for other services: health, reflection.
 	Conn *grpc.ClientConn
 	// Runtime is where the containers are: what runs with which environment, how
@@ -125,6 +127,7 @@ func (s *Server) start(options []Option) error {
 		return errors.Join(err, stop(s.daemon))
 	}
 	s.Client = workspacev1.NewWorkspaceControlClient(s.Conn)
+	s.Admin = workspacev1.NewAdminControlClient(s.Conn)
 	return nil
 }
 

@@ -2538,7 +2538,7 @@ var File_workspace_v1_workspace_control_proto protoreflect.FileDescriptor
 
 const file_workspace_v1_workspace_control_proto_rawDesc = "" +
 	"\n" +
-	"$workspace/v1/workspace_control.proto\x12\fworkspace.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x1cworkspace/v1/workspace.proto\"\xcc\x02\n" +
+	"$workspace/v1/workspace_control.proto\x12\fworkspace.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a google/protobuf/field_mask.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19workspace/v1/access.proto\x1a\x1cworkspace/v1/workspace.proto\"\xcc\x02\n" +
 	"\x16CreateWorkspaceRequest\x12N\n" +
 	"\fworkspace_id\x18\x01 \x01(\tB+\xbaH(r&2$^([a-z]([a-z0-9-]{0,61}[a-z0-9])?)?$R\vworkspaceId\x12A\n" +
 	"\tworkspace\x18\x02 \x01(\v2\x17.workspace.v1.WorkspaceB\n" +
@@ -2734,24 +2734,52 @@ const file_workspace_v1_workspace_control_proto_rawDesc = "" +
 	"\rWaitCondition\x12\x1e\n" +
 	"\x1aWAIT_CONDITION_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16WAIT_CONDITION_STARTED\x10\x01\x12\x18\n" +
-	"\x14WAIT_CONDITION_READY\x10\x022\xfd\v\n" +
-	"\x10WorkspaceControl\x12^\n" +
-	"\x0fCreateWorkspace\x12$.workspace.v1.CreateWorkspaceRequest\x1a%.workspace.v1.CreateWorkspaceResponse\x12Z\n" +
-	"\fGetWorkspace\x12!.workspace.v1.GetWorkspaceRequest\x1a\".workspace.v1.GetWorkspaceResponse\"\x03\x90\x02\x01\x12`\n" +
-	"\x0eListWorkspaces\x12#.workspace.v1.ListWorkspacesRequest\x1a$.workspace.v1.ListWorkspacesResponse\"\x03\x90\x02\x01\x12c\n" +
-	"\x0fUpdateWorkspace\x12$.workspace.v1.UpdateWorkspaceRequest\x1a%.workspace.v1.UpdateWorkspaceResponse\"\x03\x90\x02\x02\x12c\n" +
-	"\x0fDeleteWorkspace\x12$.workspace.v1.DeleteWorkspaceRequest\x1a%.workspace.v1.DeleteWorkspaceResponse\"\x03\x90\x02\x02\x12a\n" +
-	"\x10RestartWorkspace\x12%.workspace.v1.RestartWorkspaceRequest\x1a&.workspace.v1.RestartWorkspaceResponse\x12]\n" +
-	"\rStopWorkspace\x12\".workspace.v1.StopWorkspaceRequest\x1a#.workspace.v1.StopWorkspaceResponse\"\x03\x90\x02\x02\x12`\n" +
-	"\x0eStartWorkspace\x12#.workspace.v1.StartWorkspaceRequest\x1a$.workspace.v1.StartWorkspaceResponse\"\x03\x90\x02\x02\x12N\n" +
-	"\bSetModel\x12\x1d.workspace.v1.SetModelRequest\x1a\x1e.workspace.v1.SetModelResponse\"\x03\x90\x02\x02\x12Q\n" +
-	"\tSetSecret\x12\x1e.workspace.v1.SetSecretRequest\x1a\x1f.workspace.v1.SetSecretResponse\"\x03\x90\x02\x02\x12Z\n" +
-	"\fDeleteSecret\x12!.workspace.v1.DeleteSecretRequest\x1a\".workspace.v1.DeleteSecretResponse\"\x03\x90\x02\x02\x12l\n" +
-	"\x12BatchUpdateSecrets\x12'.workspace.v1.BatchUpdateSecretsRequest\x1a(.workspace.v1.BatchUpdateSecretsResponse\"\x03\x90\x02\x02\x12W\n" +
-	"\vListSecrets\x12 .workspace.v1.ListSecretsRequest\x1a!.workspace.v1.ListSecretsResponse\"\x03\x90\x02\x01\x12Q\n" +
-	"\tGetSecret\x12\x1e.workspace.v1.GetSecretRequest\x1a\x1f.workspace.v1.GetSecretResponse\"\x03\x90\x02\x01\x12]\n" +
-	"\rWaitWorkspace\x12\".workspace.v1.WaitWorkspaceRequest\x1a#.workspace.v1.WaitWorkspaceResponse\"\x03\x90\x02\x01\x12e\n" +
-	"\x0fWatchWorkspaces\x12$.workspace.v1.WatchWorkspacesRequest\x1a%.workspace.v1.WatchWorkspacesResponse\"\x03\x90\x02\x010\x01B?Z=github.com/workspaced/workspaced/gen/workspace/v1;workspacev1b\x06proto3"
+	"\x14WAIT_CONDITION_READY\x10\x022\xf3\f\n" +
+	"\x10WorkspaceControl\x12g\n" +
+	"\x0fCreateWorkspace\x12$.workspace.v1.CreateWorkspaceRequest\x1a%.workspace.v1.CreateWorkspaceResponse\"\a\xba\xd2\x18\x03\n" +
+	"\x01\x02\x12b\n" +
+	"\fGetWorkspace\x12!.workspace.v1.GetWorkspaceRequest\x1a\".workspace.v1.GetWorkspaceResponse\"\v\xba\xd2\x18\x04\n" +
+	"\x02\x01\x05\x90\x02\x01\x12g\n" +
+	"\x0eListWorkspaces\x12#.workspace.v1.ListWorkspacesRequest\x1a$.workspace.v1.ListWorkspacesResponse\"\n" +
+	"\xba\xd2\x18\x03\n" +
+	"\x01\x01\x90\x02\x01\x12j\n" +
+	"\x0fUpdateWorkspace\x12$.workspace.v1.UpdateWorkspaceRequest\x1a%.workspace.v1.UpdateWorkspaceResponse\"\n" +
+	"\xba\xd2\x18\x03\n" +
+	"\x01\x02\x90\x02\x02\x12j\n" +
+	"\x0fDeleteWorkspace\x12$.workspace.v1.DeleteWorkspaceRequest\x1a%.workspace.v1.DeleteWorkspaceResponse\"\n" +
+	"\xba\xd2\x18\x03\n" +
+	"\x01\x02\x90\x02\x02\x12j\n" +
+	"\x10RestartWorkspace\x12%.workspace.v1.RestartWorkspaceRequest\x1a&.workspace.v1.RestartWorkspaceResponse\"\a\xba\xd2\x18\x03\n" +
+	"\x01\x02\x12d\n" +
+	"\rStopWorkspace\x12\".workspace.v1.StopWorkspaceRequest\x1a#.workspace.v1.StopWorkspaceResponse\"\n" +
+	"\xba\xd2\x18\x03\n" +
+	"\x01\x02\x90\x02\x02\x12g\n" +
+	"\x0eStartWorkspace\x12#.workspace.v1.StartWorkspaceRequest\x1a$.workspace.v1.StartWorkspaceResponse\"\n" +
+	"\xba\xd2\x18\x03\n" +
+	"\x01\x02\x90\x02\x02\x12U\n" +
+	"\bSetModel\x12\x1d.workspace.v1.SetModelRequest\x1a\x1e.workspace.v1.SetModelResponse\"\n" +
+	"\xba\xd2\x18\x03\n" +
+	"\x01\x02\x90\x02\x02\x12X\n" +
+	"\tSetSecret\x12\x1e.workspace.v1.SetSecretRequest\x1a\x1f.workspace.v1.SetSecretResponse\"\n" +
+	"\xba\xd2\x18\x03\n" +
+	"\x01\x03\x90\x02\x02\x12a\n" +
+	"\fDeleteSecret\x12!.workspace.v1.DeleteSecretRequest\x1a\".workspace.v1.DeleteSecretResponse\"\n" +
+	"\xba\xd2\x18\x03\n" +
+	"\x01\x03\x90\x02\x02\x12s\n" +
+	"\x12BatchUpdateSecrets\x12'.workspace.v1.BatchUpdateSecretsRequest\x1a(.workspace.v1.BatchUpdateSecretsResponse\"\n" +
+	"\xba\xd2\x18\x03\n" +
+	"\x01\x03\x90\x02\x02\x12^\n" +
+	"\vListSecrets\x12 .workspace.v1.ListSecretsRequest\x1a!.workspace.v1.ListSecretsResponse\"\n" +
+	"\xba\xd2\x18\x03\n" +
+	"\x01\x01\x90\x02\x01\x12X\n" +
+	"\tGetSecret\x12\x1e.workspace.v1.GetSecretRequest\x1a\x1f.workspace.v1.GetSecretResponse\"\n" +
+	"\xba\xd2\x18\x03\n" +
+	"\x01\x01\x90\x02\x01\x12e\n" +
+	"\rWaitWorkspace\x12\".workspace.v1.WaitWorkspaceRequest\x1a#.workspace.v1.WaitWorkspaceResponse\"\v\xba\xd2\x18\x04\n" +
+	"\x02\x01\x05\x90\x02\x01\x12l\n" +
+	"\x0fWatchWorkspaces\x12$.workspace.v1.WatchWorkspacesRequest\x1a%.workspace.v1.WatchWorkspacesResponse\"\n" +
+	"\xba\xd2\x18\x03\n" +
+	"\x01\x01\x90\x02\x010\x01B?Z=github.com/workspaced/workspaced/gen/workspace/v1;workspacev1b\x06proto3"
 
 var (
 	file_workspace_v1_workspace_control_proto_rawDescOnce sync.Once
@@ -2884,6 +2912,7 @@ func file_workspace_v1_workspace_control_proto_init() {
 	if File_workspace_v1_workspace_control_proto != nil {
 		return
 	}
+	file_workspace_v1_access_proto_init()
 	file_workspace_v1_workspace_proto_init()
 	file_workspace_v1_workspace_control_proto_msgTypes[1].OneofWrappers = []any{
 		(*SecretValue_Text)(nil),

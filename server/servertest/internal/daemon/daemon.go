@@ -98,7 +98,7 @@ func Start(cfg Config) (*Daemon, error) {
 		Now:                 cfg.Now,
 		Around:              cfg.Around,
 	})
-	d.API = server.New(server.Config{Store: d.Store, Hub: hub, Logger: cfg.Logger})
+	d.API = server.New(server.Config{Store: d.Store, Hub: hub, Logger: cfg.Logger, Version: "test"})
 	d.grpc = d.API.NewGRPC(grpc.WaitForHandlers(true))
 
 	ctx, cancel := context.WithCancel(context.Background())
