@@ -137,8 +137,10 @@ func (s *Server) NewGRPC(options ...grpc.ServerOption) *grpc.Server {
 // followed by Shutdown.
 func (s *Server) Drain() {
 	s.drainOnce.Do(func() {
-		s.health.Shutdown()
+		// First: a health watch ends after it has told of NOT_SERVING, if the
+		// server drains by then. It is not told a second time.
 		close(s.draining)
+		s.health.Shutdown()
 	})
 }
 

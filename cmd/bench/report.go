@@ -82,8 +82,12 @@ func writeReport(path, command string, results []measure.Result) error {
 		if r.Goal == "reported" {
 			verdict = ""
 		}
+		ratio := "–" // to nothing there is none
+		if r.BesideMedian > 0 {
+			ratio = number(r.Ratio)
+		}
 		fmt.Fprintf(&b, "| %s | %s | %s | %s | %s | %s | %s | %s | %s |\n",
-			r.Name, number(r.OursMedian), number(r.OursP95), r.Unit, r.Beside, number(r.BesideMedian), number(r.Ratio), r.Goal, verdict)
+			r.Name, number(r.OursMedian), number(r.OursP95), r.Unit, r.Beside, number(r.BesideMedian), ratio, r.Goal, verdict)
 	}
 	return replaceFile(path, b.Bytes())
 }

@@ -84,7 +84,7 @@ func throughput(ctx context.Context, env *Env, size throughputSize, around aroun
 		}
 		env.logf("%d at once: %.1f a second, the client %.1f", n, ours.Median(), bare.Median())
 		results = append(results, measure.Compare(fmt.Sprintf("throughput/at-%d", n), "1/s",
-			ours, fmt.Sprintf("%d callers of containerd's client", n), bare, measure.RatioAtLeast(1)))
+			ours, fmt.Sprintf("containerd's client, %d at once", n), bare, measure.RatioAtLeast(1)))
 	}
 	return results, nil
 }
