@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/server/access"
 	"github.com/workspaced/workspaced/server/servertest"
 	"github.com/workspaced/workspaced/store"
 	"github.com/workspaced/workspaced/store/seal"
@@ -33,7 +34,7 @@ func benchServer(b *testing.B) workspacev1.WorkspaceControlClient {
 			b.Error(err)
 		}
 	})
-	conn := listen(b, server.New(server.Config{Store: st, Hub: make(hints), Logger: slog.New(slog.DiscardHandler)}))
+	conn := listen(b, server.New(server.Config{Store: st, Hub: make(hints), Logger: slog.New(slog.DiscardHandler)}), access.Everything("test"))
 	return workspacev1.NewWorkspaceControlClient(conn)
 }
 

@@ -12,6 +12,8 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
+
+	"github.com/workspaced/workspaced/server/access"
 )
 
 // callKey is the context's key for a call's id.
@@ -70,7 +72,7 @@ func (s *Server) logCall(ctx context.Context, method, kind string, begin time.Ti
 		return
 	}
 	service, name, _ := strings.Cut(strings.TrimPrefix(method, "/"), "/")
-	attrs := make([]slog.Attr, 0, 12)
+	attrs := make([]slog.Attr, 0, 14)
 	add := func(key, value string) { attrs = append(attrs, slog.String(key, value)) }
 	add("protocol", "grpc")
 	add("grpc.component", "server")
@@ -80,6 +82,13 @@ func (s *Server) logCall(ctx context.Context, method, kind string, begin time.Ti
 	add("call_id", callID(ctx))
 	if p, ok := peer.FromContext(ctx); ok {
 		add("peer.address", p.Addr.String())
+	}
+	id := access.IdentityOf(ctx)
+	if id.Subject.Name != "" {
+		add("subject", id.Subject.Name)
+	}
+	if id.Err != nil {
+		add("unauthenticated", id.Err.Why)
 	}
 	add("grpc.start_time", begin.Format(time.RFC3339))
 	if deadline, ok := ctx.Deadline(); ok {

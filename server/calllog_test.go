@@ -30,21 +30,21 @@ func TestCallsAreLogged(t *testing.T) {
 			func(ctx context.Context, c workspacev1.WorkspaceControlClient, _ healthv1.HealthClient) {
 				_, _ = c.GetWorkspace(ctx, &workspacev1.GetWorkspaceRequest{Name: "workspaces/w"})
 			},
-			`level=DEBUG msg="finished call" protocol=grpc grpc.component=server grpc.service=workspace.v1.WorkspaceControl grpc.method=GetWorkspace grpc.method_type=unary call_id=ID peer.address=bufconn grpc.start_time=2000-01-01T00:00:00Z grpc.request.deadline=2000-01-01T00:00:10Z grpc.code=OK grpc.time_ms=1500`,
+			`level=DEBUG msg="finished call" protocol=grpc grpc.component=server grpc.service=workspace.v1.WorkspaceControl grpc.method=GetWorkspace grpc.method_type=unary call_id=ID peer.address=bufconn subject=test grpc.start_time=2000-01-01T00:00:00Z grpc.request.deadline=2000-01-01T00:00:10Z grpc.code=OK grpc.time_ms=1500`,
 		},
 		{
 			"a change that is refused",
 			func(ctx context.Context, c workspacev1.WorkspaceControlClient, _ healthv1.HealthClient) {
 				_, _ = c.StopWorkspace(ctx, &workspacev1.StopWorkspaceRequest{Name: "workspaces/w", RequestId: "no ASCII \u00e9"})
 			},
-			`level=INFO msg="finished call" protocol=grpc grpc.component=server grpc.service=workspace.v1.WorkspaceControl grpc.method=StopWorkspace grpc.method_type=unary call_id=ID peer.address=bufconn grpc.start_time=2000-01-01T00:00:00Z grpc.request.deadline=2000-01-01T00:00:10Z grpc.code=InvalidArgument grpc.error="invalid request_id: must be at most 128 printable ASCII characters without spaces" grpc.time_ms=0`,
+			`level=INFO msg="finished call" protocol=grpc grpc.component=server grpc.service=workspace.v1.WorkspaceControl grpc.method=StopWorkspace grpc.method_type=unary call_id=ID peer.address=bufconn subject=test grpc.start_time=2000-01-01T00:00:00Z grpc.request.deadline=2000-01-01T00:00:10Z grpc.code=InvalidArgument grpc.error="invalid request_id: must be at most 128 printable ASCII characters without spaces" grpc.time_ms=0`,
 		},
 		{
 			"a change",
 			func(ctx context.Context, c workspacev1.WorkspaceControlClient, _ healthv1.HealthClient) {
 				_, _ = c.StopWorkspace(ctx, &workspacev1.StopWorkspaceRequest{Name: "workspaces/w"})
 			},
-			`level=INFO msg="finished call" protocol=grpc grpc.component=server grpc.service=workspace.v1.WorkspaceControl grpc.method=StopWorkspace grpc.method_type=unary call_id=ID peer.address=bufconn grpc.start_time=2000-01-01T00:00:00Z grpc.request.deadline=2000-01-01T00:00:10Z grpc.code=OK grpc.time_ms=0`,
+			`level=INFO msg="finished call" protocol=grpc grpc.component=server grpc.service=workspace.v1.WorkspaceControl grpc.method=StopWorkspace grpc.method_type=unary call_id=ID peer.address=bufconn subject=test grpc.start_time=2000-01-01T00:00:00Z grpc.request.deadline=2000-01-01T00:00:10Z grpc.code=OK grpc.time_ms=0`,
 		},
 		{
 			"a watch",
@@ -54,14 +54,14 @@ func TestCallsAreLogged(t *testing.T) {
 					_, _ = stream.Recv()
 				}
 			},
-			`level=INFO msg="finished call" protocol=grpc grpc.component=server grpc.service=workspace.v1.WorkspaceControl grpc.method=WatchWorkspaces grpc.method_type=server_stream call_id=ID peer.address=bufconn grpc.start_time=2000-01-01T00:00:00Z grpc.request.deadline=2000-01-01T00:00:10Z grpc.code=InvalidArgument grpc.error="invalid resume_token: must be the resume_token of a response of WatchWorkspaces, or empty" grpc.time_ms=0`,
+			`level=INFO msg="finished call" protocol=grpc grpc.component=server grpc.service=workspace.v1.WorkspaceControl grpc.method=WatchWorkspaces grpc.method_type=server_stream call_id=ID peer.address=bufconn subject=test grpc.start_time=2000-01-01T00:00:00Z grpc.request.deadline=2000-01-01T00:00:10Z grpc.code=InvalidArgument grpc.error="invalid resume_token: must be the resume_token of a response of WatchWorkspaces, or empty" grpc.time_ms=0`,
 		},
 		{
 			"another service",
 			func(ctx context.Context, _ workspacev1.WorkspaceControlClient, h healthv1.HealthClient) {
 				_, _ = h.Check(ctx, &healthv1.HealthCheckRequest{})
 			},
-			`level=DEBUG msg="finished call" protocol=grpc grpc.component=server grpc.service=grpc.health.v1.Health grpc.method=Check grpc.method_type=unary call_id=ID peer.address=bufconn grpc.start_time=2000-01-01T00:00:00Z grpc.request.deadline=2000-01-01T00:00:10Z grpc.code=OK grpc.time_ms=0`,
+			`level=DEBUG msg="finished call" protocol=grpc grpc.component=server grpc.service=grpc.health.v1.Health grpc.method=Check grpc.method_type=unary call_id=ID peer.address=bufconn subject=test grpc.start_time=2000-01-01T00:00:00Z grpc.request.deadline=2000-01-01T00:00:10Z grpc.code=OK grpc.time_ms=0`,
 		},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

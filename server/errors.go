@@ -15,6 +15,7 @@ import (
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/server/access"
 	"github.com/workspaced/workspaced/store"
 )
 
@@ -42,6 +43,11 @@ const (
 	ReasonStorage           = "STORAGE_UNAVAILABLE"
 	ReasonDraining          = "DRAINING"
 	ReasonInternal          = "INTERNAL"
+	ReasonNoCredentials     = "NO_CREDENTIALS"
+	ReasonTokenInvalid      = "TOKEN_INVALID"
+	ReasonRoleMissing       = "ROLE_MISSING"
+	ReasonOutOfScope        = "OUT_OF_SCOPE"
+	ReasonNotServed         = "NOT_SERVED"
 )
 
 // How long callers are asked to wait before they try again.
@@ -151,16 +157,24 @@ func invalid(field, format string, args ...any) error {
 
 // publicError turns an error of a handler into what its caller may see; nil
 // when that is nothing but an internal error.
-func publicError(err error, req any) error {
+func publicError(err error, method string, req any) error {
 	var (
 		api      *apiError
 		notFound *store.NotFoundError
 		quota    *store.QuotaError
 		key      *store.KeyError
 	)
+	var (
+		unauthenticated *access.UnauthenticatedError
+		denied          *access.DeniedError
+	)
 	switch {
 	case errors.As(err, &api):
 		return api
+	case errors.As(err, &unauthenticated):
+		return unauthenticatedError(unauthenticated)
+	case errors.As(err, &denied):
+		return deniedError(denied, method)
 	case errors.Is(err, store.ErrInDoubt):
 		return inDoubtError(err)
 	case errors.Is(err, context.DeadlineExceeded):

@@ -22,6 +22,7 @@ import (
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 	"github.com/workspaced/workspaced/server"
+	"github.com/workspaced/workspaced/server/access"
 	"github.com/workspaced/workspaced/store"
 )
 
@@ -54,13 +55,13 @@ func serve(t *testing.T, cfg server.Config) (*server.Server, *grpc.ClientConn, *
 	log := &buffer{}
 	cfg.Logger = slog.New(slog.NewTextHandler(io.MultiWriter(log, t.Output()), &slog.HandlerOptions{Level: slog.LevelDebug}))
 	s := server.New(cfg)
-	return s, listen(t, s), log
+	return s, listen(t, s, access.Everything("test")), log
 }
 
-// listen serves s until the test ends.
-func listen(t testing.TB, s *server.Server) *grpc.ClientConn {
+// listen serves s until the test ends, to the subject.
+func listen(t testing.TB, s *server.Server, as access.Subject) *grpc.ClientConn {
 	t.Helper()
-	g := s.NewGRPC(grpc.WaitForHandlers(true))
+	g := s.NewGRPC(grpc.WaitForHandlers(true), grpc.Creds(access.Fixed(as)))
 	listener := bufconn.Listen(1 << 16)
 	done := make(chan error, 1)
 	go func() { done <- g.Serve(listener) }()

@@ -17,14 +17,17 @@ import (
 	"github.com/workspaced/workspaced/store"
 )
 
-// UnaryInterceptors are those that NewGRPC chains, outermost first: what logs sees
-// the status that the caller gets, and what maps errors sees panics as errors.
+// UnaryInterceptors are those that NewGRPC chains, outermost first: all know who
+// calls, what logs sees the status that the caller gets, what maps errors sees
+// panics as errors, and nothing is said of a request whose caller may not make it.
 func (s *Server) UnaryInterceptors() []grpc.UnaryServerInterceptor {
 	return []grpc.UnaryServerInterceptor{
 		s.countUnary,
+		s.identifyUnary,
 		s.logUnary,
 		s.mapErrorsUnary,
 		recovery.UnaryServerInterceptor(recovery.WithRecoveryHandler(panicked)),
+		s.authorizeUnary,
 		s.refuseUnary,
 		s.validateUnary,
 	}
@@ -32,9 +35,11 @@ func (s *Server) UnaryInterceptors() []grpc.UnaryServerInterceptor {
 
 func (s *Server) streamInterceptors() []grpc.StreamServerInterceptor {
 	return []grpc.StreamServerInterceptor{
+		s.identifyStream,
 		s.logStream,
 		s.mapErrorsStream,
 		recovery.StreamServerInterceptor(recovery.WithRecoveryHandler(panicked)),
+		s.authorizeStream,
 		s.guardStream,
 	}
 }
@@ -89,11 +94,11 @@ func (s *Server) mapError(ctx context.Context, err error, req any) error {
 	if err == nil {
 		return nil
 	}
-	if public := publicError(err, req); public != nil {
+	method, _ := grpc.Method(ctx)
+	if public := publicError(err, method, req); public != nil {
 		return public
 	}
 	id := callID(ctx)
-	method, _ := grpc.Method(ctx)
 	attrs := []any{"call_id", id, "method", method, "error", err}
 	var inHandler *panicError
 	var inStore *store.PanicError
@@ -148,15 +153,17 @@ const ourPrefix = "/workspace.v1."
 func ours(method string) bool { return strings.HasPrefix(method, ourPrefix) }
 
 func (s *Server) guardStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	return handler(srv, &guardedStream{stream, s, ours(info.FullMethod)})
+	return handler(srv, &guardedStream{stream, s, info.FullMethod, ours(info.FullMethod)})
 }
 
-// guardedStream validates what comes in, and ends the streams of other services
+// guardedStream checks whether the caller may ask for what comes in, validates it,
+// and ends the streams of other services
 // while draining, after what they had to say: a health watch that lives on would
 // keep GracefulStop waiting.
 type guardedStream struct {
 	grpc.ServerStream
 	server *Server
+	method string
 	ours   bool
 }
 
@@ -165,6 +172,9 @@ func (g *guardedStream) RecvMsg(m any) error {
 		return err
 	}
 	if m, ok := m.(proto.Message); ok && g.ours {
+		if err := g.server.authorize(g.Context(), g.method, m); err != nil {
+			return err
+		}
 		return validateRequest(m)
 	}
 	return nil

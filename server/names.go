@@ -83,5 +83,8 @@ func parseParent(field, parent string) (store.Scope, error) {
 	return store.Scope{WorkspaceID: id}, nil
 }
 
+// madePrefix is how the ids begin that newWorkspaceID makes.
+const madePrefix = "ws-"
+
 // newWorkspaceID makes an id of 50 random bits.
-func newWorkspaceID() string { return "ws-" + strings.ToLower(rand.Text()[:10]) }
+func newWorkspaceID() string { return madePrefix + strings.ToLower(rand.Text()[:10]) }

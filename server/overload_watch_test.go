@@ -16,6 +16,7 @@ import (
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 	"github.com/workspaced/workspaced/server"
+	"github.com/workspaced/workspaced/server/access"
 	"github.com/workspaced/workspaced/server/workspace"
 	"github.com/workspaced/workspaced/store"
 	"github.com/workspaced/workspaced/store/seal"
@@ -45,7 +46,7 @@ func newRecords(tb testing.TB, listener net.Listener, dial func(context.Context)
 		tb.Fatal(err)
 	}
 	s := server.New(server.Config{Store: st, Hub: hub, Logger: slog.New(slog.DiscardHandler)})
-	g := s.NewGRPC(grpc.WaitForHandlers(true))
+	g := s.NewGRPC(grpc.WaitForHandlers(true), grpc.Creds(access.Fixed(access.Everything("test"))))
 	ctx, cancel := context.WithCancel(context.Background())
 	served, hubbed := make(chan error, 1), make(chan error, 1)
 	go func() { served <- g.Serve(listener) }()

@@ -20,7 +20,7 @@ func (s *Server) SetSecret(ctx context.Context, req *workspacev1.SetSecretReques
 	if err != nil {
 		return nil, err
 	}
-	o, err := options(workspacev1.WorkspaceControl_SetSecret_FullMethodName, req, req.GetEtag())
+	o, err := s.options(ctx, workspacev1.WorkspaceControl_SetSecret_FullMethodName, req, req.GetEtag())
 	if err != nil {
 		return nil, err
 	}
@@ -52,7 +52,7 @@ func (s *Server) DeleteSecret(ctx context.Context, req *workspacev1.DeleteSecret
 	if err != nil {
 		return nil, err
 	}
-	o, err := options(workspacev1.WorkspaceControl_DeleteSecret_FullMethodName, req, req.GetEtag())
+	o, err := s.options(ctx, workspacev1.WorkspaceControl_DeleteSecret_FullMethodName, req, req.GetEtag())
 	if err != nil {
 		return nil, err
 	}
@@ -80,7 +80,7 @@ func (s *Server) BatchUpdateSecrets(ctx context.Context, req *workspacev1.BatchU
 	if err != nil {
 		return nil, err
 	}
-	o, err := options(workspacev1.WorkspaceControl_BatchUpdateSecrets_FullMethodName, req, "")
+	o, err := s.options(ctx, workspacev1.WorkspaceControl_BatchUpdateSecrets_FullMethodName, req, "")
 	if err != nil {
 		return nil, err
 	}

@@ -6,7 +6,6 @@ package server
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -18,10 +17,13 @@ import (
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
 	"google.golang.org/grpc/reflection"
+	reflectionv1 "google.golang.org/grpc/reflection/grpc_reflection_v1"
+	reflectionv1alpha "google.golang.org/grpc/reflection/grpc_reflection_v1alpha"
 	"google.golang.org/protobuf/reflect/protoreflect"
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/server/access"
 	"github.com/workspaced/workspaced/store"
 )
 
@@ -56,6 +58,11 @@ type Config struct {
 	Logger *slog.Logger // never sees a payload
 	// Version is the daemon's, for GetServerInfo.
 	Version string
+	// Authenticator tells who calls; nil: whom the connection's credentials name, see
+	// NewGRPC.
+	Authenticator *access.Authenticator
+	// Health and Reflection say who may call these services.
+	Health, Reflection access.Exposure
 }
 
 // Limits of a call.
@@ -81,6 +88,10 @@ type Server struct {
 	feed     feed
 	version  string
 	started  time.Time
+	authn    *access.Authenticator
+	policy   access.Policy
+	// Services that are not ours.
+	healthOff, reflectionOff bool
 
 	drainOnce sync.Once
 	draining  chan struct{} // closed by Drain
@@ -102,15 +113,27 @@ func New(cfg Config) *Server {
 		started:  time.Now(),
 		draining: make(chan struct{}),
 		unary:    inFlight{idle: make(chan struct{}, 1)},
+		authn:    cfg.Authenticator,
+		policy:   make(access.Policy),
+
+		healthOff:     cfg.Health == access.ExposureOff,
+		reflectionOff: cfg.Reflection == access.ExposureOff,
 	}
+	if s.authn == nil {
+		s.authn = new(access.Authenticator)
+	}
+	s.expose(cfg.Health, healthv1.File_grpc_health_v1_health_proto)
+	s.expose(cfg.Reflection, reflectionv1.File_grpc_reflection_v1_reflection_proto, reflectionv1alpha.File_grpc_reflection_v1alpha_reflection_proto)
 	for _, service := range services() {
+		s.policy.Declare(service)
 		s.health.SetServingStatus(string(service.FullName()), healthv1.HealthCheckResponse_SERVING)
 	}
 	return s
 }
 
 // NewGRPC makes a gRPC server with the interceptors, limits and services of s.
-// The options come on top, for credentials.
+// The options come on top. Among them have to be credentials of the package
+// access: without them every caller is nobody.
 func (s *Server) NewGRPC(options ...grpc.ServerOption) *grpc.Server {
 	options = append([]grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(s.UnaryInterceptors()...),
@@ -127,8 +150,12 @@ func (s *Server) NewGRPC(options ...grpc.ServerOption) *grpc.Server {
 	g := grpc.NewServer(options...)
 	workspacev1.RegisterWorkspaceControlServer(g, s)
 	workspacev1.RegisterAdminControlServer(g, admin{server: s})
-	healthv1.RegisterHealthServer(g, s.health)
-	reflection.Register(g) // v1 and v1alpha
+	if !s.healthOff {
+		healthv1.RegisterHealthServer(g, s.health)
+	}
+	if !s.reflectionOff {
+		reflection.Register(g) // v1 and v1alpha
+	}
 	return g
 }
 
@@ -197,13 +224,9 @@ func readOnlyMethods() map[string]bool {
 			m := methods.Get(i)
 			options, _ := m.Options().(*descriptorpb.MethodOptions)
 			if options.GetIdempotencyLevel() == descriptorpb.MethodOptions_NO_SIDE_EFFECTS {
-				names[fullMethod(m)] = true
+				names[access.FullMethod(m)] = true
 			}
 		}
 	}
 	return names
-}
-
-func fullMethod(m protoreflect.MethodDescriptor) string {
-	return fmt.Sprintf("/%s/%s", m.Parent().FullName(), m.Name())
 }

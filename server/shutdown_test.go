@@ -16,6 +16,7 @@ import (
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 	"github.com/workspaced/workspaced/server"
+	"github.com/workspaced/workspaced/server/access"
 	"github.com/workspaced/workspaced/store"
 )
 
@@ -36,7 +37,7 @@ func newShutdown(t *testing.T, st *faultyStore) *shutdown {
 		server: server.New(server.Config{Store: st, Hub: make(hints), Logger: slog.New(slog.DiscardHandler)}),
 		served: make(chan error, 1),
 	}
-	s.grpc = s.server.NewGRPC(grpc.WaitForHandlers(true))
+	s.grpc = s.server.NewGRPC(grpc.WaitForHandlers(true), grpc.Creds(access.Fixed(access.Everything("test"))))
 	listener := bufconn.Listen(1 << 16)
 	go func() { s.served <- s.grpc.Serve(listener) }()
 	s.conn = must2(grpc.NewClient("passthrough:///x",

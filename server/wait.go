@@ -45,6 +45,9 @@ func (s *Server) WaitWorkspace(ctx context.Context, req *workspacev1.WaitWorkspa
 		return nil, invalid("generation", "must be one that exists: the newest of %s is %d", req.GetName(), w.Generation)
 	}
 	for {
+		if err := s.checkRead(ctx, workspacev1.WorkspaceControl_WaitWorkspace_FullMethodName, &w); err != nil {
+			return nil, err
+		}
 		done, err := waitOver(&w, generation)
 		if err != nil {
 			return nil, err

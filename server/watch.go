@@ -7,6 +7,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/server/access"
 	"github.com/workspaced/workspaced/store"
 )
 
@@ -31,19 +32,24 @@ type position struct {
 type watch struct {
 	server *Server
 	stream grpc.ServerStreamingServer[workspacev1.WatchWorkspacesResponse]
-	filter *filter
-	hint   <-chan struct{}
-	pos    position
+	view   access.View
+	// match is what the filter chooses of the view; nil: everything.
+	match func(*store.Workspace) bool
+	hint  <-chan struct{}
+	pos   position
 	// resumed: the client knows workspaces that this stream has not sent.
 	resumed bool
-	// shown is kept with a filter only: by uid whether the workspace was last
+	// shown is kept with a match only: by uid whether the workspace was last
 	// sent to the client as itself, or as removed.
 	shown map[string]bool
 }
 
 // WatchWorkspaces implements workspace.v1.WorkspaceControl. A client that
 // resumes with a filter gets `removed` also for a workspace that it never saw,
-// when it changed and does not match: the server does not know.
+// when it changed and does not match: the server does not know. That must not tell
+// of workspaces that the client may not see: of others' names nothing is sent, and
+// where labels decide, which may have been others before, a resumed watch begins
+// anew.
 //
 // INVALID_ARGUMENT, UNAVAILABLE.
 func (s *Server) WatchWorkspaces(req *workspacev1.WatchWorkspacesRequest, stream grpc.ServerStreamingServer[workspacev1.WatchWorkspacesResponse]) error {
@@ -51,7 +57,8 @@ func (s *Server) WatchWorkspaces(req *workspacev1.WatchWorkspacesRequest, stream
 	if err != nil {
 		return err
 	}
-	w := &watch{server: s, stream: stream, filter: f}
+	view := s.view(stream.Context(), workspacev1.WorkspaceControl_WatchWorkspaces_FullMethodName)
+	w := &watch{server: s, stream: stream, view: view, match: visible(f, view)}
 	if token := req.GetResumeToken(); token != "" {
 		w.resumed = true
 		if !decodeToken(token, &w.pos, "watch") {
@@ -69,7 +76,7 @@ func (s *Server) WatchWorkspaces(req *workspacev1.WatchWorkspacesRequest, stream
 func (w *watch) run() error {
 	if !w.resumed {
 		w.restart()
-	} else if w.pos.Instance != w.server.store.InstanceUID() {
+	} else if w.pos.Instance != w.server.store.InstanceUID() || w.view.ByLabel() {
 		if err := w.resync(); err != nil {
 			return err
 		}
@@ -141,13 +148,18 @@ func (w *watch) entry(e *store.FeedEntry, itself func() (frame, error)) error {
 	w.pos.Revision = e.Revision
 	switch {
 	case e.Workspace == nil:
+		if !w.view.ShowsID(e.RemovedID) {
+			return nil
+		}
 		shown, known := w.shown[e.RemovedUID]
 		delete(w.shown, e.RemovedUID)
-		if w.filter != nil && !shown && (known || !w.resumed) {
+		if w.match != nil && !shown && (known || !w.resumed) {
 			return nil
 		}
 		return w.sendFrame(itself())
-	case w.filter.match(e.Workspace):
+	case !w.view.ShowsID(e.Workspace.ID):
+		return nil
+	case w.match == nil || w.match(e.Workspace):
 		w.mark(e.Workspace.UID, true)
 		return w.sendFrame(itself())
 	}
@@ -164,7 +176,7 @@ func (w *watch) entry(e *store.FeedEntry, itself func() (frame, error)) error {
 }
 
 func (w *watch) mark(uid string, shown bool) {
-	if w.filter == nil {
+	if w.match == nil {
 		return
 	}
 	if w.shown == nil {

@@ -9,6 +9,7 @@ import (
 	"go.einride.tech/aip/ordering"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/server/access"
 	"github.com/workspaced/workspaced/store"
 )
 
@@ -21,8 +22,11 @@ type change interface {
 
 // options are a change's options. The fingerprint is of the method and the whole
 // request: no two requests that differ have the same.
-func options(method string, req change, etag string) (store.Options, error) {
-	o := store.Options{RequestID: req.GetRequestId(), ValidateOnly: req.GetValidateOnly(), Etag: etag}
+func (s *Server) options(ctx context.Context, method string, req change, etag string) (store.Options, error) {
+	o := store.Options{
+		RequestID: req.GetRequestId(), ValidateOnly: req.GetValidateOnly(), Etag: etag,
+		Allow: s.allow(ctx, method),
+	}
 	if o.RequestID == "" {
 		return o, nil
 	}
@@ -38,7 +42,7 @@ func options(method string, req change, etag string) (store.Options, error) {
 //
 // INVALID_ARGUMENT, ALREADY_EXISTS, RESOURCE_EXHAUSTED, UNAVAILABLE.
 func (s *Server) CreateWorkspace(ctx context.Context, req *workspacev1.CreateWorkspaceRequest) (*workspacev1.CreateWorkspaceResponse, error) {
-	o, err := options(workspacev1.WorkspaceControl_CreateWorkspace_FullMethodName, req, "")
+	o, err := s.options(ctx, workspacev1.WorkspaceControl_CreateWorkspace_FullMethodName, req, "")
 	if err != nil {
 		return nil, err
 	}
@@ -66,12 +70,15 @@ func (s *Server) CreateWorkspace(ctx context.Context, req *workspacev1.CreateWor
 // GetWorkspace implements workspace.v1.WorkspaceControl.
 //
 // INVALID_ARGUMENT, NOT_FOUND.
-func (s *Server) GetWorkspace(_ context.Context, req *workspacev1.GetWorkspaceRequest) (*workspacev1.GetWorkspaceResponse, error) {
+func (s *Server) GetWorkspace(ctx context.Context, req *workspacev1.GetWorkspaceRequest) (*workspacev1.GetWorkspaceResponse, error) {
 	id, err := parseWorkspaceName("name", req.GetName())
 	if err != nil {
 		return nil, err
 	}
 	w, err := s.store.Workspace(id)
+	if err == nil {
+		err = s.checkRead(ctx, workspacev1.WorkspaceControl_GetWorkspace_FullMethodName, &w)
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -84,7 +91,7 @@ func (s *Server) GetWorkspace(_ context.Context, req *workspacev1.GetWorkspaceRe
 // update_time.
 //
 // INVALID_ARGUMENT.
-func (s *Server) ListWorkspaces(_ context.Context, req *workspacev1.ListWorkspacesRequest) (*workspacev1.ListWorkspacesResponse, error) {
+func (s *Server) ListWorkspaces(ctx context.Context, req *workspacev1.ListWorkspacesRequest) (*workspacev1.ListWorkspacesResponse, error) {
 	f, err := parseFilter(req.GetFilter())
 	if err != nil {
 		return nil, err
@@ -98,7 +105,8 @@ func (s *Server) ListWorkspaces(_ context.Context, req *workspacev1.ListWorkspac
 	if err != nil {
 		return nil, err
 	}
-	page, more, err := s.listWorkspaces(f, order, after, pageSize(req.GetPageSize()))
+	match := visible(f, s.view(ctx, workspacev1.WorkspaceControl_ListWorkspaces_FullMethodName))
+	page, more, err := s.listWorkspaces(match, order, after, pageSize(req.GetPageSize()))
 	if err != nil {
 		return nil, err
 	}
@@ -118,19 +126,27 @@ func (s *Server) ListWorkspaces(_ context.Context, req *workspacev1.ListWorkspac
 	return resp, nil
 }
 
-// listWorkspaces returns the n workspaces behind the cursor, and whether there
-// are more.
-func (s *Server) listWorkspaces(f *filter, order ordering.OrderBy, after cursor, n int) (page []store.Workspace, more bool, err error) {
+// visible is what a filter chooses of what its caller gets to see; nil: everything.
+func visible(f *filter, view access.View) func(*store.Workspace) bool {
+	switch {
+	case view.All() && f == nil:
+		return nil
+	case view.All():
+		return f.match
+	}
+	return func(w *store.Workspace) bool { return view.Shows(access.TargetOf(w)) && f.match(w) }
+}
+
+// listWorkspaces returns the n workspaces that match behind the cursor, and
+// whether there are more.
+func (s *Server) listWorkspaces(match func(*store.Workspace) bool, order ordering.OrderBy, after cursor, n int) (page []store.Workspace, more bool, err error) {
 	if byName(order) {
-		if f == nil {
-			return s.store.ListWorkspaces(after.ID, n, nil)
-		}
-		return s.store.ListWorkspaces(after.ID, n, f.match)
+		return s.store.ListWorkspaces(after.ID, n, match)
 	}
 	// One more than asked for, to know whether there is one.
 	top := &topN{order: order, n: n + 1}
 	_, _, err = s.store.ListWorkspaces("", 0, func(w *store.Workspace) bool {
-		if f.match(w) && (after.ID == "" || compareCursors(order, cursorOf(w), after) > 0) {
+		if (match == nil || match(w)) && (after.ID == "" || compareCursors(order, cursorOf(w), after) > 0) {
 			top.offer(w)
 		}
 		return false
@@ -157,7 +173,7 @@ func (s *Server) UpdateWorkspace(ctx context.Context, req *workspacev1.UpdateWor
 	if err := checkMask(req.GetUpdateMask()); err != nil {
 		return nil, err
 	}
-	o, err := options(workspacev1.WorkspaceControl_UpdateWorkspace_FullMethodName, req, req.GetWorkspace().GetEtag())
+	o, err := s.options(ctx, workspacev1.WorkspaceControl_UpdateWorkspace_FullMethodName, req, req.GetWorkspace().GetEtag())
 	if err != nil {
 		return nil, err
 	}
@@ -165,6 +181,12 @@ func (s *Server) UpdateWorkspace(ctx context.Context, req *workspacev1.UpdateWor
 		w := edited(e, req)
 		if err := validateWorkspace(w); err != nil {
 			return err
+		}
+		// A workspace leaves a scope only by who may do that where it goes, too.
+		if o.Allow != nil {
+			if err := o.Allow(&store.Workspace{ID: id, Labels: w.GetLabels()}); err != nil {
+				return err
+			}
 		}
 		e.Labels = cloneMap(w.GetLabels())
 		e.Model = w.GetModel()
@@ -190,7 +212,7 @@ func (s *Server) SetModel(ctx context.Context, req *workspacev1.SetModelRequest)
 	if err != nil {
 		return nil, err
 	}
-	o, err := options(workspacev1.WorkspaceControl_SetModel_FullMethodName, req, "")
+	o, err := s.options(ctx, workspacev1.WorkspaceControl_SetModel_FullMethodName, req, "")
 	if err != nil {
 		return nil, err
 	}
@@ -216,7 +238,7 @@ func (s *Server) DeleteWorkspace(ctx context.Context, req *workspacev1.DeleteWor
 	if err != nil {
 		return nil, err
 	}
-	o, err := options(workspacev1.WorkspaceControl_DeleteWorkspace_FullMethodName, req, req.GetEtag())
+	o, err := s.options(ctx, workspacev1.WorkspaceControl_DeleteWorkspace_FullMethodName, req, req.GetEtag())
 	if err != nil {
 		return nil, err
 	}
@@ -240,7 +262,7 @@ func (s *Server) DeleteWorkspace(ctx context.Context, req *workspacev1.DeleteWor
 // INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION, RESOURCE_EXHAUSTED,
 // UNAVAILABLE.
 func (s *Server) RestartWorkspace(ctx context.Context, req *workspacev1.RestartWorkspaceRequest) (*workspacev1.RestartWorkspaceResponse, error) {
-	r, err := act(ctx, s.store.RestartWorkspace, workspacev1.WorkspaceControl_RestartWorkspace_FullMethodName, req)
+	r, err := s.act(ctx, s.store.RestartWorkspace, workspacev1.WorkspaceControl_RestartWorkspace_FullMethodName, req)
 	if err != nil {
 		return nil, err
 	}
@@ -256,7 +278,7 @@ func (s *Server) RestartWorkspace(ctx context.Context, req *workspacev1.RestartW
 // INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION, RESOURCE_EXHAUSTED,
 // UNAVAILABLE.
 func (s *Server) StopWorkspace(ctx context.Context, req *workspacev1.StopWorkspaceRequest) (*workspacev1.StopWorkspaceResponse, error) {
-	r, err := act(ctx, s.store.StopWorkspace, workspacev1.WorkspaceControl_StopWorkspace_FullMethodName, req)
+	r, err := s.act(ctx, s.store.StopWorkspace, workspacev1.WorkspaceControl_StopWorkspace_FullMethodName, req)
 	if err != nil {
 		return nil, err
 	}
@@ -272,7 +294,7 @@ func (s *Server) StopWorkspace(ctx context.Context, req *workspacev1.StopWorkspa
 // INVALID_ARGUMENT, NOT_FOUND, FAILED_PRECONDITION, RESOURCE_EXHAUSTED,
 // UNAVAILABLE.
 func (s *Server) StartWorkspace(ctx context.Context, req *workspacev1.StartWorkspaceRequest) (*workspacev1.StartWorkspaceResponse, error) {
-	r, err := act(ctx, s.store.StartWorkspace, workspacev1.WorkspaceControl_StartWorkspace_FullMethodName, req)
+	r, err := s.act(ctx, s.store.StartWorkspace, workspacev1.WorkspaceControl_StartWorkspace_FullMethodName, req)
 	if err != nil {
 		return nil, err
 	}
@@ -289,12 +311,12 @@ type namedChange interface {
 	GetName() string
 }
 
-func act(ctx context.Context, do func(context.Context, string, store.Options) (store.Result, error), method string, req namedChange) (store.Result, error) {
+func (s *Server) act(ctx context.Context, do func(context.Context, string, store.Options) (store.Result, error), method string, req namedChange) (store.Result, error) {
 	id, err := parseWorkspaceName("name", req.GetName())
 	if err != nil {
 		return store.Result{}, err
 	}
-	o, err := options(method, req, "")
+	o, err := s.options(ctx, method, req, "")
 	if err != nil {
 		return store.Result{}, err
 	}

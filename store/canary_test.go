@@ -71,7 +71,7 @@ func TestContract21_NoPlaintextInTheFiles(t *testing.T) {
 		only.ValidateOnly = true
 		say(h.UpdateSecrets(ctx, in(id), SecretsUpdate{Set: []SecretValue{s}}, only))
 		say(change(ctx, h.Store, false, func(t *txn) (Result, error) { // written, then rolled back
-			r, err := t.updateOwnSecrets(id, &SecretsUpdate{Set: []SecretValue{secret("K")}}, "")
+			r, err := t.updateOwnSecrets(id, &SecretsUpdate{Set: []SecretValue{secret("K")}}, &Options{})
 			return r, errors.Join(err, errors.New("no"))
 		}))
 		say(h.Snapshot(id))

@@ -321,6 +321,10 @@ type Options struct {
 	Etag string
 	// AllowMissing: deleting what is not there is done already. DeleteWorkspace's.
 	AllowMissing bool
+	// Allow is asked inside the transaction about the workspace as it is before the
+	// change; its error comes back as it is, and nothing is changed. It must be quick
+	// and must not call the store. nil: nobody is asked.
+	Allow func(*Workspace) error
 }
 
 // Result is a change's outcome.

@@ -257,12 +257,13 @@ func (s *Store) UpdateSecrets(ctx context.Context, scope Scope, u SecretsUpdate,
 		if scope.Global() {
 			return t.updateGlobalSecrets(&u, opts.Etag, n)
 		}
-		return t.updateOwnSecrets(scope.WorkspaceID, &u, opts.Etag)
+		return t.updateOwnSecrets(scope.WorkspaceID, &u, &opts)
 	})
 }
 
-func (t *txn) updateOwnSecrets(id string, u *SecretsUpdate, etag string) (Result, error) {
-	w, err := getWorkspace(t.Tx, id)
+func (t *txn) updateOwnSecrets(id string, u *SecretsUpdate, opts *Options) (Result, error) {
+	// The etag is not the workspace's.
+	w, err := t.editWorkspace(id, &Options{Allow: opts.Allow})
 	if err != nil {
 		return Result{}, err
 	}
@@ -275,7 +276,7 @@ func (t *txn) updateOwnSecrets(id string, u *SecretsUpdate, etag string) (Result
 			return Result{}, &KeyError{Key: value.Key, Err: ErrModelKey}
 		}
 	}
-	p, err := t.planSecrets(ownerOf(&w), u, etag)
+	p, err := t.planSecrets(ownerOf(&w), u, opts.Etag)
 	if err != nil {
 		return Result{}, err
 	}

@@ -68,6 +68,9 @@ func getWorkspace(tx *bolt.Tx, id string) (Workspace, error) {
 // editWorkspace returns a workspace that can be changed under the options.
 func (t *txn) editWorkspace(id string, opts *Options) (Workspace, error) {
 	w, err := getWorkspace(t.Tx, id)
+	if err == nil && opts.Allow != nil {
+		err = opts.Allow(&w)
+	}
 	if err == nil && opts.Etag != "" && opts.Etag != w.Etag() {
 		err = ErrEtag
 	}

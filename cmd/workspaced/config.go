@@ -21,6 +21,8 @@ import (
 	"github.com/knadh/koanf/providers/posflag"
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
+
+	"github.com/workspaced/workspaced/server/access"
 )
 
 const (
@@ -36,9 +38,12 @@ type config struct {
 	DataDir             string        `koanf:"data_dir" help:"directory of what lasts: database, key, volumes, logs, private containerd's images"`
 	StateDir            string        `koanf:"state_dir" help:"directory of what ends with the machine: sockets, FIFOs"`
 	Socket              string        `koanf:"socket" help:"unix socket of the API (default <state-dir>/workspaced.sock)"`
-	SocketGroup         string        `koanf:"socket_group" help:"group, by name or number, that may use the socket"`
+	SocketGroup         string        `koanf:"socket_group" help:"group, by name or number, that can open the socket (default: the daemon's own); what it may do, bindings say"`
+	Bindings            []string      `koanf:"bindings" help:"who may do what, each SUBJECT ROLE[+ROLE...] [name=ID-OR-PREFIX*] [label=KEY=VALUE]...; subjects: unix:user=, unix:uid=, unix:group=, unix:gid=, unix:socket-group, cert:spiffe://, cert:dns=, cert:cn=, insecure; roles: viewer, operator, secret-writer, admin; root is always an admin"`
+	Health              string        `koanf:"health" help:"who may ask how the daemon does (grpc.health.v1): public, authenticated or off"`
+	Reflection          string        `koanf:"reflection" help:"who may ask which RPCs there are (grpc.reflection): public, authenticated or off"`
 	Listen              string        `koanf:"listen" help:"also serve the API on this TCP address, host:port; loopback only, with --insecure"`
-	Insecure            bool          `koanf:"insecure" help:"allow --listen in plain text and without authentication: whoever can reach the address rules every workspace"`
+	Insecure            bool          `koanf:"insecure" help:"allow --listen in plain text: who sends no token is the subject insecure, whom the default bindings make admin: whoever can reach the address then rules every workspace"`
 	MetricsListen       string        `koanf:"metrics_listen" help:"serve metrics for Prometheus over HTTP on this address: a loopback host:port, or the path of a unix socket (default: nowhere)"`
 	InitPath            string        `koanf:"init_path" help:"the workspace-init program (default: beside this one)"`
 	Containerd          string        `koanf:"containerd" help:"socket of the containerd to use (default: /run/containerd/containerd.sock if it answers, else a private one is started)"`
@@ -60,6 +65,9 @@ func defaultConfig() config {
 	return config{
 		DataDir:             "/var/lib/workspaced",
 		StateDir:            "/run/workspaced",
+		Bindings:            []string{"unix:socket-group admin", "insecure admin"},
+		Health:              string(access.ExposurePublic),
+		Reflection:          string(access.ExposureAuthenticated),
 		ContainerdNamespace: "workspaced",
 		ContainerdBinary:    "containerd",
 		ImportImages:        []string{},
@@ -348,6 +356,13 @@ func (c *config) check() error {
 	}
 	if c.DrainTimeout <= 0 {
 		return bad("drain_timeout", "%v is not more than 0", c.DrainTimeout)
+	}
+	for key, exposure := range map[string]string{"health": c.Health, "reflection": c.Reflection} {
+		switch access.Exposure(exposure) {
+		case access.ExposurePublic, access.ExposureAuthenticated, access.ExposureOff:
+		default:
+			return bad(key, "%q is none of public, authenticated, off", exposure)
+		}
 	}
 	if err := c.checkListen(); err != nil {
 		return err

@@ -129,6 +129,8 @@ func TestConfigRefused(t *testing.T) {
 		{name: "listen on another address", args: []string{"--listen=192.0.2.1:1", "--insecure"}, want: []string{"loopback"}},
 		{name: "listen on a name", args: []string{"--listen=example.com:1", "--insecure"}, want: []string{"loopback"}},
 		{name: "listen without port", args: []string{"--listen=localhost", "--insecure"}, want: []string{"host:port"}},
+		{name: "health", args: []string{"--health=perhaps"}, want: []string{"health", "perhaps", "public, authenticated, off", "from flag --health"}},
+		{name: "reflection", file: "reflection: all\n", want: []string{"reflection", "all", "from configuration file"}},
 		{name: "metrics everywhere", args: []string{"--metrics-listen=:9"}, want: []string{"metrics_listen", "loopback", "from flag --metrics-listen"}},
 		{name: "metrics on another address", args: []string{"--metrics-listen=192.0.2.1:9", "--insecure"}, want: []string{"metrics_listen", "loopback"}},
 		{name: "metrics on a relative path", args: []string{"--metrics-listen=m.sock"}, want: []string{"metrics_listen", "absolute path"}},

@@ -17,6 +17,7 @@ import (
 	"github.com/workspaced/workspaced/cmd/workspaced/internal/embedded"
 	"github.com/workspaced/workspaced/runtime/ctrd"
 	"github.com/workspaced/workspaced/server"
+	"github.com/workspaced/workspaced/server/access"
 	"github.com/workspaced/workspaced/server/loop"
 	"github.com/workspaced/workspaced/server/workspace"
 	"github.com/workspaced/workspaced/store"
@@ -30,6 +31,10 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		return errRoot
 	}
 	if err := checkFiles(cfg); err != nil {
+		return err
+	}
+	door, err := newDoor(cfg, log)
+	if err != nil {
 		return err
 	}
 	soft, hard, release := stopSignals(ctx, log)
@@ -88,7 +93,10 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		MaxConcurrentCycles: cfg.MaxConcurrentCycles,
 		Around:              faultPoints(),
 	})
-	api := server.New(server.Config{Store: st, Hub: hub, Logger: log, Version: version})
+	api := server.New(server.Config{
+		Store: st, Hub: hub, Logger: log, Version: version,
+		Health: access.Exposure(cfg.Health), Reflection: access.Exposure(cfg.Reflection),
+	})
 	sockets, err := listen(soft, cfg)
 	if err != nil {
 		return err
@@ -96,7 +104,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 	d := &running{
 		cfg: cfg, log: log, sockets: sockets,
 		store: st, driver: driver, supervisor: supervisor, hub: hub,
-		api: api, grpc: api.NewGRPC(), commits: commits,
+		api: api, grpc: api.NewGRPC(grpc.Creds(door)), commits: commits,
 		containerd: address, private: private, loops: loop.New(log),
 	}
 	return d.run(soft, hard)

@@ -410,6 +410,9 @@ func TestServeRefuses(t *testing.T) {
 	t.Run("no group", func(t *testing.T) {
 		refused(t, "socket_group", "--socket-group=no-such-group")
 	})
+	t.Run("bindings", func(t *testing.T) {
+		refusedAtOnce(t, "bindings: \"insecure boss\"", "--bindings=unix:socket-group admin,insecure boss")
+	})
 	t.Run("and then it starts", func(t *testing.T) {
 		// A stale socket is in nobody's way.
 		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: in.socket(), Net: "unix"})

@@ -25,12 +25,14 @@ import (
 
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
 	"google.golang.org/grpc/credentials/insecure"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/runtime/runtimetest"
+	"github.com/workspaced/workspaced/server/access"
 	"github.com/workspaced/workspaced/server/servertest/internal/daemon"
 )
 
@@ -56,6 +58,7 @@ type Server struct {
 
 	mu        sync.Mutex
 	daemon    *daemon.Daemon
+	others    []*grpc.ClientConn // As's
 	closeOnce sync.Once
 	closeErr  error
 }
@@ -116,19 +119,44 @@ func (s *Server) start(options []Option) error {
 	if s.daemon, err = s.startDaemon(); err != nil {
 		return err
 	}
-	s.Conn, err = grpc.NewClient("passthrough:///workspaced",
-		grpc.WithContextDialer(s.dial),
-		grpc.WithTransportCredentials(insecure.NewCredentials()),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: time.Millisecond, Multiplier: 1.5, MaxDelay: 50 * time.Millisecond},
-			MinConnectTimeout: time.Second,
-		}))
+	s.Conn, err = s.connect(insecure.NewCredentials())
 	if err != nil {
 		return errors.Join(err, stop(s.daemon))
 	}
 	s.Client = workspacev1.NewWorkspaceControlClient(s.Conn)
 	s.Admin = workspacev1.NewAdminControlClient(s.Conn)
 	return nil
+}
+
+func (s *Server) connect(creds credentials.TransportCredentials) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///workspaced",
+		grpc.WithContextDialer(s.dial),
+		grpc.WithTransportCredentials(creds),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: time.Millisecond, Multiplier: 1.5, MaxDelay: 50 * time.Millisecond},
+			MinConnectTimeout: time.Second,
+		}))
+}
+
+// Client calls the server as somebody.
+type Client struct {
+	// Client, Admin and Conn are as those of a Server.
+	Client workspacev1.WorkspaceControlClient
+	Admin  workspacev1.AdminControlClient
+	Conn   *grpc.ClientConn
+}
+
+// As returns a client whose calls are the subject's, until Close. Those of the
+// Server itself are by one who may do everything.
+func (s *Server) As(subject access.Subject) (*Client, error) {
+	conn, err := s.connect(daemon.As(subject))
+	if err != nil {
+		return nil, fmt.Errorf("servertest: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.others = append(s.others, conn)
+	return &Client{workspacev1.NewWorkspaceControlClient(conn), workspacev1.NewAdminControlClient(conn), conn}, nil
 }
 
 // dial connects to the daemon that is there now.
@@ -157,8 +185,11 @@ func (s *Server) Close() error {
 	s.closeOnce.Do(func() {
 		s.mu.Lock()
 		d := s.daemon
+		for _, conn := range s.others {
+			s.closeErr = errors.Join(s.closeErr, conn.Close())
+		}
 		s.mu.Unlock()
-		s.closeErr = errors.Join(s.Conn.Close(), stop(d))
+		s.closeErr = errors.Join(s.closeErr, s.Conn.Close(), stop(d))
 		if s.tmp {
 			s.closeErr = errors.Join(s.closeErr, os.RemoveAll(s.dir))
 		}

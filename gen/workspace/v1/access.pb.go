@@ -7,6 +7,7 @@
 package workspacev1
 
 import (
+	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	descriptorpb "google.golang.org/protobuf/types/descriptorpb"
@@ -35,7 +36,7 @@ const (
 	Role_ROLE_OPERATOR Role = 2
 	// A viewer who also changes secrets.
 	Role_ROLE_SECRET_WRITER Role = 3
-	// Everything, AdminControl included.
+	// Everything, AdminControl included; never for some workspaces only.
 	Role_ROLE_ADMIN Role = 4
 	// A workspace's own container: what is declared for it, and about itself alone.
 	Role_ROLE_WORKSPACE Role = 5
@@ -88,19 +89,187 @@ func (Role) EnumDescriptor() ([]byte, []int) {
 	return file_workspace_v1_access_proto_rawDescGZIP(), []int{0}
 }
 
+// What a subject's scope is held against when it calls an RPC.
+type AccessTarget int32
+
+const (
+	// The daemon as a whole: a role for some workspaces only is not enough.
+	AccessTarget_ACCESS_TARGET_UNSPECIFIED AccessTarget = 0
+	// The workspace that the request names or makes; without one, as for a global
+	// secret, the daemon as a whole.
+	AccessTarget_ACCESS_TARGET_WORKSPACE AccessTarget = 1
+	// No single workspace: the answer has only what the caller's scope covers.
+	AccessTarget_ACCESS_TARGET_FILTERED AccessTarget = 2
+)
+
+// Enum value maps for AccessTarget.
+var (
+	AccessTarget_name = map[int32]string{
+		0: "ACCESS_TARGET_UNSPECIFIED",
+		1: "ACCESS_TARGET_WORKSPACE",
+		2: "ACCESS_TARGET_FILTERED",
+	}
+	AccessTarget_value = map[string]int32{
+		"ACCESS_TARGET_UNSPECIFIED": 0,
+		"ACCESS_TARGET_WORKSPACE":   1,
+		"ACCESS_TARGET_FILTERED":    2,
+	}
+)
+
+func (x AccessTarget) Enum() *AccessTarget {
+	p := new(AccessTarget)
+	*p = x
+	return p
+}
+
+func (x AccessTarget) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AccessTarget) Descriptor() protoreflect.EnumDescriptor {
+	return file_workspace_v1_access_proto_enumTypes[1].Descriptor()
+}
+
+func (AccessTarget) Type() protoreflect.EnumType {
+	return &file_workspace_v1_access_proto_enumTypes[1]
+}
+
+func (x AccessTarget) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AccessTarget.Descriptor instead.
+func (AccessTarget) EnumDescriptor() ([]byte, []int) {
+	return file_workspace_v1_access_proto_rawDescGZIP(), []int{1}
+}
+
+// Some of all workspaces: those that meet everything that is set here. Without
+// any of it: all, and what belongs to none, like global secrets.
+type AccessScope struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A workspace's id, or how ids begin and a `*` behind it: `team-a-*`.
+	Workspaces string `protobuf:"bytes,1,opt,name=workspaces,proto3" json:"workspaces,omitempty"`
+	// Labels that the workspace has, each with this value.
+	Labels        map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccessScope) Reset() {
+	*x = AccessScope{}
+	mi := &file_workspace_v1_access_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccessScope) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccessScope) ProtoMessage() {}
+
+func (x *AccessScope) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_access_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccessScope.ProtoReflect.Descriptor instead.
+func (*AccessScope) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_access_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *AccessScope) GetWorkspaces() string {
+	if x != nil {
+		return x.Workspaces
+	}
+	return ""
+}
+
+func (x *AccessScope) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+// What somebody may do, and where.
+type AccessGrant struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The roles.
+	Roles []Role `protobuf:"varint,1,rep,packed,name=roles,proto3,enum=workspace.v1.Role" json:"roles,omitempty"`
+	// Unset: everywhere.
+	Scope         *AccessScope `protobuf:"bytes,2,opt,name=scope,proto3" json:"scope,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AccessGrant) Reset() {
+	*x = AccessGrant{}
+	mi := &file_workspace_v1_access_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AccessGrant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AccessGrant) ProtoMessage() {}
+
+func (x *AccessGrant) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_access_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AccessGrant.ProtoReflect.Descriptor instead.
+func (*AccessGrant) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_access_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *AccessGrant) GetRoles() []Role {
+	if x != nil {
+		return x.Roles
+	}
+	return nil
+}
+
+func (x *AccessGrant) GetScope() *AccessScope {
+	if x != nil {
+		return x.Scope
+	}
+	return nil
+}
+
 // Who may call an RPC. One without a declaration is denied to everybody.
 type Access struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which roles may; ROLE_ADMIN always may and is named only where no other may,
-	// and where ROLE_VIEWER may, ROLE_OPERATOR and ROLE_SECRET_WRITER may too.
-	Roles         []Role `protobuf:"varint,1,rep,packed,name=roles,proto3,enum=workspace.v1.Role" json:"roles,omitempty"`
+	// Which roles may. ROLE_ADMIN always may and is named only where no other may;
+	// where ROLE_VIEWER may, ROLE_OPERATOR and ROLE_SECRET_WRITER may too. What only
+	// ROLE_WORKSPACE may, nobody else may, not even ROLE_ADMIN.
+	Roles []Role `protobuf:"varint,1,rep,packed,name=roles,proto3,enum=workspace.v1.Role" json:"roles,omitempty"`
+	// What the caller's scope is held against.
+	Target        AccessTarget `protobuf:"varint,2,opt,name=target,proto3,enum=workspace.v1.AccessTarget" json:"target,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Access) Reset() {
 	*x = Access{}
-	mi := &file_workspace_v1_access_proto_msgTypes[0]
+	mi := &file_workspace_v1_access_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -112,7 +281,7 @@ func (x *Access) String() string {
 func (*Access) ProtoMessage() {}
 
 func (x *Access) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_access_proto_msgTypes[0]
+	mi := &file_workspace_v1_access_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -125,7 +294,7 @@ func (x *Access) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Access.ProtoReflect.Descriptor instead.
 func (*Access) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_access_proto_rawDescGZIP(), []int{0}
+	return file_workspace_v1_access_proto_rawDescGZIP(), []int{2}
 }
 
 func (x *Access) GetRoles() []Role {
@@ -133,6 +302,13 @@ func (x *Access) GetRoles() []Role {
 		return x.Roles
 	}
 	return nil
+}
+
+func (x *Access) GetTarget() AccessTarget {
+	if x != nil {
+		return x.Target
+	}
+	return AccessTarget_ACCESS_TARGET_UNSPECIFIED
 }
 
 var file_workspace_v1_access_proto_extTypes = []protoimpl.ExtensionInfo{
@@ -158,9 +334,21 @@ var File_workspace_v1_access_proto protoreflect.FileDescriptor
 
 const file_workspace_v1_access_proto_rawDesc = "" +
 	"\n" +
-	"\x19workspace/v1/access.proto\x12\fworkspace.v1\x1a google/protobuf/descriptor.proto\"2\n" +
+	"\x19workspace/v1/access.proto\x12\fworkspace.v1\x1a\x1bbuf/validate/validate.proto\x1a google/protobuf/descriptor.proto\"\xa6\x02\n" +
+	"\vAccessScope\x12b\n" +
+	"\n" +
+	"workspaces\x18\x01 \x01(\tBB\xbaH?r=2;^([a-z]([a-z0-9-]{0,61}[a-z0-9])?|[a-z][a-z0-9-]{0,61}\\*)?$R\n" +
+	"workspaces\x12x\n" +
+	"\x06labels\x18\x02 \x03(\v2%.workspace.v1.AccessScope.LabelsEntryB9\xbaH6\x9a\x013\x10\x10\"(r&\x18?2\"^[a-z0-9]([a-z0-9._/-]*[a-z0-9])?$*\x05r\x03\x18\x80\x02R\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"h\n" +
+	"\vAccessGrant\x12(\n" +
+	"\x05roles\x18\x01 \x03(\x0e2\x12.workspace.v1.RoleR\x05roles\x12/\n" +
+	"\x05scope\x18\x02 \x01(\v2\x19.workspace.v1.AccessScopeR\x05scope\"f\n" +
 	"\x06Access\x12(\n" +
-	"\x05roles\x18\x01 \x03(\x0e2\x12.workspace.v1.RoleR\x05roles*|\n" +
+	"\x05roles\x18\x01 \x03(\x0e2\x12.workspace.v1.RoleR\x05roles\x122\n" +
+	"\x06target\x18\x02 \x01(\x0e2\x1a.workspace.v1.AccessTargetR\x06target*|\n" +
 	"\x04Role\x12\x14\n" +
 	"\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n" +
 	"\vROLE_VIEWER\x10\x01\x12\x11\n" +
@@ -168,7 +356,11 @@ const file_workspace_v1_access_proto_rawDesc = "" +
 	"\x12ROLE_SECRET_WRITER\x10\x03\x12\x0e\n" +
 	"\n" +
 	"ROLE_ADMIN\x10\x04\x12\x12\n" +
-	"\x0eROLE_WORKSPACE\x10\x05:N\n" +
+	"\x0eROLE_WORKSPACE\x10\x05*f\n" +
+	"\fAccessTarget\x12\x1d\n" +
+	"\x19ACCESS_TARGET_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17ACCESS_TARGET_WORKSPACE\x10\x01\x12\x1a\n" +
+	"\x16ACCESS_TARGET_FILTERED\x10\x02:N\n" +
 	"\x06access\x12\x1e.google.protobuf.MethodOptions\x18\xa7\x8a\x03 \x01(\v2\x14.workspace.v1.AccessR\x06accessB?Z=github.com/workspaced/workspaced/gen/workspace/v1;workspacev1b\x06proto3"
 
 var (
@@ -183,22 +375,30 @@ func file_workspace_v1_access_proto_rawDescGZIP() []byte {
 	return file_workspace_v1_access_proto_rawDescData
 }
 
-var file_workspace_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_workspace_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 1)
+var file_workspace_v1_access_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_workspace_v1_access_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_workspace_v1_access_proto_goTypes = []any{
 	(Role)(0),                          // 0: workspace.v1.Role
-	(*Access)(nil),                     // 1: workspace.v1.Access
-	(*descriptorpb.MethodOptions)(nil), // 2: google.protobuf.MethodOptions
+	(AccessTarget)(0),                  // 1: workspace.v1.AccessTarget
+	(*AccessScope)(nil),                // 2: workspace.v1.AccessScope
+	(*AccessGrant)(nil),                // 3: workspace.v1.AccessGrant
+	(*Access)(nil),                     // 4: workspace.v1.Access
+	nil,                                // 5: workspace.v1.AccessScope.LabelsEntry
+	(*descriptorpb.MethodOptions)(nil), // 6: google.protobuf.MethodOptions
 }
 var file_workspace_v1_access_proto_depIdxs = []int32{
-	0, // 0: workspace.v1.Access.roles:type_name -> workspace.v1.Role
-	2, // 1: workspace.v1.access:extendee -> google.protobuf.MethodOptions
-	1, // 2: workspace.v1.access:type_name -> workspace.v1.Access
-	3, // [3:3] is the sub-list for method output_type
-	3, // [3:3] is the sub-list for method input_type
-	2, // [2:3] is the sub-list for extension type_name
-	1, // [1:2] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	5, // 0: workspace.v1.AccessScope.labels:type_name -> workspace.v1.AccessScope.LabelsEntry
+	0, // 1: workspace.v1.AccessGrant.roles:type_name -> workspace.v1.Role
+	2, // 2: workspace.v1.AccessGrant.scope:type_name -> workspace.v1.AccessScope
+	0, // 3: workspace.v1.Access.roles:type_name -> workspace.v1.Role
+	1, // 4: workspace.v1.Access.target:type_name -> workspace.v1.AccessTarget
+	6, // 5: workspace.v1.access:extendee -> google.protobuf.MethodOptions
+	4, // 6: workspace.v1.access:type_name -> workspace.v1.Access
+	7, // [7:7] is the sub-list for method output_type
+	7, // [7:7] is the sub-list for method input_type
+	6, // [6:7] is the sub-list for extension type_name
+	5, // [5:6] is the sub-list for extension extendee
+	0, // [0:5] is the sub-list for field type_name
 }
 
 func init() { file_workspace_v1_access_proto_init() }
@@ -211,8 +411,8 @@ func file_workspace_v1_access_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_workspace_v1_access_proto_rawDesc), len(file_workspace_v1_access_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   1,
+			NumEnums:      2,
+			NumMessages:   4,
 			NumExtensions: 1,
 			NumServices:   0,
 		},

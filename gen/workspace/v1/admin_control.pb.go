@@ -67,7 +67,9 @@ type GetServerInfoResponse struct {
 	// Uuid of its database, made once: another one means other workspaces.
 	DatabaseUid string `protobuf:"bytes,2,opt,name=database_uid,json=databaseUid,proto3" json:"database_uid,omitempty"`
 	// When the daemon was started.
-	StartTime     *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// For whom the daemon takes who asks.
+	Caller        *Caller `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -123,21 +125,97 @@ func (x *GetServerInfoResponse) GetStartTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *GetServerInfoResponse) GetCaller() *Caller {
+	if x != nil {
+		return x.Caller
+	}
+	return nil
+}
+
+// Somebody who calls.
+type Caller struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who: `unix:uid=1000`, `cert:spiffe://example.org/ci`, `token:ci`.
+	Subject string `protobuf:"bytes,1,opt,name=subject,proto3" json:"subject,omitempty"`
+	// What that one may do.
+	Grants []*AccessGrant `protobuf:"bytes,2,rep,name=grants,proto3" json:"grants,omitempty"`
+	// When the token or certificate ends that says so; unset: never.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Caller) Reset() {
+	*x = Caller{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Caller) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Caller) ProtoMessage() {}
+
+func (x *Caller) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Caller.ProtoReflect.Descriptor instead.
+func (*Caller) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Caller) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Caller) GetGrants() []*AccessGrant {
+	if x != nil {
+		return x.Grants
+	}
+	return nil
+}
+
+func (x *Caller) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
 var File_workspace_v1_admin_control_proto protoreflect.FileDescriptor
 
 const file_workspace_v1_admin_control_proto_rawDesc = "" +
 	"\n" +
 	" workspace/v1/admin_control.proto\x12\fworkspace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19workspace/v1/access.proto\"\x16\n" +
-	"\x14GetServerInfoRequest\"\x8f\x01\n" +
+	"\x14GetServerInfoRequest\"\xbd\x01\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\fdatabase_uid\x18\x02 \x01(\tR\vdatabaseUid\x129\n" +
 	"\n" +
-	"start_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime2t\n" +
-	"\fAdminControl\x12d\n" +
-	"\rGetServerInfo\x12\".workspace.v1.GetServerInfoRequest\x1a#.workspace.v1.GetServerInfoResponse\"\n" +
-	"\xba\xd2\x18\x03\n" +
-	"\x01\x01\x90\x02\x01B?Z=github.com/workspaced/workspaced/gen/workspace/v1;workspacev1b\x06proto3"
+	"start_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12,\n" +
+	"\x06caller\x18\x04 \x01(\v2\x14.workspace.v1.CallerR\x06caller\"\x92\x01\n" +
+	"\x06Caller\x12\x18\n" +
+	"\asubject\x18\x01 \x01(\tR\asubject\x121\n" +
+	"\x06grants\x18\x02 \x03(\v2\x19.workspace.v1.AccessGrantR\x06grants\x12;\n" +
+	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime2w\n" +
+	"\fAdminControl\x12g\n" +
+	"\rGetServerInfo\x12\".workspace.v1.GetServerInfoRequest\x1a#.workspace.v1.GetServerInfoResponse\"\r\xba\xd2\x18\x06\n" +
+	"\x02\x01\x05\x10\x02\x90\x02\x01B?Z=github.com/workspaced/workspaced/gen/workspace/v1;workspacev1b\x06proto3"
 
 var (
 	file_workspace_v1_admin_control_proto_rawDescOnce sync.Once
@@ -151,21 +229,26 @@ func file_workspace_v1_admin_control_proto_rawDescGZIP() []byte {
 	return file_workspace_v1_admin_control_proto_rawDescData
 }
 
-var file_workspace_v1_admin_control_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_workspace_v1_admin_control_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
 var file_workspace_v1_admin_control_proto_goTypes = []any{
 	(*GetServerInfoRequest)(nil),  // 0: workspace.v1.GetServerInfoRequest
 	(*GetServerInfoResponse)(nil), // 1: workspace.v1.GetServerInfoResponse
-	(*timestamppb.Timestamp)(nil), // 2: google.protobuf.Timestamp
+	(*Caller)(nil),                // 2: workspace.v1.Caller
+	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
+	(*AccessGrant)(nil),           // 4: workspace.v1.AccessGrant
 }
 var file_workspace_v1_admin_control_proto_depIdxs = []int32{
-	2, // 0: workspace.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
-	0, // 1: workspace.v1.AdminControl.GetServerInfo:input_type -> workspace.v1.GetServerInfoRequest
-	1, // 2: workspace.v1.AdminControl.GetServerInfo:output_type -> workspace.v1.GetServerInfoResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	3, // 0: workspace.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
+	2, // 1: workspace.v1.GetServerInfoResponse.caller:type_name -> workspace.v1.Caller
+	4, // 2: workspace.v1.Caller.grants:type_name -> workspace.v1.AccessGrant
+	3, // 3: workspace.v1.Caller.expire_time:type_name -> google.protobuf.Timestamp
+	0, // 4: workspace.v1.AdminControl.GetServerInfo:input_type -> workspace.v1.GetServerInfoRequest
+	1, // 5: workspace.v1.AdminControl.GetServerInfo:output_type -> workspace.v1.GetServerInfoResponse
+	5, // [5:6] is the sub-list for method output_type
+	4, // [4:5] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_workspace_v1_admin_control_proto_init() }
@@ -180,7 +263,7 @@ func file_workspace_v1_admin_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_workspace_v1_admin_control_proto_rawDesc), len(file_workspace_v1_admin_control_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   3,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

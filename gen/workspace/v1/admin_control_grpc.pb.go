@@ -29,7 +29,7 @@ const (
 // Administers the daemon itself. What WorkspaceControl says of errors common to
 // all RPCs holds here too.
 type AdminControlClient interface {
-	// Tells what this daemon is.
+	// Tells what this daemon is, and for whom it takes the caller.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
 }
 
@@ -58,7 +58,7 @@ func (c *adminControlClient) GetServerInfo(ctx context.Context, in *GetServerInf
 // Administers the daemon itself. What WorkspaceControl says of errors common to
 // all RPCs holds here too.
 type AdminControlServer interface {
-	// Tells what this daemon is.
+	// Tells what this daemon is, and for whom it takes the caller.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
 	mustEmbedUnimplementedAdminControlServer()
 }

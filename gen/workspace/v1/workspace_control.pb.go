@@ -2734,52 +2734,40 @@ const file_workspace_v1_workspace_control_proto_rawDesc = "" +
 	"\rWaitCondition\x12\x1e\n" +
 	"\x1aWAIT_CONDITION_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16WAIT_CONDITION_STARTED\x10\x01\x12\x18\n" +
-	"\x14WAIT_CONDITION_READY\x10\x022\xf3\f\n" +
-	"\x10WorkspaceControl\x12g\n" +
-	"\x0fCreateWorkspace\x12$.workspace.v1.CreateWorkspaceRequest\x1a%.workspace.v1.CreateWorkspaceResponse\"\a\xba\xd2\x18\x03\n" +
-	"\x01\x02\x12b\n" +
-	"\fGetWorkspace\x12!.workspace.v1.GetWorkspaceRequest\x1a\".workspace.v1.GetWorkspaceResponse\"\v\xba\xd2\x18\x04\n" +
-	"\x02\x01\x05\x90\x02\x01\x12g\n" +
-	"\x0eListWorkspaces\x12#.workspace.v1.ListWorkspacesRequest\x1a$.workspace.v1.ListWorkspacesResponse\"\n" +
-	"\xba\xd2\x18\x03\n" +
-	"\x01\x01\x90\x02\x01\x12j\n" +
-	"\x0fUpdateWorkspace\x12$.workspace.v1.UpdateWorkspaceRequest\x1a%.workspace.v1.UpdateWorkspaceResponse\"\n" +
-	"\xba\xd2\x18\x03\n" +
-	"\x01\x02\x90\x02\x02\x12j\n" +
-	"\x0fDeleteWorkspace\x12$.workspace.v1.DeleteWorkspaceRequest\x1a%.workspace.v1.DeleteWorkspaceResponse\"\n" +
-	"\xba\xd2\x18\x03\n" +
-	"\x01\x02\x90\x02\x02\x12j\n" +
-	"\x10RestartWorkspace\x12%.workspace.v1.RestartWorkspaceRequest\x1a&.workspace.v1.RestartWorkspaceResponse\"\a\xba\xd2\x18\x03\n" +
-	"\x01\x02\x12d\n" +
-	"\rStopWorkspace\x12\".workspace.v1.StopWorkspaceRequest\x1a#.workspace.v1.StopWorkspaceResponse\"\n" +
-	"\xba\xd2\x18\x03\n" +
-	"\x01\x02\x90\x02\x02\x12g\n" +
-	"\x0eStartWorkspace\x12#.workspace.v1.StartWorkspaceRequest\x1a$.workspace.v1.StartWorkspaceResponse\"\n" +
-	"\xba\xd2\x18\x03\n" +
-	"\x01\x02\x90\x02\x02\x12U\n" +
-	"\bSetModel\x12\x1d.workspace.v1.SetModelRequest\x1a\x1e.workspace.v1.SetModelResponse\"\n" +
-	"\xba\xd2\x18\x03\n" +
-	"\x01\x02\x90\x02\x02\x12X\n" +
-	"\tSetSecret\x12\x1e.workspace.v1.SetSecretRequest\x1a\x1f.workspace.v1.SetSecretResponse\"\n" +
-	"\xba\xd2\x18\x03\n" +
-	"\x01\x03\x90\x02\x02\x12a\n" +
-	"\fDeleteSecret\x12!.workspace.v1.DeleteSecretRequest\x1a\".workspace.v1.DeleteSecretResponse\"\n" +
-	"\xba\xd2\x18\x03\n" +
-	"\x01\x03\x90\x02\x02\x12s\n" +
-	"\x12BatchUpdateSecrets\x12'.workspace.v1.BatchUpdateSecretsRequest\x1a(.workspace.v1.BatchUpdateSecretsResponse\"\n" +
-	"\xba\xd2\x18\x03\n" +
-	"\x01\x03\x90\x02\x02\x12^\n" +
-	"\vListSecrets\x12 .workspace.v1.ListSecretsRequest\x1a!.workspace.v1.ListSecretsResponse\"\n" +
-	"\xba\xd2\x18\x03\n" +
-	"\x01\x01\x90\x02\x01\x12X\n" +
-	"\tGetSecret\x12\x1e.workspace.v1.GetSecretRequest\x1a\x1f.workspace.v1.GetSecretResponse\"\n" +
-	"\xba\xd2\x18\x03\n" +
-	"\x01\x01\x90\x02\x01\x12e\n" +
-	"\rWaitWorkspace\x12\".workspace.v1.WaitWorkspaceRequest\x1a#.workspace.v1.WaitWorkspaceResponse\"\v\xba\xd2\x18\x04\n" +
-	"\x02\x01\x05\x90\x02\x01\x12l\n" +
-	"\x0fWatchWorkspaces\x12$.workspace.v1.WatchWorkspacesRequest\x1a%.workspace.v1.WatchWorkspacesResponse\"\n" +
-	"\xba\xd2\x18\x03\n" +
-	"\x01\x01\x90\x02\x010\x01B?Z=github.com/workspaced/workspaced/gen/workspace/v1;workspacev1b\x06proto3"
+	"\x14WAIT_CONDITION_READY\x10\x022\x93\r\n" +
+	"\x10WorkspaceControl\x12i\n" +
+	"\x0fCreateWorkspace\x12$.workspace.v1.CreateWorkspaceRequest\x1a%.workspace.v1.CreateWorkspaceResponse\"\t\xba\xd2\x18\x05\n" +
+	"\x01\x02\x10\x01\x12d\n" +
+	"\fGetWorkspace\x12!.workspace.v1.GetWorkspaceRequest\x1a\".workspace.v1.GetWorkspaceResponse\"\r\xba\xd2\x18\x06\n" +
+	"\x02\x01\x05\x10\x01\x90\x02\x01\x12i\n" +
+	"\x0eListWorkspaces\x12#.workspace.v1.ListWorkspacesRequest\x1a$.workspace.v1.ListWorkspacesResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x01\x10\x02\x90\x02\x01\x12l\n" +
+	"\x0fUpdateWorkspace\x12$.workspace.v1.UpdateWorkspaceRequest\x1a%.workspace.v1.UpdateWorkspaceResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x02\x10\x01\x90\x02\x02\x12l\n" +
+	"\x0fDeleteWorkspace\x12$.workspace.v1.DeleteWorkspaceRequest\x1a%.workspace.v1.DeleteWorkspaceResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x02\x10\x01\x90\x02\x02\x12l\n" +
+	"\x10RestartWorkspace\x12%.workspace.v1.RestartWorkspaceRequest\x1a&.workspace.v1.RestartWorkspaceResponse\"\t\xba\xd2\x18\x05\n" +
+	"\x01\x02\x10\x01\x12f\n" +
+	"\rStopWorkspace\x12\".workspace.v1.StopWorkspaceRequest\x1a#.workspace.v1.StopWorkspaceResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x02\x10\x01\x90\x02\x02\x12i\n" +
+	"\x0eStartWorkspace\x12#.workspace.v1.StartWorkspaceRequest\x1a$.workspace.v1.StartWorkspaceResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x02\x10\x01\x90\x02\x02\x12W\n" +
+	"\bSetModel\x12\x1d.workspace.v1.SetModelRequest\x1a\x1e.workspace.v1.SetModelResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x02\x10\x01\x90\x02\x02\x12Z\n" +
+	"\tSetSecret\x12\x1e.workspace.v1.SetSecretRequest\x1a\x1f.workspace.v1.SetSecretResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x03\x10\x01\x90\x02\x02\x12c\n" +
+	"\fDeleteSecret\x12!.workspace.v1.DeleteSecretRequest\x1a\".workspace.v1.DeleteSecretResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x03\x10\x01\x90\x02\x02\x12u\n" +
+	"\x12BatchUpdateSecrets\x12'.workspace.v1.BatchUpdateSecretsRequest\x1a(.workspace.v1.BatchUpdateSecretsResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x03\x10\x01\x90\x02\x02\x12`\n" +
+	"\vListSecrets\x12 .workspace.v1.ListSecretsRequest\x1a!.workspace.v1.ListSecretsResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x01\x10\x01\x90\x02\x01\x12Z\n" +
+	"\tGetSecret\x12\x1e.workspace.v1.GetSecretRequest\x1a\x1f.workspace.v1.GetSecretResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x01\x10\x01\x90\x02\x01\x12g\n" +
+	"\rWaitWorkspace\x12\".workspace.v1.WaitWorkspaceRequest\x1a#.workspace.v1.WaitWorkspaceResponse\"\r\xba\xd2\x18\x06\n" +
+	"\x02\x01\x05\x10\x01\x90\x02\x01\x12n\n" +
+	"\x0fWatchWorkspaces\x12$.workspace.v1.WatchWorkspacesRequest\x1a%.workspace.v1.WatchWorkspacesResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x01\x10\x02\x90\x02\x010\x01B?Z=github.com/workspaced/workspaced/gen/workspace/v1;workspacev1b\x06proto3"
 
 var (
 	file_workspace_v1_workspace_control_proto_rawDescOnce sync.Once

@@ -21,6 +21,7 @@ import (
 	"github.com/workspaced/workspaced/cmd/bench/internal/measure"
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 	"github.com/workspaced/workspaced/server"
+	"github.com/workspaced/workspaced/server/access"
 )
 
 var interceptorsRow = Row{
@@ -122,7 +123,7 @@ func interceptors(ctx context.Context, env *Env, sizes interceptorsSizes) (_ []m
 			return handler(ctx, req)
 		})
 	}
-	with, stopWith, err := serveAnswers(filepath.Join(dir, "with"), grpc.ChainUnaryInterceptor(chain...))
+	with, stopWith, err := serveAnswers(filepath.Join(dir, "with"), unixCredentials(), grpc.ChainUnaryInterceptor(chain...))
 	if err != nil {
 		return nil, err
 	}
@@ -207,7 +208,10 @@ func direct(chain []grpc.UnaryServerInterceptor, method string) (chained, bare g
 // incoming makes the context that a call has in a server.
 func incoming(ctx context.Context, method string) context.Context {
 	ctx = grpc.NewContextWithServerTransportStream(ctx, methodStream(method))
-	return peer.NewContext(ctx, &peer.Peer{Addr: &net.UnixAddr{Net: "unix", Name: "@"}})
+	return peer.NewContext(ctx, &peer.Peer{
+		Addr:     &net.UnixAddr{Net: "unix", Name: "@"},
+		AuthInfo: access.NewAuthInfo(access.Everything("unix:uid=0")),
+	})
 }
 
 // methodStream is a grpc.ServerTransportStream that knows its method only.

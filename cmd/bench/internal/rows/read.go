@@ -62,7 +62,7 @@ func read(ctx context.Context, env *Env, sizes readSizes) (_ []measure.Result, e
 	defer func() { err = errors.Join(err, remove()) }()
 
 	api := server.New(server.Config{Store: slowStore{st, sizes.slow}, Hub: workspace.NewHub(), Logger: slog.New(slog.DiscardHandler)})
-	ours, err := serveSocket(filepath.Join(dir, "ours"), api.NewGRPC())
+	ours, err := serveSocket(filepath.Join(dir, "ours"), api.NewGRPC(unixCredentials()))
 	if err != nil {
 		return nil, err
 	}

@@ -354,7 +354,7 @@ func startSecretServer(ctx context.Context, dir string, around aroundFunc) (_ *s
 	if err != nil {
 		return nil, err
 	}
-	s.grpc = server.New(server.Config{Store: s.store, Hub: hub, Logger: log}).NewGRPC()
+	s.grpc = server.New(server.Config{Store: s.store, Hub: hub, Logger: log}).NewGRPC(unixCredentials())
 	for _, run := range []func() error{
 		func() error { return supervisor.Run(ctx) },
 		func() error { return hub.Run(ctx, func() {}) },

@@ -216,7 +216,7 @@ func startWatched(ctx context.Context, dir string, sizes watchSizes, hearing, de
 		return nil, err
 	}
 	api := server.New(server.Config{Store: w.st, Hub: hub, Logger: slog.New(slog.DiscardHandler)})
-	stopServer, err := serveOn(api.NewGRPC(grpc.WaitForHandlers(true)), w.socket)
+	stopServer, err := serveOn(api.NewGRPC(grpc.WaitForHandlers(true), unixCredentials()), w.socket)
 	if err != nil {
 		return nil, errors.Join(err, w.st.Close())
 	}

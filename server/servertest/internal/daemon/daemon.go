@@ -18,6 +18,7 @@ import (
 	"github.com/workspaced/workspaced/runtime/runtimetest"
 	"github.com/workspaced/workspaced/runtime/runtimetest/fault"
 	"github.com/workspaced/workspaced/server"
+	"github.com/workspaced/workspaced/server/access"
 	"github.com/workspaced/workspaced/server/loop"
 	"github.com/workspaced/workspaced/server/workspace"
 	"github.com/workspaced/workspaced/store"
@@ -98,8 +99,11 @@ func Start(cfg Config) (*Daemon, error) {
 		Now:                 cfg.Now,
 		Around:              cfg.Around,
 	})
-	d.API = server.New(server.Config{Store: d.Store, Hub: hub, Logger: cfg.Logger, Version: "test"})
-	d.grpc = d.API.NewGRPC(grpc.WaitForHandlers(true))
+	d.API = server.New(server.Config{
+		Store: d.Store, Hub: hub, Logger: cfg.Logger, Version: "test",
+		Health: access.ExposurePublic, Reflection: access.ExposureAuthenticated,
+	})
+	d.grpc = d.API.NewGRPC(grpc.WaitForHandlers(true), grpc.Creds(serverCredentials{}))
 
 	ctx, cancel := context.WithCancel(context.Background())
 	d.cancel = cancel
