@@ -15,6 +15,7 @@ package runtime
 
 import (
 	"errors"
+	"regexp"
 	"time"
 )
 
@@ -41,6 +42,9 @@ type Spec struct {
 	// known now: each variable's length and 9 bytes. It lets Prepare refuse what
 	// would not fit together with the image's environment and the command.
 	LaunchBytes int
+	// FileBytes is what Launch.Files takes, as far as it is known now: the sum of
+	// FileSize. It lets Prepare keep room for them.
+	FileBytes int
 	// WorkingDir is an absolute path; empty: the image's own.
 	WorkingDir string
 	// User is `user[:group]` by name or number; empty: the image's own.
@@ -80,6 +84,30 @@ type Launch struct {
 	// Env is laid over the image's own environment, `KEY=value`; where a key
 	// comes twice the later one counts.
 	Env []string
+	// Files are those in FilesDir, no name twice.
+	Files []File
+}
+
+// FilesDir is where an instance has its Files: a directory in memory that only its
+// user can list, and that can't be written to from inside. Each is a symbolic link
+// there.
+const FilesDir = "/run/secrets"
+
+// File is a file in FilesDir that only the instance's user can read.
+type File struct {
+	// Name matches FileName.
+	Name string
+	Data []byte
+}
+
+// FileName matches the names that a File can have: those of variables, which
+// leaves all that begin with a dot to drivers.
+var FileName = regexp.MustCompile(`^[A-Za-z_][A-Za-z0-9_]{0,127}$`)
+
+// FileSize is the memory that a file takes, its directory's share included.
+func FileSize(f File) int {
+	const page = 4096
+	return (len(f.Data)+page-1)/page*page + page
 }
 
 // Phase is where an instance is in its life.

@@ -262,7 +262,15 @@ func badInputs() []badInput {
 		{name: "SetSecret/reserved", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/WORKSPACE_A", Payload: &workspacev1.SetSecretRequest_Text{Text: "x"}}), fields: []string{"name"}, right: "WORKSPACE_"},
 		{name: "SetSecret/too large", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A", Payload: &workspacev1.SetSecretRequest_Text{Text: big}}), fields: []string{"text"}, right: "65536 bytes, not 65537"},
 		{name: "SetSecret/too large data", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A", Payload: &workspacev1.SetSecretRequest_Data{Data: []byte(big)}}), fields: []string{"data"}, right: "65536 bytes, not 65537"},
-		{name: "SetSecret/NUL", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A", Payload: &workspacev1.SetSecretRequest_Data{Data: []byte("a\x00")}}), fields: []string{"data"}, right: "NUL"},
+		{name: "SetSecret/NUL", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A", Payload: &workspacev1.SetSecretRequest_Data{Data: []byte("a\x00")}}), code: codes.FailedPrecondition, reason: "SECRET_NEEDS_FILES"},
+		{name: "SetSecret/NUL into the environment", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A", Delivery: workspacev1.SecretDelivery_SECRET_DELIVERY_ENV, Payload: &workspacev1.SetSecretRequest_Data{Data: []byte("a\x00")}}), fields: []string{"data"}, right: "SECRET_DELIVERY_FILES"},
+		{name: "SetSecret/delivery", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A", Delivery: 9, Payload: &workspacev1.SetSecretRequest_Text{Text: "x"}}), fields: []string{"delivery"}},
+		{name: "BatchUpdateSecrets/NUL", call: batch(&workspacev1.BatchUpdateSecretsRequest{Parent: "workspaces/old", Secrets: []*secret{text("A", "x"), text("B", "\x00")}}), code: codes.FailedPrecondition, reason: "SECRET_NEEDS_FILES"},
+		{name: "CreateWorkspace/NUL", call: create(&createReq{Workspace: &ws{Spec: spec()}, Secrets: []*secret{text("A", "x"), text("B", "\x00")}}), fields: []string{"secrets[1].text"}, right: "SECRET_DELIVERY_FILES"},
+		{name: "CreateWorkspace/delivery", call: create(withSpec(func(s *wsSpec) { s.SecretDelivery = workspacev1.SecretDelivery_SECRET_DELIVERY_SPEC })), fields: []string{"workspace.spec.secret_delivery"}, right: "SECRET_DELIVERY_FILES"},
+		{name: "CreateWorkspace/volume over the files", call: create(withSpec(func(s *wsSpec) {
+			s.Volumes = []*workspacev1.Volume{{MountPath: "/run/secrets/a", Source: &workspacev1.Volume_VolumeName{VolumeName: "v"}}}
+		})), fields: []string{"workspace.spec.volumes[0].mount_path"}, right: "/run/secrets"},
 		{name: "SetSecret/apply", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A", Payload: &workspacev1.SetSecretRequest_Text{Text: "x"}, Apply: 9}), fields: []string{"apply"}},
 		{name: "SetSecret/etag", call: setSecret(&workspacev1.SetSecretRequest{Name: "workspaces/old/secrets/TOKEN", Payload: &workspacev1.SetSecretRequest_Text{Text: "x"}, Etag: `"v9"`}), code: codes.Aborted, reason: "ETAG_MISMATCH"},
 		{name: "SetSecret/etag of none", call: setSecret(&workspacev1.SetSecretRequest{Name: "workspaces/old/secrets/NONE", Payload: &workspacev1.SetSecretRequest_Text{Text: "x"}, Etag: `"v1"`}), code: codes.Aborted, reason: "ETAG_MISMATCH"},

@@ -53,6 +53,9 @@ func TestContract17_NoSecretComesBack(t *testing.T) {
 		note(c.SetSecret(ctx, &workspacev1.SetSecretRequest{Name: name + "/secrets/C", Payload: &workspacev1.SetSecretRequest_Text{Text: value()}, RequestId: "r2"}))
 		note(c.SetSecret(ctx, &workspacev1.SetSecretRequest{Name: "secrets/G", Payload: &workspacev1.SetSecretRequest_Data{Data: []byte(value())}}))
 		note(c.BatchUpdateSecrets(ctx, &workspacev1.BatchUpdateSecretsRequest{Parent: name, Secrets: good(), DeleteKeys: []string{"C"}}))
+		note(c.SetSecret(ctx, &workspacev1.SetSecretRequest{
+			Name: name + "/secrets/FILE", Payload: &workspacev1.SetSecretRequest_Data{Data: []byte(value() + "\x00")}, Delivery: workspacev1.SecretDelivery_SECRET_DELIVERY_FILES,
+		}))
 		synctest.Wait()
 		note(c.GetSecret(ctx, &workspacev1.GetSecretRequest{Name: name + "/secrets/A"}))
 		note(c.ListSecrets(ctx, &workspacev1.ListSecretsRequest{Parent: name}))

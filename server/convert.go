@@ -105,6 +105,8 @@ func specToProto(s *store.Spec) *workspacev1.WorkspaceSpec {
 		ReadOnlyRoot: s.ReadOnlyRoot,
 		StopSignal:   s.StopSignal,
 		ModelEnv:     s.ModelEnv,
+
+		SecretDelivery: deliveryToProto(s.SecretDelivery),
 	}
 	if s.Resources != (store.Resources{}) {
 		p.Resources = &workspacev1.Resources{
@@ -152,6 +154,8 @@ func specFromProto(p *workspacev1.WorkspaceSpec) store.Spec {
 		ReadOnlyRoot: p.GetReadOnlyRoot(),
 		ModelEnv:     cloneList(p.GetModelEnv()),
 		StopSignal:   p.GetStopSignal(),
+
+		SecretDelivery: deliveryFromProto(p.GetSecretDelivery()),
 	}
 	for _, v := range p.GetVolumes() {
 		s.Volumes = append(s.Volumes, store.Volume{
@@ -202,7 +206,22 @@ func secretToProto(s *store.Secret) *workspacev1.Secret {
 		CreateTime: timeToProto(s.CreateTime),
 		UpdateTime: timeToProto(s.UpdateTime),
 		Etag:       s.Etag(),
+		Delivery:   deliveryToProto(s.Delivery),
 	}
+}
+
+// deliveryPrefix is what store.Delivery leaves out.
+const deliveryPrefix = "SECRET_DELIVERY_"
+
+func deliveryToProto(d store.Delivery) workspacev1.SecretDelivery {
+	return workspacev1.SecretDelivery(workspacev1.SecretDelivery_value[deliveryPrefix+string(d)])
+}
+
+func deliveryFromProto(d workspacev1.SecretDelivery) store.Delivery {
+	if d == workspacev1.SecretDelivery_SECRET_DELIVERY_UNSPECIFIED {
+		return ""
+	}
+	return store.Delivery(strings.TrimPrefix(d.String(), deliveryPrefix))
 }
 
 func secretsToProto(secrets []store.Secret) []*workspacev1.Secret {
@@ -216,7 +235,7 @@ func secretsToProto(secrets []store.Secret) []*workspacev1.Secret {
 func secretsFromProto(ps []*workspacev1.SecretValue) []store.SecretValue {
 	values := make([]store.SecretValue, len(ps))
 	for i, p := range ps {
-		values[i] = store.SecretValue{Key: p.GetKey(), Value: seal.New(payloadOf(p))}
+		values[i] = store.SecretValue{Key: p.GetKey(), Value: seal.New(payloadOf(p)), Delivery: deliveryFromProto(p.GetDelivery())}
 	}
 	return values
 }
@@ -225,6 +244,7 @@ func secretsFromProto(ps []*workspacev1.SecretValue) []store.SecretValue {
 type payload interface {
 	GetText() string
 	GetData() []byte
+	GetDelivery() workspacev1.SecretDelivery
 }
 
 // payloadOf returns the value, from whichever field carries it.

@@ -37,6 +37,7 @@ const (
 	ReasonRetriesExhausted  = "RETRIES_EXHAUSTED"
 	ReasonStillWaiting      = "STILL_WAITING"
 	ReasonModelKey          = "KEY_CARRIES_MODEL"
+	ReasonNeedsFiles        = "SECRET_NEEDS_FILES"
 	ReasonSecretsTooLarge   = "SECRETS_TOO_LARGE"
 	ReasonDiskFull          = "DISK_FULL"
 	ReasonChangeInDoubt     = "CHANGE_IN_DOUBT"
@@ -223,6 +224,9 @@ func publicError(err error, method string, req any) error {
 		}
 	case errors.As(err, &key) && errors.Is(key.Err, store.ErrModelKey):
 		return precondition(ReasonModelKey, workspaceOf(req), fmt.Sprintf("has %s both as a secret's key and in model_env", key.Key))
+	case errors.As(err, &key) && errors.Is(key.Err, store.ErrNeedsFiles):
+		return precondition(ReasonNeedsFiles, workspaceOf(req),
+			fmt.Sprintf("would have %s in the environment, which can't carry its NUL byte: give that secret the delivery SECRET_DELIVERY_FILES", key.Key))
 	case errors.Is(err, store.ErrDiskFull):
 		return &apiError{
 			code:    codes.ResourceExhausted,

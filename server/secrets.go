@@ -25,7 +25,7 @@ func (s *Server) SetSecret(ctx context.Context, req *workspacev1.SetSecretReques
 		return nil, err
 	}
 	r, err := s.store.UpdateSecrets(ctx, scope, store.SecretsUpdate{
-		Set:       []store.SecretValue{{Key: key, Value: seal.New(payloadOf(req))}},
+		Set:       []store.SecretValue{{Key: key, Value: seal.New(payloadOf(req)), Delivery: deliveryFromProto(req.GetDelivery())}},
 		NextStart: nextStart(req.GetApply()),
 	}, o)
 	if err != nil {

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/testing/protocmp"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
@@ -23,6 +25,7 @@ func TestSecretLife(t *testing.T) {
 		want := &workspacev1.Secret{
 			Name: name, Key: "TOKEN", Scope: workspacev1.SecretScope_SECRET_SCOPE_WORKSPACE, Version: 1, SizeBytes: 3,
 			CreateTime: born, UpdateTime: born, Etag: `"v1"`,
+			Delivery: workspacev1.SecretDelivery_SECRET_DELIVERY_SPEC,
 		}
 		if diff := cmp.Diff(want, first.GetSecret(), protocmp.Transform()); diff != "" {
 			t.Error(diff)
@@ -111,6 +114,56 @@ func TestApplyAtTheNextStart(t *testing.T) {
 		restarted := must2(h.Client.RestartWorkspace(h.ctx(), &workspacev1.RestartWorkspaceRequest{Name: "workspaces/w"}))(t)
 		h.WaitGeneration("w", restarted.GetGeneration())
 		h.wantEnv("w", "A=x")
+	})
+}
+
+// A file is what was sent, and where it belongs.
+func TestSecretsAreFiles(t *testing.T) {
+	run(t, func(t *testing.T, h *harness) {
+		binary := []byte("\x00\xff\n")
+		h.create("w", func(r *createReq) {
+			r.Workspace.Spec.SecretDelivery = workspacev1.SecretDelivery_SECRET_DELIVERY_FILES
+			r.Secrets = []*secret{
+				{Key: "CERT", Payload: &workspacev1.SecretValue_Data{Data: binary}},
+				{Key: "TOKEN", Payload: &workspacev1.SecretValue_Text{Text: "t"}, Delivery: workspacev1.SecretDelivery_SECRET_DELIVERY_ENV},
+			}
+		})
+		must2(h.Client.SetSecret(h.ctx(), &workspacev1.SetSecretRequest{
+			Name: "secrets/CA", Payload: &workspacev1.SetSecretRequest_Data{Data: binary}, Delivery: workspacev1.SecretDelivery_SECRET_DELIVERY_FILES,
+		}))(t)
+		w := h.WaitGeneration("w", 2)
+		if diff := cmp.Diff(map[string]int64{"CERT": 1, "TOKEN": 1, "CA": 1}, w.GetSecretVersions()); diff != "" {
+			t.Error(diff)
+		}
+		if w.GetSpec().GetSecretDelivery() != workspacev1.SecretDelivery_SECRET_DELIVERY_FILES {
+			t.Errorf("the spec says %v", w.GetSpec().GetSecretDelivery())
+		}
+		h.wantEnv("w", "TOKEN=t")
+		for key, want := range map[string]string{"CERT": string(binary), "CA": string(binary)} {
+			if got, err := h.Runtime.ReadFile(w.GetContainerId(), "/run/secrets/"+key); err != nil || got != want {
+				t.Errorf("%s = %q, %v", key, got, err)
+			}
+		}
+		if got, err := h.Runtime.ReadFile(w.GetContainerId(), "/run/secrets/TOKEN"); err == nil {
+			t.Errorf("TOKEN is a file too, %q", got)
+		}
+		for name, want := range map[string]workspacev1.SecretDelivery{
+			"workspaces/w/secrets/CERT":  workspacev1.SecretDelivery_SECRET_DELIVERY_SPEC,
+			"workspaces/w/secrets/TOKEN": workspacev1.SecretDelivery_SECRET_DELIVERY_ENV,
+			"secrets/CA":                 workspacev1.SecretDelivery_SECRET_DELIVERY_FILES,
+		} {
+			got := must2(h.Client.GetSecret(h.ctx(), &workspacev1.GetSecretRequest{Name: name}))(t).GetSecret().GetDelivery()
+			if got != want {
+				t.Errorf("%s is delivered by %v, want %v", name, got, want)
+			}
+		}
+		// What has a NUL does not go into the environment.
+		_, err := h.Client.UpdateWorkspace(h.ctx(), &updateReq{Workspace: &ws{
+			Name: "workspaces/w", Spec: &wsSpec{SecretDelivery: workspacev1.SecretDelivery_SECRET_DELIVERY_ENV},
+		}})
+		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "CERT") {
+			t.Errorf("update = %v", err)
+		}
 	})
 }
 

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/protobuf/proto"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/store"
 )
 
@@ -39,7 +40,7 @@ func validateRequest(req proto.Message) error {
 	case *workspacev1.CreateWorkspaceRequest:
 		checkSpec(&vs, "workspace.spec", req.GetWorkspace().GetSpec())
 		checkSecretValues(&vs, req.GetSecrets(), nil)
-		checkModelKeys(&vs, req)
+		checkFirstSecrets(&vs, req)
 	case *workspacev1.UpdateWorkspaceRequest:
 		// The rest is checked once the mask was applied.
 		if req.GetWorkspace() == nil {
@@ -87,6 +88,9 @@ func checkSpec(vs *violations, at string, spec *workspacev1.WorkspaceSpec) {
 		checkLateKey(vs, fmt.Sprintf("%s.model_env[%d]", at, i), key)
 	}
 	checkVolumes(vs, at+".volumes", spec.GetVolumes())
+	if spec.GetSecretDelivery() == workspacev1.SecretDelivery_SECRET_DELIVERY_SPEC {
+		vs.add(at+".secret_delivery", "must be SECRET_DELIVERY_ENV or SECRET_DELIVERY_FILES: this is the spec that others follow")
+	}
 }
 
 func checkEnv(vs *violations, at string, env map[string]string) {
@@ -116,8 +120,8 @@ func checkVolumes(vs *violations, at string, volumes []*workspacev1.Volume) {
 			vs.add(field, "must be the shortest form of the path: %q", clean)
 		case dup:
 			vs.add(field, "must differ from that of volumes[%d]", first)
-		case mount == "/" || under(mount, "/proc") || under(mount, "/sys") || strings.HasPrefix(mount, "/run/workspaced"):
-			vs.add(field, "must not be /, or in /proc, /sys or /run/workspaced")
+		case mount == "/" || under(mount, "/proc") || under(mount, "/sys") || under(mount, runtime.FilesDir) || strings.HasPrefix(mount, "/run/workspaced"):
+			vs.add(field, "must not be /, or in /proc, /sys, /run/workspaced or %s", runtime.FilesDir)
 		}
 		if host := volume.GetHostPath(); host != "" && host != path.Clean(host) {
 			vs.add(fmt.Sprintf("%s[%d].host_path", at, i), "must be the shortest form of the path: %q", path.Clean(host))
@@ -168,23 +172,38 @@ func checkSecretValues(vs *violations, secrets []*workspacev1.SecretValue, delet
 
 // checkValue checks a secret's value. What it says never holds the value.
 func checkValue(vs *violations, prefix string, p payload) {
-	field := prefix + "text"
-	if p.GetData() != nil {
-		field = prefix + "data"
-	}
-	value := payloadOf(p)
+	field, value := valueField(prefix, p), payloadOf(p)
 	if len(value) > store.MaxValueBytes {
 		vs.add(field, "must be at most %d bytes, not %d", store.MaxValueBytes, len(value))
-	} else if slices.Contains(value, 0) {
-		vs.add(field, "must not contain a NUL byte: an environment can't carry one")
+	} else if p.GetDelivery() == workspacev1.SecretDelivery_SECRET_DELIVERY_ENV {
+		checkNUL(vs, field, value) // of all others the store knows
 	}
 }
 
-// checkModelKeys refuses secrets of a new workspace under the names that carry
-// its model. For one that exists the store knows.
-func checkModelKeys(vs *violations, req *workspacev1.CreateWorkspaceRequest) {
+// valueField is the field that carries the value.
+func valueField(prefix string, p payload) string {
+	if p.GetData() != nil {
+		return prefix + "data"
+	}
+	return prefix + "text"
+}
+
+func checkNUL(vs *violations, field string, value []byte) {
+	if slices.Contains(value, 0) {
+		vs.add(field, "must not contain a NUL byte, which an environment can't carry: set delivery to SECRET_DELIVERY_FILES")
+	}
+}
+
+// checkFirstSecrets refuses secrets of a new workspace under the names that carry
+// its model, and values that its environment can't. For one that exists the store
+// knows.
+func checkFirstSecrets(vs *violations, req *workspacev1.CreateWorkspaceRequest) {
 	spec := store.Spec{ModelEnv: req.GetWorkspace().GetSpec().GetModelEnv()}
+	files := req.GetWorkspace().GetSpec().GetSecretDelivery() == workspacev1.SecretDelivery_SECRET_DELIVERY_FILES
 	for i, secret := range req.GetSecrets() {
+		if secret.GetDelivery() != workspacev1.SecretDelivery_SECRET_DELIVERY_FILES && !files {
+			checkNUL(vs, valueField(fmt.Sprintf("secrets[%d].", i), secret), payloadOf(secret))
+		}
 		if slices.Contains(spec.ModelVars(), secret.GetKey()) {
 			vs.add(fmt.Sprintf("secrets[%d].key", i), "must not be one of workspace.spec.model_env (by default %s): it carries the model", store.DefaultModelEnv)
 		}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"time"
@@ -44,6 +45,7 @@ func seenByContainer(s Spec) Spec {
 	s.StopGrace = nil
 	s.CrashPolicy = CrashPolicy{}
 	s.ModelEnv = s.ModelVars()
+	s.SecretDelivery = cmp.Or(s.SecretDelivery, DeliveryEnv)
 	return s
 }
 

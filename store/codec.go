@@ -394,6 +394,9 @@ func codeSpec(c *codec, s *Spec) {
 	if c.field("modelEnv", len(s.ModelEnv) > 0) {
 		list(c, &s.ModelEnv, text)
 	}
+	if c.field("secretDelivery", s.SecretDelivery != "") {
+		text(c, &s.SecretDelivery)
+	}
 	if c.field("stopSignal", s.StopSignal != "") {
 		text(c, &s.StopSignal)
 	}
@@ -615,6 +618,15 @@ func (r *secretRecord) code(c *codec) {
 	}
 	if c.field("updateTime", !r.UpdateTime.IsZero()) {
 		moment(c, &r.UpdateTime)
+	}
+	if c.field("delivery", r.Delivery != "") {
+		text(c, &r.Delivery)
+	}
+	if c.field("binary", r.Binary) {
+		boolean(c, &r.Binary)
+	}
+	if c.field("staged", r.Staged) {
+		boolean(c, &r.Staged)
 	}
 	c.end()
 }

@@ -7,7 +7,7 @@
 //
 // # Schema
 //
-// Version 3. Numbers are 8 bytes big endian, records are JSON.
+// Version 4. Numbers are 8 bytes big endian, records are JSON.
 //
 //	meta
 //	├── schema      number  version of this schema
@@ -26,7 +26,7 @@
 //	owners                  an OWNER is a workspace's uid, or "global"
 //	└── OWNER               record  ownerRecord: sums over its secrets
 //	secrets
-//	└── OWNER/KEY           record  secretRecord; of a deleted key only the version
+//	└── OWNER/KEY           record  secretRecord; of a deleted key the version
 //	sealed
 //	└── OWNER/KEY           bytes   the value, sealed
 //	requests

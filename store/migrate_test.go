@@ -141,7 +141,7 @@ func writeFixture(t *testing.T) {
 			WorkingDir: "/w", User: "1:2", Resources: Resources{CPUMillis: 1, MemoryBytes: 2, Pids: 3},
 			Volumes:      []Volume{{MountPath: "/a", HostPath: "/b", ReadOnly: true}, {MountPath: "/c", Name: "v"}},
 			ReadOnlyRoot: true, ModelEnv: []string{"M"}, StopSignal: "SIGINT", StopGrace: ptr(time.Second),
-			CrashPolicy: CrashPolicy{Restart: CrashRestartOnFailure, MaxRetries: 3},
+			CrashPolicy: CrashPolicy{Restart: CrashRestartOnFailure, MaxRetries: 3}, SecretDelivery: DeliveryFiles,
 		},
 		Secrets: []SecretValue{value("K", "value"), value("DELETED", "x"), value("EMPTY", ""), value("G", "own")},
 	}, Options{}))(t).Workspace
@@ -158,6 +158,9 @@ func writeFixture(t *testing.T) {
 			Failure: &Failure{Generation: 3, Reason: "R", Message: "m", Attempt: 2, Time: now, NextAttempt: now},
 		}
 	}))(t)
+	must(h.UpdateSecrets(ctx, in("full"), SecretsUpdate{NextStart: true, Set: []SecretValue{
+		{Key: "BINARY", Value: seal.New([]byte{0, 1}), Delivery: DeliverySpec}, {Key: "E", Value: seal.New([]byte("e")), Delivery: DeliveryEnv},
+	}}, Options{}))(t)
 	h.create("parked")
 	must(h.StopWorkspace(ctx, "parked", Options{}))(t)
 	h.create("deleting", value("K", "1"))

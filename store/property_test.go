@@ -1,14 +1,16 @@
 package store
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
 )
 
@@ -24,6 +26,7 @@ type modelWorkspace struct {
 	image, signal, model                 string
 	modelEnv                             []string
 	parked, deleting, keepVolumes        bool
+	files                                bool
 	generation, specGeneration, observed int64
 	reason                               ChangeReason
 	secrets                              modelSecrets
@@ -32,29 +35,45 @@ type modelWorkspace struct {
 type modelSecrets struct {
 	values   map[string]string
 	versions map[string]int64 // also of deleted keys
+	delivery map[string]Delivery
+	staged   map[string]bool // the last change of the key waits for the next start
 }
 
 func newModelSecrets() modelSecrets {
-	return modelSecrets{map[string]string{}, map[string]int64{}}
+	return modelSecrets{map[string]string{}, map[string]int64{}, map[string]Delivery{}, map[string]bool{}}
 }
 
-// update does what u says and returns the keys whose value changed.
+// update does what u says and returns the keys that changed.
 func (m *modelSecrets) update(u SecretsUpdate) []string {
 	var changed []string
 	for _, key := range u.Delete {
-		if _, ok := m.values[key]; ok {
+		_, ok := m.values[key]
+		if _, known := m.versions[key]; ok || known && m.staged[key] && !u.NextStart {
 			delete(m.values, key)
+			delete(m.delivery, key)
+			m.staged[key] = u.NextStart
 			changed = append(changed, key)
 		}
 	}
 	for _, s := range u.Set {
-		if old, ok := m.values[s.Key]; !ok || old != s.Value.Reveal() {
-			m.values[s.Key] = s.Value.Reveal()
+		old, ok := m.values[s.Key]
+		delivery := m.after(s)
+		switch {
+		case !ok || old != s.Value.Reveal() || delivery != m.delivery[s.Key]:
+			m.values[s.Key], m.delivery[s.Key] = s.Value.Reveal(), delivery
 			m.versions[s.Key]++
-			changed = append(changed, s.Key)
+		case !m.staged[s.Key] || u.NextStart:
+			continue
 		}
+		m.staged[s.Key] = u.NextStart
+		changed = append(changed, s.Key)
 	}
 	return changed
+}
+
+// after is how the key will be delivered.
+func (m *modelSecrets) after(s SecretValue) Delivery {
+	return cmp.Or(s.Delivery, m.delivery[s.Key], DeliverySpec)
 }
 
 func (w *modelWorkspace) bump(reason ChangeReason) {
@@ -91,6 +110,8 @@ var (
 	genID     = rapid.SampledFrom([]string{"a", "b", "c"})
 	genKey    = rapid.SampledFrom([]string{"K", "L", "M", DefaultModelEnv})
 	genValue  = rapid.SampledFrom([]string{"", "1", "2", "a longer value"})
+	genSecret = rapid.SampledFrom([]string{"", "1", "2", "a longer value", "1\x002"})
+	genWay    = rapid.SampledFrom([]Delivery{"", "", "", DeliverySpec, DeliveryEnv, DeliveryFiles})
 	genChance = func(n int) *rapid.Generator[bool] {
 		return rapid.Map(rapid.IntRange(1, n), func(i int) bool { return i == n })
 	}
@@ -103,7 +124,9 @@ func drawUpdate(t *rapid.T) SecretsUpdate {
 		if genChance(3).Draw(t, "delete") {
 			u.Delete = append(u.Delete, key)
 		} else {
-			u.Set = append(u.Set, value(key, genValue.Draw(t, "value")))
+			v := value(key, genSecret.Draw(t, "value"))
+			v.Delivery = genWay.Draw(t, "delivery")
+			u.Set = append(u.Set, v)
 		}
 	}
 	return u
@@ -119,7 +142,7 @@ func (m *machine) call(t *rapid.T, want error, changed bool, do func(Options) (R
 		if !sameError(err, want) || r.Changed != changed {
 			t.Fatalf("validate only: got %+v, %v, want %v, changed %t", r, err, want, changed)
 		}
-		if diff := cmp.Diff(before, dump(t, m.db)); diff != "" {
+		if diff := gocmp.Diff(before, dump(t, m.db)); diff != "" {
 			t.Fatalf("validate only changed something: %s", diff)
 		}
 	}
@@ -132,7 +155,7 @@ func (m *machine) call(t *rapid.T, want error, changed bool, do func(Options) (R
 		t.Fatalf("got %v, want %v", err, want)
 	}
 	if err != nil {
-		if diff := cmp.Diff(before, dump(t, m.db)); diff != "" {
+		if diff := gocmp.Diff(before, dump(t, m.db)); diff != "" {
 			t.Fatalf("an error changed something: %s", diff)
 		}
 		return r
@@ -149,7 +172,7 @@ func (m *machine) call(t *rapid.T, want error, changed bool, do func(Options) (R
 	m.revision = m.Revision()
 	if id := r.Workspace.ID; id != "" {
 		w, err := m.Workspace(id)
-		if diff := cmp.Diff(w, r.Workspace); diff != "" || err != nil {
+		if diff := gocmp.Diff(w, r.Workspace); diff != "" || err != nil {
 			t.Fatalf("the result is not what is stored: %v %s", err, diff)
 		}
 	}
@@ -176,11 +199,13 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 	return map[string]func(*rapid.T){
 		"create": func(t *rapid.T) {
 			id, u := genID.Draw(t, "id"), drawUpdate(t)
-			want := error(nil)
+			var want error
 			if m.model.workspaces[id] != nil {
 				want = ErrExists
 			} else if slices.ContainsFunc(u.Set, func(s SecretValue) bool { return s.Key == DefaultModelEnv }) {
 				want = ErrModelKey
+			} else {
+				want = needsFiles(newModelSecrets(), u, false)
 			}
 			r := m.call(t, want, want == nil, func(o Options) (Result, error) {
 				return m.CreateWorkspace(ctx, NewWorkspace{ID: id, Spec: Spec{Image: "i"}, Secrets: u.Set}, o)
@@ -196,14 +221,15 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 			id := genID.Draw(t, "id")
 			label, image, signal, mod := genValue.Draw(t, "label"), genValue.Draw(t, "image"), genValue.Draw(t, "signal"), genValue.Draw(t, "model")
 			modelEnv := rapid.SampledFrom([][]string{nil, {}, {"K"}, {"X"}, {DefaultModelEnv}}).Draw(t, "modelEnv")
+			files := rapid.Bool().Draw(t, "files")
 			w, want := m.editable(id)
 			after := modelWorkspace{}
 			if want == nil {
 				after = *w
 				after.labels = map[string]string{"l": label}
-				after.image, after.signal, after.model, after.modelEnv = image, signal, mod, modelEnv
+				after.image, after.signal, after.model, after.modelEnv, after.files = image, signal, mod, modelEnv, files
 				switch {
-				case image != w.image || !slices.Equal(after.vars(), w.vars()):
+				case image != w.image || files != w.files || !slices.Equal(after.vars(), w.vars()):
 					after.bump(ReasonSpec)
 					after.specGeneration = after.generation
 				case mod != w.model:
@@ -218,6 +244,11 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 						want, changed = ErrModelKey, false
 					}
 				}
+				for key, v := range w.secrets.values {
+					if want == nil && !files && strings.Contains(v, "\x00") && w.secrets.delivery[key] == DeliverySpec {
+						want, changed = ErrNeedsFiles, false
+					}
+				}
 			}
 			etag := ""
 			if before, err := m.Workspace(id); err == nil {
@@ -227,6 +258,10 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 				return m.UpdateWorkspace(ctx, id, func(e *Editable) error {
 					e.Labels = map[string]string{"l": label}
 					e.Spec.Image, e.Spec.StopSignal, e.Spec.ModelEnv, e.Model = image, signal, modelEnv, mod
+					e.Spec.SecretDelivery = DeliveryEnv
+					if files {
+						e.Spec.SecretDelivery = DeliveryFiles
+					}
 					return nil
 				}, o)
 			})
@@ -242,7 +277,7 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 			w, want := m.editable(id)
 			var changed []string
 			if want == nil {
-				want = refuses(w.secrets, u, w.vars())
+				want = cmp.Or(refuses(w.secrets, u, w.vars()), needsFiles(w.secrets, u, w.files))
 			}
 			if want == nil {
 				changed = w.secrets.update(u)
@@ -254,7 +289,7 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 		},
 		"global secrets": func(t *rapid.T) {
 			u := drawUpdate(t)
-			want := refuses(m.model.globals, u, nil)
+			want := cmp.Or(refuses(m.model.globals, u, nil), needsFiles(m.model.globals, u, false))
 			var changed []string
 			affected := 0
 			if want == nil {
@@ -352,14 +387,14 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 			}
 			before := dump(t, m.db)
 			r, err := q.do(q.opts)
-			if diff := cmp.Diff(q.result, r); diff != "" || err != nil {
+			if diff := gocmp.Diff(q.result, r); diff != "" || err != nil {
 				t.Fatalf("another answer: %v %s", err, diff)
 			}
 			q.opts.Fingerprint = []byte("other")
 			if _, err := q.do(q.opts); !errors.Is(err, ErrRequestReused) {
 				t.Fatalf("another request: got %v", err)
 			}
-			if diff := cmp.Diff(before, dump(t, m.db)); diff != "" {
+			if diff := gocmp.Diff(before, dump(t, m.db)); diff != "" {
 				t.Fatalf("it changed something: %s", diff)
 			}
 		},
@@ -368,7 +403,7 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 			before := dump(t, m.db)
 			m.reopen()
 			m.db.NoSync = true
-			if diff := cmp.Diff(before, dump(t, m.db)); diff != "" {
+			if diff := gocmp.Diff(before, dump(t, m.db)); diff != "" {
 				t.Fatalf("reopening changed something: %s", diff)
 			}
 			if m.Revision() != m.revision {
@@ -387,8 +422,19 @@ func refuses(s modelSecrets, u SecretsUpdate, vars []string) error {
 		}
 	}
 	for _, key := range u.Delete {
-		if _, found := s.values[key]; !found && u.MustExist {
+		if _, found := s.values[key]; !found && u.MustExist && (!s.staged[key] || u.NextStart) {
 			return ErrNotFound
+		}
+	}
+	return nil
+}
+
+// needsFiles returns the error that is due to a value that an environment can't
+// carry.
+func needsFiles(s modelSecrets, u SecretsUpdate, files bool) error {
+	for _, v := range u.Set {
+		if d := s.after(v); strings.Contains(v.Value.Reveal(), "\x00") && d != DeliveryFiles && (d != DeliverySpec || !files) {
+			return ErrNeedsFiles
 		}
 	}
 	return nil
@@ -408,7 +454,7 @@ func (m *machine) check(t *rapid.T) {
 	for _, w := range ws {
 		got := modelWorkspace{
 			uid: w.UID, labels: w.Labels, image: w.Spec.Image, signal: w.Spec.StopSignal, model: w.Model,
-			modelEnv: w.Spec.ModelEnv, parked: w.Parked, deleting: w.Deleting != nil,
+			modelEnv: w.Spec.ModelEnv, files: w.Spec.SecretDelivery == DeliveryFiles, parked: w.Parked, deleting: w.Deleting != nil,
 			keepVolumes: w.Deleting != nil && w.Deleting.KeepVolumes,
 			generation:  w.Generation, specGeneration: w.SpecGeneration, observed: w.Status.ObservedGeneration, reason: w.ChangeReason,
 		}
@@ -418,7 +464,7 @@ func (m *machine) check(t *rapid.T) {
 		if len(want.modelEnv) == 0 {
 			want.modelEnv = nil
 		}
-		if diff := cmp.Diff(want, got, cmp.AllowUnexported(modelWorkspace{}, modelSecrets{})); diff != "" {
+		if diff := gocmp.Diff(want, got, gocmp.AllowUnexported(modelWorkspace{}, modelSecrets{})); diff != "" {
 			t.Fatalf("%s: %s", w.ID, diff)
 		}
 		if w.PendingSince.IsZero() != (want.generation <= want.observed) {
@@ -427,7 +473,7 @@ func (m *machine) check(t *rapid.T) {
 		m.checkSecrets(t, in(w.ID), secrets)
 		merged := maps.Clone(m.model.globals.values)
 		maps.Copy(merged, secrets.values)
-		if diff := cmp.Diff(merged, m.values(w.ID)); diff != "" {
+		if diff := gocmp.Diff(merged, m.values(w.ID)); diff != "" {
 			t.Fatalf("%s: snapshot %s", w.ID, diff)
 		}
 	}
@@ -457,6 +503,9 @@ func (m *machine) checkSecrets(t *rapid.T, scope Scope, want modelSecrets) {
 	got := map[string]int64{}
 	for _, s := range secrets {
 		got[s.Key] = s.Version
+		if s.Delivery != want.delivery[s.Key] {
+			t.Fatalf("%s is delivered by %s", s.Key, s.Delivery)
+		}
 		if s.Size != len(want.values[s.Key]) {
 			t.Fatalf("%s has size %d", s.Key, s.Size)
 		}
@@ -465,7 +514,7 @@ func (m *machine) checkSecrets(t *rapid.T, scope Scope, want modelSecrets) {
 	for key := range want.values {
 		versions[key] = want.versions[key]
 	}
-	if diff := cmp.Diff(versions, got); diff != "" {
+	if diff := gocmp.Diff(versions, got); diff != "" {
 		t.Fatalf("%+v: versions %s", scope, diff)
 	}
 	o, err := m.owner(scope)

@@ -164,7 +164,9 @@ func (s *Store) Snapshot(id string) (snapshot Snapshot, err error) {
 			if err != nil {
 				return err
 			}
-			snapshot.Secrets = append(snapshot.Secrets, OpenedSecret{Key: key, Version: from.row.Version, Value: value})
+			snapshot.Secrets = append(snapshot.Secrets, OpenedSecret{
+				Key: key, Version: from.row.Version, Value: value, Delivery: from.row.delivery(),
+			})
 		}
 		for o, rows := range sums { // now that no secret is to be named
 			if err := o.checkSums(tx, rows); err != nil {

@@ -107,7 +107,7 @@ func (s *Store) reachOf(ctx context.Context, u *SecretsUpdate) (n reach, err err
 		if err != nil {
 			return err
 		}
-		p, err := t.planSecrets(owner{}, u, "")
+		p, err := t.planSecrets(owner{}, nil, u, "")
 		if err == nil {
 			keys = p.changedKeys()
 		}

@@ -31,7 +31,9 @@ func (r *ownerRecord) valid([]byte) bool {
 	return r.Bytes >= 0 && r.KeyBytes >= 0 && r.Retired >= 0 && r.LastVersion >= 0
 }
 
-func (r *secretRecord) valid([]byte) bool { return r.Version > 0 && r.Size >= 0 }
+func (r *secretRecord) valid([]byte) bool {
+	return r.Version > 0 && r.Size >= 0 && (r.Delivery == "" || r.Delivery == DeliveryEnv || r.Delivery == DeliveryFiles)
+}
 
 func (r *requestRecord) valid([]byte) bool { return !r.Expiry.IsZero() && len(r.Fingerprint) > 0 }
 

@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"strconv"
 	"time"
 
@@ -25,6 +26,12 @@ type secretRecord struct {
 	Size       int       `json:"size,omitempty"`
 	CreateTime time.Time `json:"createTime,omitzero"`
 	UpdateTime time.Time `json:"updateTime,omitzero"`
+	// Delivery is empty for DeliverySpec.
+	Delivery Delivery `json:"delivery,omitempty"`
+	// Binary: the value holds a NUL, and can't be put into an environment.
+	Binary bool `json:"binary,omitempty"`
+	// Staged: the last change, or deletion, of the key waits for the next start.
+	Staged bool `json:"staged,omitempty"`
 
 	// damaged: the row can't be read. What else is known the sealed value tells,
 	// which can't be opened without the version.
@@ -91,9 +98,11 @@ func (o owner) associated(key string, version int64) []byte {
 func (o owner) metadata(key string, r *secretRecord) Secret {
 	return Secret{
 		Key: key, WorkspaceID: o.scope.WorkspaceID, Version: r.Version, Size: r.Size,
-		CreateTime: r.CreateTime, UpdateTime: r.UpdateTime,
+		CreateTime: r.CreateTime, UpdateTime: r.UpdateTime, Delivery: r.delivery(),
 	}
 }
+
+func (r *secretRecord) delivery() Delivery { return cmp.Or(r.Delivery, DeliverySpec) }
 
 // get returns a key's row, and whether the key is known, which one of a deleted
 // secret is as well.

@@ -142,6 +142,15 @@ func set(kv ...string) SecretsUpdate {
 	return u
 }
 
+// as is set with a delivery.
+func as(d Delivery, kv ...string) SecretsUpdate {
+	u := set(kv...)
+	for i := range u.Set {
+		u.Set[i].Delivery = d
+	}
+	return u
+}
+
 func in(id string) Scope { return Scope{WorkspaceID: id} }
 
 var ctx = context.Background()

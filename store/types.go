@@ -75,6 +75,9 @@ type Spec struct {
 	Volumes      []Volume          `json:"volumes,omitempty"`
 	ReadOnlyRoot bool              `json:"readOnlyRoot,omitempty"`
 	ModelEnv     []string          `json:"modelEnv,omitempty"`
+	// SecretDelivery is how the container gets the secrets of DeliverySpec: by
+	// DeliveryEnv, also when empty, or DeliveryFiles.
+	SecretDelivery Delivery `json:"secretDelivery,omitempty"`
 
 	// StopSignal, StopGrace and CrashPolicy are the daemon's, not the container's:
 	// changing them makes no generation.
@@ -99,6 +102,19 @@ const (
 	CrashRestartAlways    CrashRestart = "ALWAYS"
 	CrashRestartOnFailure CrashRestart = "ON_FAILURE"
 	CrashRestartNever     CrashRestart = "NEVER"
+)
+
+// Delivery is how a container gets a secret. The values are those of
+// workspace.v1.SecretDelivery without the prefix.
+type Delivery string
+
+// The ways. An empty one is, in a change of a secret, as it has been, and of a
+// new key DeliverySpec; in a spec, DeliveryEnv.
+const (
+	DeliveryEnv   Delivery = "ENV"
+	DeliveryFiles Delivery = "FILES"
+	// DeliverySpec: as Spec.SecretDelivery says.
+	DeliverySpec Delivery = "SPEC"
 )
 
 // DefaultModelEnv is the variable that carries the model when Spec.ModelEnv is
@@ -257,12 +273,15 @@ type Secret struct {
 	Key string
 	// WorkspaceID is empty for a global secret.
 	WorkspaceID string
-	// Version counts the values that the key has had, from 1; a deleted key goes
-	// on counting when it is set again, so that no version names two values.
+	// Version counts the values and deliveries that the key has had, from 1; a
+	// deleted key goes on counting when it is set again, so that no version names
+	// two values.
 	Version    int64
 	Size       int
 	CreateTime time.Time
 	UpdateTime time.Time
+	// Delivery is never empty.
+	Delivery Delivery
 }
 
 // Etag returns the secret's etag (AIP-154).
@@ -290,6 +309,8 @@ func (s Scope) Global() bool { return s.WorkspaceID == "" }
 type SecretValue struct {
 	Key   string
 	Value seal.Plaintext
+	// Delivery is how containers get it; empty: as it has been.
+	Delivery Delivery
 }
 
 // Snapshot is what a container is started from: one read transaction.
@@ -302,9 +323,20 @@ type Snapshot struct {
 
 // OpenedSecret is a secret's value on its way into a container.
 type OpenedSecret struct {
-	Key     string
-	Version int64
-	Value   seal.Plaintext
+	Key      string
+	Version  int64
+	Value    seal.Plaintext
+	Delivery Delivery // never empty
+}
+
+// File reports whether a container of the spec gets it as a file.
+func (s *OpenedSecret) File(spec *Spec) bool { return deliversFile(s.Delivery, spec) }
+
+func deliversFile(d Delivery, spec *Spec) bool {
+	if d == DeliverySpec {
+		d = spec.SecretDelivery
+	}
+	return d == DeliveryFiles
 }
 
 // Options belong to one change.
@@ -372,6 +404,9 @@ var (
 	// ErrModelKey: a secret's key and one of model_env are the same; comes as
 	// *KeyError.
 	ErrModelKey = errors.New("key carries the model")
+	// ErrNeedsFiles: a value with a NUL would go into an environment; comes as
+	// *KeyError.
+	ErrNeedsFiles = errors.New("value with a NUL needs to be delivered as a file")
 	// ErrUnreadable: a secret can't be opened; comes as *KeyError.
 	ErrUnreadable = errors.New("secret can't be opened")
 	// ErrDiskFull: nothing was written; reading goes on.
@@ -402,7 +437,7 @@ func (e *NotFoundError) Is(target error) bool { return target == ErrNotFound }
 // KeyError names a key.
 type KeyError struct {
 	Key string
-	Err error // ErrModelKey or ErrUnreadable
+	Err error // ErrModelKey, ErrNeedsFiles or ErrUnreadable
 }
 
 func (e *KeyError) Error() string { return fmt.Sprintf("secret %q: %v", e.Key, e.Err) }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 )
 
 // SecretsUpdate sets and deletes secrets of one scope, all or none.
@@ -14,7 +15,8 @@ type SecretsUpdate struct {
 	Set    []SecretValue
 	Delete []string
 	// NextStart makes no generation: the next container that starts, for whatever
-	// reason, gets the new values.
+	// reason, gets the new values. Made again without it the same change counts as
+	// one, for nobody here knows which containers have it.
 	NextStart bool
 	// MustExist: deleting what is not there is a *NotFoundError.
 	MustExist bool
@@ -23,6 +25,7 @@ type SecretsUpdate struct {
 // secretsPlan is an update that was checked.
 type secretsPlan struct {
 	owner   owner
+	staged  bool
 	sums    ownerRecord
 	sets    []plannedSet
 	deletes []plannedDelete
@@ -32,7 +35,8 @@ type plannedSet struct {
 	value   SecretValue
 	row     secretRecord // as it will be
 	retired bool         // the key was deleted
-	changed bool
+	changed bool         // the row differs
+	sealed  bool         // and so does the value
 }
 
 type plannedDelete struct {
@@ -61,9 +65,10 @@ func (p *secretsPlan) metadata() []Secret {
 	return secrets
 }
 
-// planSecrets checks an update and writes nothing.
-func (t *txn) planSecrets(o owner, u *SecretsUpdate, etag string) (*secretsPlan, error) {
-	p := &secretsPlan{owner: o}
+// planSecrets checks an update and writes nothing. The spec is that of the
+// workspace, nil for global secrets.
+func (t *txn) planSecrets(o owner, spec *Spec, u *SecretsUpdate, etag string) (*secretsPlan, error) {
+	p := &secretsPlan{owner: o, staged: u.NextStart}
 	if _, err := getRecord(t.Tx, bucketOwners, []byte(o.name()), &p.sums); err != nil {
 		return nil, err
 	}
@@ -85,7 +90,9 @@ func (t *txn) planSecrets(o owner, u *SecretsUpdate, etag string) (*secretsPlan,
 		}
 		r, known := o.get(t.Tx, key)
 		found := known && !r.Deleted
-		if !found && u.MustExist {
+		// Deleted for the next start only, until now.
+		unstaged := known && r.Deleted && r.Staged && !u.NextStart
+		if !found && !unstaged && u.MustExist {
 			return nil, &NotFoundError{WorkspaceID: o.scope.WorkspaceID, Key: key}
 		}
 		if err := checkSecretEtag(o, key, &r, found, etag); err != nil {
@@ -97,6 +104,8 @@ func (t *txn) planSecrets(o owner, u *SecretsUpdate, etag string) (*secretsPlan,
 		if found {
 			p.sums.Bytes -= r.Size
 			p.sums.KeyBytes -= len(key)
+		}
+		if found || unstaged {
 			p.deletes = append(p.deletes, plannedDelete{key, r})
 		}
 	}
@@ -113,10 +122,23 @@ func (t *txn) planSecrets(o owner, u *SecretsUpdate, etag string) (*secretsPlan,
 		if err := checkSecretEtag(o, value.Key, &old, found, etag); err != nil {
 			return nil, err
 		}
-		if found && old.Size == value.Value.Len() {
+		delivery := value.Delivery
+		switch {
+		case delivery == "" && found:
+			delivery = old.Delivery
+		case delivery == DeliverySpec:
+			delivery = ""
+		}
+		binary := strings.ContainsRune(value.Value.Reveal(), 0)
+		if binary && delivery != DeliveryFiles && (delivery != "" || spec == nil || spec.SecretDelivery != DeliveryFiles) {
+			return nil, &KeyError{Key: value.Key, Err: ErrNeedsFiles}
+		}
+		if found && !old.damaged && old.Size == value.Value.Len() && old.Delivery == delivery {
 			// One that can't be opened counts as different: setting it heals it.
 			if plain, err := o.open(t.Tx, t.store.cfg.Sealer, value.Key, &old); err == nil && plain.Equal(value.Value) {
-				p.sets = append(p.sets, plannedSet{value: value, row: old})
+				unstaged := old.Staged && !u.NextStart
+				old.Staged = old.Staged && u.NextStart
+				p.sets = append(p.sets, plannedSet{value: value, row: old, changed: unstaged})
 				continue
 			}
 		}
@@ -128,6 +150,9 @@ func (t *txn) planSecrets(o owner, u *SecretsUpdate, etag string) (*secretsPlan,
 			Size:       value.Value.Len(),
 			CreateTime: old.CreateTime,
 			UpdateTime: t.now,
+			Delivery:   delivery,
+			Binary:     binary,
+			Staged:     u.NextStart,
 		}
 		if !found {
 			row.CreateTime = t.now
@@ -138,7 +163,7 @@ func (t *txn) planSecrets(o owner, u *SecretsUpdate, etag string) (*secretsPlan,
 		}
 		grows = grows || row.Size > old.Size || !found
 		p.sums.Bytes += row.Size - old.Size
-		p.sets = append(p.sets, plannedSet{value: value, row: row, retired: known && old.Deleted, changed: true})
+		p.sets = append(p.sets, plannedSet{value: value, row: row, retired: known && old.Deleted, changed: true, sealed: true})
 	}
 	if grows && p.sums.Bytes > o.limit() {
 		return nil, &QuotaError{Scope: o.scope, Limit: o.limit(), Size: p.sums.Bytes}
@@ -168,11 +193,13 @@ func checkSecretEtag(o owner, key string, r *secretRecord, found bool, etag stri
 func (t *txn) applySecrets(p *secretsPlan) error {
 	o := p.owner
 	for _, d := range p.deletes {
-		if err := t.delete(bucketSealed, o.row(d.key)); err != nil {
-			return err
+		if !d.row.Deleted {
+			if err := t.delete(bucketSealed, o.row(d.key)); err != nil {
+				return err
+			}
+			p.sums.Retired++
 		}
-		p.sums.Retired++
-		if err := t.putRecord(bucketSecrets, o.row(d.key), &secretRecord{Version: d.row.Version, Deleted: true}); err != nil {
+		if err := t.putRecord(bucketSecrets, o.row(d.key), &secretRecord{Version: d.row.Version, Deleted: true, Staged: p.staged}); err != nil {
 			return err
 		}
 	}
@@ -181,15 +208,18 @@ func (t *txn) applySecrets(p *secretsPlan) error {
 			continue
 		}
 		key := set.value.Key
+		if err := t.putRecord(bucketSecrets, o.row(key), &set.row); err != nil {
+			return err
+		}
+		if !set.sealed {
+			continue
+		}
 		sealed, err := t.store.cfg.Sealer.Seal(set.value.Value.Bytes(), o.associated(key, set.row.Version))
 		if err != nil {
 			return err
 		}
 		if set.retired {
 			p.sums.Retired--
-		}
-		if err := t.putRecord(bucketSecrets, o.row(key), &set.row); err != nil {
-			return err
 		}
 		if err := t.put(bucketSealed, o.row(key), sealed); err != nil {
 			return err
@@ -245,7 +275,7 @@ func (t *txn) deleteOwner(o owner) error {
 // when UpdateSecrets returns; of some thousands Config.OnCommit tells afterwards.
 //
 // Errors: *NotFoundError, ErrDeleting, ErrEtag (Options.Etag is the one
-// secret's), *KeyError with ErrModelKey, *QuotaError, ErrRequestReused,
+// secret's), *KeyError with ErrModelKey or ErrNeedsFiles, *QuotaError, ErrRequestReused,
 // ErrDiskFull.
 func (s *Store) UpdateSecrets(ctx context.Context, scope Scope, u SecretsUpdate, opts Options) (Result, error) {
 	u.Set, u.Delete = slices.Clone(u.Set), slices.Clone(u.Delete)
@@ -276,7 +306,7 @@ func (t *txn) updateOwnSecrets(id string, u *SecretsUpdate, opts *Options) (Resu
 			return Result{}, &KeyError{Key: value.Key, Err: ErrModelKey}
 		}
 	}
-	p, err := t.planSecrets(ownerOf(&w), u, opts.Etag)
+	p, err := t.planSecrets(ownerOf(&w), &w.Spec, u, opts.Etag)
 	if err != nil {
 		return Result{}, err
 	}
@@ -301,7 +331,7 @@ func (t *txn) updateOwnSecrets(id string, u *SecretsUpdate, opts *Options) (Resu
 
 // updateGlobalSecrets changes global secrets, whose reach is about n.
 func (t *txn) updateGlobalSecrets(u *SecretsUpdate, etag string, n reach) (Result, error) {
-	p, err := t.planSecrets(owner{}, u, etag)
+	p, err := t.planSecrets(owner{}, nil, u, etag)
 	if err != nil {
 		return Result{}, err
 	}

@@ -113,7 +113,8 @@ func bump(w *Workspace, reason ChangeReason, now time.Time) {
 }
 
 // CreateWorkspace makes a workspace with its first secrets. Errors: ErrExists,
-// *KeyError with ErrModelKey, *QuotaError, ErrRequestReused, ErrDiskFull.
+// *KeyError with ErrModelKey or ErrNeedsFiles, *QuotaError, ErrRequestReused,
+// ErrDiskFull.
 func (s *Store) CreateWorkspace(ctx context.Context, n NewWorkspace, opts Options) (Result, error) {
 	n.Labels, n.Spec, n.Secrets = cleanLabels(n.Labels), cleanSpec(n.Spec), slices.Clone(n.Secrets)
 	return s.mutate(ctx, opts, func(t *txn) (Result, error) {
@@ -134,7 +135,7 @@ func (s *Store) CreateWorkspace(ctx context.Context, n NewWorkspace, opts Option
 			SpecGeneration: 1, CreateTime: t.now,
 		}
 		t.bump(&w, ReasonCreated)
-		p, err := t.planSecrets(ownerOf(&w), &SecretsUpdate{Set: n.Secrets}, "")
+		p, err := t.planSecrets(ownerOf(&w), &w.Spec, &SecretsUpdate{Set: n.Secrets}, "")
 		if err != nil {
 			return Result{}, err
 		}
@@ -155,8 +156,8 @@ func (s *Store) CreateWorkspace(ctx context.Context, n NewWorkspace, opts Option
 // call the store; its error comes back as it is. A new generation is made when
 // something changed that a container sees.
 //
-// Errors: *NotFoundError, ErrEtag, ErrDeleting, *KeyError with ErrModelKey,
-// ErrRequestReused, ErrDiskFull.
+// Errors: *NotFoundError, ErrEtag, ErrDeleting, *KeyError with ErrModelKey or
+// ErrNeedsFiles, ErrRequestReused, ErrDiskFull.
 func (s *Store) UpdateWorkspace(ctx context.Context, id string, edit func(*Editable) error, opts Options) (Result, error) {
 	return s.mutate(ctx, opts, func(t *txn) (Result, error) {
 		w, err := t.editWorkspace(id, &opts)
@@ -181,6 +182,9 @@ func (s *Store) UpdateWorkspace(ctx context.Context, id string, edit func(*Edita
 				return Result{}, &KeyError{Key: key, Err: ErrModelKey}
 			}
 		}
+		if key := binaryKey(t.Tx, &w); key != "" && spec.SecretDelivery != DeliveryFiles {
+			return Result{}, &KeyError{Key: key, Err: ErrNeedsFiles}
+		}
 		result := Result{Changed: true}
 		var c Change
 		switch {
@@ -203,6 +207,21 @@ func (s *Store) UpdateWorkspace(ctx context.Context, id string, edit func(*Edita
 		result.Workspace = w
 		return result, nil
 	})
+}
+
+// binaryKey returns a key of the workspace's own whose value the spec's delivery
+// must not put into an environment; "" when there is none.
+func binaryKey(tx *bolt.Tx, w *Workspace) (found string) {
+	if w.Spec.SecretDelivery != DeliveryFiles {
+		return "" // or it could not have been set
+	}
+	ownerOf(w).each(tx, "", func(key string, r *secretRecord) bool {
+		if r.Binary && r.Delivery == "" {
+			found = key
+		}
+		return found == ""
+	})
+	return found
 }
 
 // DeleteWorkspace marks a workspace as being deleted; the actor does the rest.

@@ -63,6 +63,10 @@ func TestContract10_EqualIsEqual(t *testing.T) {
 	del := func(keep bool) func(*harness) {
 		return func(h *harness) { must(h.DeleteWorkspace(ctx, id, keep, Options{}))(h.t) }
 	}
+	later := func(scope Scope, u SecretsUpdate) func(*harness) {
+		u.NextStart = true
+		return func(h *harness) { must(h.UpdateSecrets(ctx, scope, u, Options{}))(h.t) }
+	}
 	tests := []struct {
 		name   string
 		before func(*harness)
@@ -90,6 +94,8 @@ func TestContract10_EqualIsEqual(t *testing.T) {
 		{"update: volumes", nil, update(setSpec(func(s *Spec) { s.Volumes = []Volume{{MountPath: "/m", Name: "v"}} })), spec},
 		{"update: read-only root", nil, update(setSpec(func(s *Spec) { s.ReadOnlyRoot = true })), spec},
 		{"update: model env", nil, update(setSpec(func(s *Spec) { s.ModelEnv = []string{"M"} })), spec},
+		{"update: secret delivery", nil, update(setSpec(func(s *Spec) { s.SecretDelivery = DeliveryFiles })), spec},
+		{"update: secret delivery that is the default", nil, update(setSpec(func(s *Spec) { s.SecretDelivery = DeliveryEnv })), told},
 		{"update: model env that is the default", nil,
 			update(setSpec(func(s *Spec) { s.ModelEnv = []string{DefaultModelEnv} })), told},
 		{"update: stop signal", nil, update(setSpec(func(s *Spec) { s.StopSignal = "SIGINT" })), told},
@@ -123,6 +129,14 @@ func TestContract10_EqualIsEqual(t *testing.T) {
 		{"secret: next start", nil, secrets(SecretsUpdate{Set: set("K", "2").Set, NextStart: true}), silent},
 		{"secret: delete, next start", nil, secrets(SecretsUpdate{Delete: []string{"K"}, NextStart: true}), silent},
 		{"secret: same value, next start", nil, secrets(SecretsUpdate{Set: set("K", "own").Set, NextStart: true}), nothing},
+		{"secret: other delivery", nil, secrets(as(DeliveryFiles, "K", "own")), change(ReasonSecret)},
+		{"secret: same delivery", nil, secrets(as(DeliverySpec, "K", "own")), nothing},
+		{"secret: staged, then now", later(in(id), set("K", "2")), secrets(set("K", "2")), change(ReasonSecret)},
+		{"secret: staged, then next start", later(in(id), set("K", "2")), secrets(SecretsUpdate{Set: set("K", "2").Set, NextStart: true}), nothing},
+		{"secret: staged deletion, then now", later(in(id), SecretsUpdate{Delete: []string{"K"}}),
+			secrets(SecretsUpdate{Delete: []string{"K"}, MustExist: true}), change(ReasonSecret)},
+		{"secret: staged deletion, then next start", later(in(id), SecretsUpdate{Delete: []string{"K"}}),
+			secrets(SecretsUpdate{Delete: []string{"K"}, NextStart: true}), nothing},
 		{"secret: parked", park, secrets(set("K", "2")), change(ReasonSecret)},
 		{"global: new", nil, global(set("N", "1")), change(ReasonGlobalSecret)},
 		{"global: other value", nil, global(set("G", "2")), change(ReasonGlobalSecret)},
@@ -133,6 +147,10 @@ func TestContract10_EqualIsEqual(t *testing.T) {
 		{"global: two, one is hidden", nil, global(set("K", "2", "G", "2")), change(ReasonGlobalSecret)},
 		{"global: two, the visible one is the same", nil, global(set("K", "2", "G", "global")), effect{Changed: true}},
 		{"global: next start", nil, global(SecretsUpdate{Set: set("G", "2").Set, NextStart: true}), effect{Changed: true}},
+		{"global: staged, then now", later(Scope{}, set("G", "2")), global(set("G", "2")), change(ReasonGlobalSecret)},
+		{"global: staged deletion, then now", later(Scope{}, SecretsUpdate{Delete: []string{"G"}}),
+			global(SecretsUpdate{Delete: []string{"G"}}), change(ReasonGlobalSecret)},
+		{"global: other delivery", nil, global(as(DeliveryFiles, "G", "global")), change(ReasonGlobalSecret)},
 		{"global: parked", park, global(set("G", "2")), change(ReasonGlobalSecret)},
 		{"global: deleting", del(false), global(set("G", "2")), effect{Changed: true}},
 	}
@@ -234,8 +252,8 @@ func TestCreateWorkspace(t *testing.T) {
 		t.Error(diff)
 	}
 	secrets := []Secret{
-		{Key: "B", WorkspaceID: "a", Version: 1, Size: 1, CreateTime: now, UpdateTime: now},
-		{Key: "A", WorkspaceID: "a", Version: 1, Size: 0, CreateTime: now, UpdateTime: now},
+		{Key: "B", WorkspaceID: "a", Version: 1, Size: 1, CreateTime: now, UpdateTime: now, Delivery: DeliverySpec},
+		{Key: "A", WorkspaceID: "a", Version: 1, Size: 0, CreateTime: now, UpdateTime: now, Delivery: DeliverySpec},
 	}
 	if diff := cmp.Diff(secrets, r.Secrets); diff != "" {
 		t.Error(diff)

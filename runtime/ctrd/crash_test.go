@@ -70,6 +70,7 @@ func daemon(config string) error {
 		}
 		_, err = d.Start(ctx, in.ID, runtime.Launch{
 			Generation: generation, SecretVersions: map[string]int64{"KEY": generation}, Env: []string{fmt.Sprintf("GENERATION=%d", generation)},
+			Files: []runtime.File{{Name: "KEY", Data: fmt.Append(nil, generation)}, {Name: "SAME", Data: fmt.Append(nil, generation)}},
 		})
 		if err != nil {
 			return err
@@ -169,6 +170,12 @@ func TestContract08_DaemonKilledAtRandomMoments(t *testing.T) {
 					}
 					if err != nil || !slices.Contains(strings.Split(string(environ), "\x00"), fmt.Sprintf("GENERATION=%d", in.Generation)) {
 						t.Errorf("round %d: %+v has the environment %q, %v", round, in, environ, err)
+					}
+					for _, name := range []string{"KEY", "SAME"} {
+						b, err := os.ReadFile(fmt.Sprintf("/proc/%d/root%s/%s", in.PID, runtime.FilesDir, name))
+						if string(b) != fmt.Sprint(in.Generation) && !ctrdtest.Ended(in.PID) {
+							t.Errorf("round %d: %+v has the file %s with %q, %v", round, in, name, b, err)
+						}
 					}
 					if in.Generation < acknowledged || in.SecretVersions["KEY"] != in.Generation {
 						t.Errorf("round %d: %+v runs, generation %d ran before", round, in, acknowledged)

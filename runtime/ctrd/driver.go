@@ -17,7 +17,8 @@
 //	  <instance uid>/           of the daemon's database: another one sees none of it
 //	    <workspace uid>/<instance id>/
 //	      record.json           what the instance was started with
-//	      reserve               room for a standby's later records
+//	      reserve, reserve-files   room for a standby's later records and its files
+//	      files/                its files, bind-mounted as /run/secrets, see files.go
 //	      io/{go,result}        the FIFOs, bind-mounted as /run/workspaced
 //	StateDir/runc/              the OCI runtime's own state
 //	DataDir/volumes/<workspace id>/<name>/

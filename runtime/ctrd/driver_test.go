@@ -19,6 +19,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/runtime/ctrd"
 	"github.com/workspaced/workspaced/runtime/ctrd/ctrdtest"
@@ -157,12 +160,23 @@ func TestContract21_NoSecretInAnyFile(t *testing.T) {
 		var random [16]byte
 		rand.Read(random[:])
 		canary := hex.EncodeToString(random[:])
-		in := b.run(spec(), "SECRET="+canary)
+		file := runtime.File{Name: "FILE", Data: []byte(canary)}
+		run := func(generation int64) runtime.Instance {
+			in, err := b.d.Start(b.ctx(), b.prepare(spec()).ID, runtime.Launch{Generation: generation, Env: []string{"SECRET=" + canary}, Files: []runtime.File{file}})
+			if err != nil {
+				t.Fatal(err)
+			}
+			return in
+		}
+		in := run(1)
+		if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/root%s/FILE", in.PID, runtime.FilesDir)); string(text) != canary {
+			t.Fatalf("the canary did not arrive as a file: %v", err)
+		}
 		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", in.PID))
 		if err != nil || !bytes.Contains(environ, []byte(canary)) {
 			t.Fatalf("the canary did not arrive: %v", err)
 		}
-		b.start(b.prepare(spec()).ID, 2, "SECRET="+canary)
+		run(2)
 		search := func(when string) {
 			searched := 0
 			err := filepath.WalkDir(c.Dir, func(path string, entry fs.DirEntry, err error) error {
@@ -173,6 +187,12 @@ func TestContract21_NoSecretInAnyFile(t *testing.T) {
 					return err
 				case entry.Name() == "rootfs" && entry.IsDir():
 					return fs.SkipDir // the snapshot, which is searched where it lies; and the container's /proc
+				case entry.Name() == "files" && entry.IsDir():
+					var st unix.Statfs_t
+					if err := unix.Statfs(path, &st); err != nil || st.Type != unix.TMPFS_MAGIC {
+						t.Errorf("%s: the files at %s are on a %#x, %v", when, path, st.Type, err)
+					}
+					return fs.SkipDir
 				case !entry.Type().IsRegular():
 					return nil
 				}
@@ -221,7 +241,12 @@ func TestContainerIsConfined(t *testing.T) {
 		s := spec("env")
 		s.User = ctrdtest.UserName
 		s.ReadOnlyRoot = true
-		in := b.run(s, "SECRET=value")
+		in, err := b.d.Start(b.ctx(), b.prepare(s).ID, runtime.Launch{
+			Generation: 1, Env: []string{"SECRET=value"}, Files: []runtime.File{{Name: "KEY", Data: []byte("\x00value")}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 		for field, want := range map[string]string{
 			"NoNewPrivs": "1",
 			"Seccomp":    "2", // a filter
@@ -249,6 +274,7 @@ func TestContainerIsConfined(t *testing.T) {
 		if err := os.WriteFile(root+"/run/workspaced/file", []byte("x"), 0o644); !errors.Is(err, syscall.EROFS) {
 			t.Errorf("writing into /run/workspaced: %v", err)
 		}
+		b.checkFiles(in, ctrdtest.UserID, ctrdtest.GroupID, map[string]string{"KEY": "\x00value"})
 		if entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", in.PID)); err != nil {
 			t.Error(err)
 		} else {
@@ -273,6 +299,63 @@ func TestContainerIsConfined(t *testing.T) {
 		}
 		b.nothingLeft()
 	})
+}
+
+// checkFiles checks the instance's files: what is in them, that they are in memory,
+// the user's alone, and can't be written from inside.
+func (b *bench) checkFiles(in runtime.Instance, uid, gid int, want map[string]string) {
+	b.Helper()
+	dir := fmt.Sprintf("/proc/%d/root%s", in.PID, runtime.FilesDir)
+	got := make(map[string]string)
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		b.Error(err)
+	}
+	own := func(path string, mode os.FileMode) {
+		st, err := os.Stat(path)
+		if err != nil {
+			b.Error(err)
+			return
+		}
+		sys := st.Sys().(*syscall.Stat_t)
+		if st.Mode().Perm() != mode || int(sys.Uid) != uid || int(sys.Gid) != gid {
+			b.Errorf("%s has mode %v and belongs to %d:%d, want %v and %d:%d", path, st.Mode().Perm(), sys.Uid, sys.Gid, mode, uid, gid)
+		}
+	}
+	own(dir, 0o500)
+	others := 0
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "..") {
+			others++
+			continue
+		}
+		own(filepath.Join(dir, e.Name()), 0o400)
+		text, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			b.Error(err)
+		}
+		got[e.Name()] = string(text)
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		b.Error(diff)
+	}
+	if others > 2 { // what is in place and the link to it
+		b.Errorf("left over beside the files: %v", entries)
+	}
+	own(filepath.Join(dir, "..data"), 0o500)
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil || st.Type != unix.TMPFS_MAGIC {
+		b.Errorf("%s is on a %#x, %v", dir, st.Type, err)
+	}
+	const flags = unix.ST_RDONLY | unix.ST_NOSUID | unix.ST_NODEV | unix.ST_NOEXEC
+	if st.Flags&flags != flags {
+		b.Errorf("%s is mounted with the flags %#x", dir, st.Flags)
+	}
+	for _, name := range []string{"NEW", "KEY", "..data/KEY"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("x"), 0o644); !errors.Is(err, syscall.EROFS) {
+			b.Errorf("writing %s: %v", name, err)
+		}
+	}
 }
 
 // logged returns the environment that testprog's "env" printed.

@@ -135,6 +135,7 @@ func (l *life) pass(ctx context.Context) error {
 	}
 	started, err := l.d.Start(ctx, standby.ID, runtime.Launch{
 		Generation: l.generation, SecretVersions: map[string]int64{"KEY": l.generation}, Env: []string{fmt.Sprintf("GENERATION=%d", l.generation)},
+		Files: []runtime.File{{Name: "KEY", Data: fmt.Append(nil, l.generation)}},
 	})
 	if err != nil {
 		return l.neverStarts(standby.ID, err)
@@ -239,6 +240,10 @@ func (l *life) check(c faultCase, old runtime.Instance) {
 	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", l.running.PID))
 	if err != nil || !strings.Contains(string(environ), fmt.Sprintf("GENERATION=%d\x00", l.generation)) {
 		l.Errorf("%v: environment %q, %v", c, environ, err)
+	}
+	file, err := os.ReadFile(fmt.Sprintf("/proc/%d/root%s/KEY", l.running.PID, runtime.FilesDir))
+	if err != nil || string(file) != fmt.Sprint(l.generation) {
+		l.Errorf("%v: the file holds %q, %v", c, file, err)
 	}
 	own := []string{"/w", "/uid-w", "/w.log", "/volumes/w/data"}
 	leaks := l.leaks(func(leak string) bool {

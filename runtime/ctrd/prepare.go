@@ -125,7 +125,7 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_
 		return nil, err
 	}
 	err = d.step(ctx, stepRecordCreate, func(context.Context) error {
-		return errors.Join(d.writeRecord(rec), d.makeReserve(rec, spec.LaunchBytes))
+		return errors.Join(d.writeRecord(rec), d.makeReserve(rec, spec))
 	})
 	if err != nil {
 		return nil, err
@@ -167,6 +167,12 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_
 		return nil, err
 	}
 	err = d.step(ctx, stepVolumesOwn, func(context.Context) error { return own(volumes.unowned, user) })
+	if err != nil {
+		return nil, err
+	}
+	err = d.step(ctx, stepFilesMake, func(context.Context) error {
+		return makeFilesDir(d.filesDir(rec.WorkspaceUID, rec.ID), user)
+	})
 	if err != nil {
 		return nil, err
 	}

@@ -230,19 +230,29 @@ func ignoreMissing(err error) error {
 // than what it takes of the launch, but for a few bytes.
 const (
 	reserveFile = "reserve"
+	filesFile   = "reserve-files" // likewise, for the files
 	minReserve  = 8 << 10
 	maxReserve  = 256 << 10
 )
 
-// makeReserve makes room for the records of a launch of so many bytes.
-func (d *Driver) makeReserve(r *record, launchBytes int) error {
-	size := min(minReserve+2*launchBytes, maxReserve)
-	return os.WriteFile(filepath.Join(d.instanceDir(r.WorkspaceUID, r.ID), reserveFile), make([]byte, size), 0o600)
+// makeReserve makes room for the records and files of a launch as the spec knows it.
+func (d *Driver) makeReserve(r *record, spec runtime.Spec) error {
+	dir := d.instanceDir(r.WorkspaceUID, r.ID)
+	size := min(minReserve+2*spec.LaunchBytes, maxReserve)
+	err := os.WriteFile(filepath.Join(dir, reserveFile), make([]byte, size), 0o600)
+	if err == nil && spec.FileBytes > 0 {
+		err = os.WriteFile(filepath.Join(dir, filesFile), make([]byte, spec.FileBytes), 0o600)
+	}
+	return err
 }
 
 // dropReserve gives the room back, once the launch is on record.
 func (d *Driver) dropReserve(r *record) error {
-	return ignoreMissing(os.Remove(filepath.Join(d.instanceDir(r.WorkspaceUID, r.ID), reserveFile)))
+	return errors.Join(d.dropFilesReserve(r), ignoreMissing(os.Remove(filepath.Join(d.instanceDir(r.WorkspaceUID, r.ID), reserveFile))))
+}
+
+func (d *Driver) dropFilesReserve(r *record) error {
+	return ignoreMissing(os.Remove(filepath.Join(d.instanceDir(r.WorkspaceUID, r.ID), filesFile)))
 }
 
 // recordedUIDs returns the uids of the workspaces that have a directory.

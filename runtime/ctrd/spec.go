@@ -110,8 +110,9 @@ func (d *Driver) specOpts(spec runtime.Spec, id string, image ocispec.ImageConfi
 	opts = append(opts,
 		withUser(user),
 		oci.WithMounts(mounts),
-		// The FIFOs and init come last: nothing is mounted over them.
+		// The files, the FIFOs and init come last: nothing is mounted over them.
 		oci.WithMounts([]specs.Mount{
+			{Destination: runtime.FilesDir, Type: "bind", Source: d.filesDir(spec.WorkspaceUID, id), Options: []string{"bind", "ro", "nosuid", "nodev", "noexec"}},
 			{Destination: handshake.Dir, Type: "bind", Source: d.ioDir(spec.WorkspaceUID, id), Options: []string{"bind", "ro", "nosuid", "nodev", "noexec"}},
 			{Destination: handshake.InitPath, Type: "bind", Source: d.initPath, Options: []string{"bind", "ro", "nosuid", "nodev"}},
 		}),

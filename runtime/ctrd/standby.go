@@ -282,6 +282,12 @@ func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) 
 	if err := checkEnv(env, s.argv); err != nil {
 		return err
 	}
+	if err := checkFiles(launch.Files); err != nil {
+		return err
+	}
+	if err := d.putFiles(ctx, s.record, launch.Files); err != nil {
+		return err
+	}
 	s.record.Launch = &launchRecord{Generation: launch.Generation, SecretVersions: launch.SecretVersions, StartTime: time.Now()}
 	if err := d.recordLaunch(ctx, s.record); err != nil {
 		return err

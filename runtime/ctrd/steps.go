@@ -30,6 +30,7 @@ const (
 	stepContainerCreate = "container.create" // containerd's record
 	stepSnapshotPrepare = "snapshot.prepare" // the root file system
 	stepVolumesOwn      = "volumes.own"      // give new volumes to the container's user
+	stepFilesMake       = "files.make"       // the directory of its files, for its user
 	stepFIFOMake        = "fifo.make"        // make and open both FIFOs
 	stepTaskCreate      = "task.create"      // shim, cgroup, runc create
 	stepTaskStart       = "task.start"       // the first process begins
@@ -44,6 +45,9 @@ const (
 	stepPidfdWait      = "pidfd.wait" // the process's end, in the grace period and after SIGKILL
 
 	// Start.
+	stepFilesWrite   = "files.write"   // its files, beside those that are in place
+	stepFilesSwitch  = "files.switch"  // put them into place, all at once
+	stepFilesLink    = "files.link"    // their names, and away with the old ones
 	stepRecordLaunch = "record.launch" // generation and secret versions, on record
 	stepFIFOWrite    = "fifo.write"    // the go-ahead
 	stepInitResult   = "init.result"   // init's word that it executes, and the end of its FIFO
@@ -85,9 +89,9 @@ var Steps = []string{
 	stepLeaseCreate, stepImageGet, stepSnapshotStat, stepImageFetch, stepImageResolve, stepImageUnpack, stepLeaseDelete,
 	stepImageImport,
 	stepInstanceMake, stepRecordCreate, stepLogMake, stepVolumesMake, stepUserFind, stepContainerCreate, stepSnapshotPrepare,
-	stepVolumesOwn, stepFIFOMake, stepTaskCreate, stepTaskStart, stepPidfdOpen, stepRecordProcess, stepInitReady, stepFIFOOpen,
+	stepVolumesOwn, stepFilesMake, stepFIFOMake, stepTaskCreate, stepTaskStart, stepPidfdOpen, stepRecordProcess, stepInitReady, stepFIFOOpen,
 	stepRecordStopping, stepPidfdSignal, stepPidfdWait,
-	stepRecordLaunch, stepFIFOWrite, stepInitResult, stepFIFORemove, stepRecordUndo,
+	stepFilesWrite, stepFilesSwitch, stepFilesLink, stepRecordLaunch, stepFIFOWrite, stepInitResult, stepFIFORemove, stepRecordUndo,
 	stepExitWait, stepExitStatus, stepRecordExit,
 	stepStandbyDrop, stepRecordRemoving, stepTaskGet, stepTaskKill, stepTaskDelete, stepShimEnd, stepBundleRemove,
 	stepSocketsRemove, stepContainerGet, stepContainerDelete, stepSnapshotRemove, stepRuncRemove, stepCgroupRemove,

@@ -69,6 +69,11 @@ func TestContract05_StateDirectoryIsFull(t *testing.T) {
 		b.wantGone(exited)
 		large := spec()
 		large.LaunchBytes = 64 << 10
+		var files []runtime.File
+		for i := range 16 {
+			files = append(files, runtime.File{Name: fmt.Sprintf("F%d", i), Data: make([]byte, 64<<10)})
+			large.FileBytes += runtime.FileSize(files[i])
+		}
 		standby, spare := b.prepare(large), b.prepare(spec())
 
 		disk := newFiller(t, filepath.Join(b.e.StateDir, "instances"))
@@ -84,7 +89,7 @@ func TestContract05_StateDirectoryIsFull(t *testing.T) {
 		for i := range 300 {
 			versions[strings.Repeat("K", 100)+string(rune('a'+i%26))+strings.Repeat("x", i/26)] = int64(i)
 		}
-		started, err := b.d.Start(b.ctx(), standby.ID, runtime.Launch{Generation: 2, SecretVersions: versions})
+		started, err := b.d.Start(b.ctx(), standby.ID, runtime.Launch{Generation: 2, SecretVersions: versions, Files: files})
 		if err != nil {
 			t.Fatalf("Start: %v", err)
 		}

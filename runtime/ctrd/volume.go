@@ -54,7 +54,7 @@ func (d *Driver) mounts(spec runtime.Spec) (all mounted, err error) {
 		switch {
 		case !filepath.IsAbs(m.Path) || target == "/":
 			return all, volumeFailure(nil, "mount path %q: want an absolute path below /", m.Path)
-		case target == handshake.Dir || target == handshake.InitPath || strings.HasPrefix(target, handshake.Dir+"/"):
+		case target == handshake.InitPath || below(target, handshake.Dir) || below(target, runtime.FilesDir):
 			return all, volumeFailure(nil, "mount path %q belongs to workspaced", m.Path)
 		case (m.HostPath == "") == (m.Volume == ""):
 			return all, volumeFailure(nil, "mount %q: want either a host path or a volume", m.Path)
@@ -87,6 +87,9 @@ func (d *Driver) mounts(spec runtime.Spec) (all mounted, err error) {
 	})
 	return all, nil
 }
+
+// below reports whether the path is the directory, or in it.
+func below(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
 
 // volumeState tells whose a volume's directory is.
 type volumeState int

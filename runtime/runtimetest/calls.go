@@ -97,6 +97,11 @@ func (f *Fake) start(id string, launch runtime.Launch) (runtime.Instance, error)
 	if err := checkTotal(stringBytes(env) + stringBytes(in.argv)); err != nil {
 		return runtime.Instance{}, err
 	}
+	secrets, err := filesOf(launch.Files)
+	if err != nil {
+		return runtime.Instance{}, err
+	}
+	in.secrets = secrets
 	in.Generation = launch.Generation
 	in.SecretVersions = launch.SecretVersions
 	in.SecretVersions = in.snapshot().SecretVersions
@@ -107,12 +112,25 @@ func (f *Fake) start(id string, launch runtime.Launch) (runtime.Instance, error)
 	in.Phase = runtime.PhaseRunning
 	started := in.snapshot()
 	f.launches = append(f.launches, Launched{
-		Instance: in.snapshot(), Spec: in.spec, Argv: slices.Clone(in.argv), Env: env,
+		Instance: in.snapshot(), Spec: in.spec, Argv: slices.Clone(in.argv), Env: env, Files: slices.Clone(launch.Files),
 	})
 	if exit := in.cmd.Exit; exit != nil {
 		f.endAfter(in, in.cmd.Lifetime, *exit)
 	}
 	return started, nil
+}
+
+// filesOf returns the files by name.
+func filesOf(list []runtime.File) (map[string]string, error) {
+	files := make(map[string]string, len(list))
+	for _, f := range list {
+		if _, twice := files[f.Name]; twice || !runtime.FileName.MatchString(f.Name) {
+			return nil, &runtime.Error{Reason: runtime.ReasonRuntimeError,
+				Message: fmt.Sprintf("%.140q is no name for a file, or comes twice", f.Name), Permanent: true}
+		}
+		files[f.Name] = string(f.Data)
+	}
+	return files, nil
 }
 
 // endAfter ends a command in a while. The lock is held.

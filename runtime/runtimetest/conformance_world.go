@@ -1,10 +1,12 @@
 package runtimetest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"io/fs"
 	"slices"
+	"strings"
 	"syscall"
 
 	"github.com/workspaced/workspaced/runtime"
@@ -159,6 +161,54 @@ var containerProperties = []property{
 		}
 		if err := s.w.WriteFile(s.T, in, "/data/file", "x"); err != nil {
 			s.Errorf("writing to a volume: %v", err)
+		}
+	}},
+	{"files are the launch's, and can't be changed from inside", func(s *suite) {
+		s.need("WriteFile", s.w.WriteFile != nil && s.w.ReadFile != nil)
+		files := []runtime.File{
+			{Name: "TEXT", Data: []byte("text")}, {Name: "BINARY", Data: []byte("\x00\xff\n\x00")}, {Name: "EMPTY"},
+			{Name: "LARGE", Data: bytes.Repeat([]byte("0123456789abcdef"), 4<<10)},
+		}
+		spec := s.spec("a", 1)
+		spec.User, spec.ReadOnlyRoot = "12345:54321", true
+		for _, f := range files {
+			spec.FileBytes += runtime.FileSize(f)
+		}
+		one := s.prepare(spec)
+		one = s.start(one.ID, runtime.Launch{Generation: 1, Files: files})
+		for _, f := range files {
+			s.wantFile(one, runtime.FilesDir+"/"+f.Name, string(f.Data))
+			if err := s.w.WriteFile(s.T, one, runtime.FilesDir+"/"+f.Name, "x"); !errors.Is(err, syscall.EROFS) {
+				s.Errorf("writing to %s = %v, want EROFS", f.Name, err)
+			}
+			if s.w.Env != nil && slices.ContainsFunc(s.w.Env(s.T, one), func(kv string) bool { return strings.HasPrefix(kv, f.Name+"=") }) {
+				s.Errorf("%s is a variable too", f.Name)
+			}
+		}
+		if err := s.w.WriteFile(s.T, one, runtime.FilesDir+"/NEW", "x"); !errors.Is(err, syscall.EROFS) {
+			s.Errorf("writing a new file = %v, want EROFS", err)
+		}
+		s.restart(nil)
+		s.wantFile(one, runtime.FilesDir+"/TEXT", "text")
+		// The next one's are its own.
+		two := s.prepare(s.spec("a", 2))
+		s.stop(one.ID)
+		two = s.start(two.ID, runtime.Launch{Generation: 2, Files: []runtime.File{{Name: "TEXT", Data: []byte("other")}}})
+		s.wantFile(two, runtime.FilesDir+"/TEXT", "other")
+		s.wantNoFile(two, runtime.FilesDir+"/EMPTY")
+	}},
+	{"a file has the name of a variable, once", func(s *suite) {
+		for _, names := range [][]string{{""}, {".."}, {"../TEXT"}, {"..data"}, {"a/b"}, {"A", "A"}, {strings.Repeat("A", 129)}} {
+			var launch runtime.Launch
+			for _, name := range names {
+				launch.Files = append(launch.Files, runtime.File{Name: name})
+			}
+			in := s.prepare(s.spec("a", 1))
+			if _, err := s.r.Start(s.ctx, in.ID, launch); err == nil {
+				s.Errorf("an instance with the files %q was started", names)
+			}
+			s.wantNeverStarts(in.ID)
+			s.remove(in.ID)
 		}
 	}},
 	{"the root file system is each instance's own", func(s *suite) {

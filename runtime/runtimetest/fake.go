@@ -53,12 +53,13 @@ type instance struct {
 	cmd      Command
 	argv     []string
 	files    map[string]string
-	number   int           // counts all instances
-	died     bool          // its first process ended before it was started
-	gone     chan struct{} // closed when there is no process any more
-	stopping bool          // a signal was sent that ends it in a while
-	unknown  error         // why it can't be asked
-	watchers []*watcher    // of its end
+	secrets  map[string]string // in runtime.FilesDir
+	number   int               // counts all instances
+	died     bool              // its first process ended before it was started
+	gone     chan struct{}     // closed when there is no process any more
+	stopping bool              // a signal was sent that ends it in a while
+	unknown  error             // why it can't be asked
+	watchers []*watcher        // of its end
 }
 
 type busy struct {
@@ -72,6 +73,7 @@ type Launched struct {
 	Spec     runtime.Spec
 	Argv     []string // with the image's entrypoint and command
 	Env      []string // with the image's
+	Files    []runtime.File
 }
 
 // Image is an image that a Fake can pull. The zero value is one in which every

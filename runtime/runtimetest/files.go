@@ -20,11 +20,11 @@ func (f *Fake) WriteFile(instanceID, name, data string) error {
 	if err != nil {
 		return err
 	}
-	if files == nil { // the workspace was removed
-		return &fs.PathError{Op: "write", Path: name, Err: fs.ErrNotExist}
-	}
 	if readOnly {
 		return &fs.PathError{Op: "write", Path: name, Err: syscall.EROFS}
+	}
+	if files == nil { // the workspace was removed
+		return &fs.PathError{Op: "write", Path: name, Err: fs.ErrNotExist}
 	}
 	files[name] = data
 	return nil
@@ -56,6 +56,9 @@ func (f *Fake) locate(instanceID, name string) (files map[string]string, inside 
 		return nil, "", false, errors.New("not an absolute path: " + name)
 	}
 	name = path.Clean(name)
+	if rest, ok := strings.CutPrefix(name, runtime.FilesDir+"/"); ok {
+		return in.secrets, rest, true, nil
+	}
 	files, inside, readOnly = in.files, name, in.spec.ReadOnlyRoot
 	longest := 0
 	for _, m := range in.spec.Mounts {

@@ -12,7 +12,7 @@ import (
 
 // Reasons that the actor gives besides those of runtime.
 const (
-	reasonSecretUnreadable runtime.Reason = "SECRET_UNREADABLE" // a secret can't be opened
+	reasonSecretUnreadable runtime.Reason = "SECRET_UNREADABLE" // a secret can't be opened, or not be delivered
 	reasonExited           runtime.Reason = "CONTAINER_EXITED"  // the container ended by itself
 	reasonPanic            runtime.Reason = "INTERNAL"          // the daemon's own fault
 )

@@ -5,6 +5,7 @@ import (
 	"maps"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/store"
@@ -39,18 +40,34 @@ func plainEnv(spec *store.Spec) []string {
 
 // launchOf makes what a container of the spec is started with from a snapshot.
 // In rising precedence: the image's environment (the driver lays this over it),
-// the spec's, global secrets, the workspace's own, the model, the daemon's.
+// the spec's, global secrets, the workspace's own, the model, the daemon's. A
+// secret that is a file is no variable.
 func launchOf(spec *store.Spec, sn *store.Snapshot, generation int64) (runtime.Launch, error) {
 	env := plainEnv(spec)
+	var files []runtime.File
 	versions := make(map[string]int64, len(sn.Secrets))
+	model := func(key string) bool { return sn.Workspace.Model != "" && slices.Contains(spec.ModelVars(), key) }
 	for _, s := range sn.Secrets {
-		env = append(env, s.Key+"="+s.Value.Reveal())
+		value := s.Value.Reveal()
+		switch {
+		case model(s.Key): // a global secret that the model hides
+			continue
+		case s.File(spec):
+			files = append(files, runtime.File{Name: s.Key, Data: []byte(value)})
+		case strings.ContainsRune(value, 0):
+			// It was a file by a newer spec than this one.
+			return runtime.Launch{}, &runtime.Error{
+				Reason:  reasonSecretUnreadable,
+				Message: "secret " + s.Key + " holds a NUL, which an environment can't carry: it can only be delivered as a file",
+			}
+		default:
+			env = append(env, s.Key+"="+value)
+		}
 		versions[s.Key] = s.Version
 	}
 	if sn.Workspace.Model != "" {
 		for _, k := range spec.ModelVars() {
 			env = append(env, k+"="+sn.Workspace.Model)
-			delete(versions, k) // a global secret that the model hides
 		}
 	}
 	env = append(env,
@@ -61,7 +78,7 @@ func launchOf(spec *store.Spec, sn *store.Snapshot, generation int64) (runtime.L
 	if err := checkExecSize(env, spec.Command, spec.Args); err != nil {
 		return runtime.Launch{}, err
 	}
-	return runtime.Launch{Generation: generation, SecretVersions: versions, Env: env}, nil
+	return runtime.Launch{Generation: generation, SecretVersions: versions, Env: env, Files: files}, nil
 }
 
 func checkExecSize(lists ...[]string) error {
@@ -93,6 +110,10 @@ func runtimeSpec(w *store.Workspace, spec *store.Spec, generation int64, launch 
 	for _, s := range launch.Env {
 		size += len(s) + execStringCost
 	}
+	files := 0
+	for _, f := range launch.Files {
+		files += runtime.FileSize(f)
+	}
 	mounts := make([]runtime.Mount, 0, len(spec.Volumes))
 	for _, v := range spec.Volumes {
 		mounts = append(mounts, runtime.Mount{Path: v.MountPath, HostPath: v.HostPath, Volume: v.Name, ReadOnly: v.ReadOnly})
@@ -106,6 +127,7 @@ func runtimeSpec(w *store.Workspace, spec *store.Spec, generation int64, launch 
 		Args:         spec.Args,
 		Env:          plainEnv(spec),
 		LaunchBytes:  size,
+		FileBytes:    files,
 		WorkingDir:   spec.WorkingDir,
 		User:         spec.User,
 		Resources: runtime.Resources{

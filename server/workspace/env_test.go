@@ -16,17 +16,23 @@ import (
 
 func TestLaunchOf(t *testing.T) {
 	secret := func(k, v string, version int64) store.OpenedSecret {
-		return store.OpenedSecret{Key: k, Version: version, Value: seal.New([]byte(v))}
+		return store.OpenedSecret{Key: k, Version: version, Value: seal.New([]byte(v)), Delivery: store.DeliverySpec}
 	}
-	tests := []struct {
+	by := func(d store.Delivery, s store.OpenedSecret) store.OpenedSecret {
+		s.Delivery = d
+		return s
+	}
+	type test struct {
 		name    string
 		spec    store.Spec
 		model   string
 		secrets []store.OpenedSecret
 		want    []string // before the daemon's own
 
+		files    map[string]string
 		versions map[string]int64
-	}{
+	}
+	tests := []test{
 		{name: "nothing"},
 		{name: "spec's, sorted", spec: store.Spec{Env: map[string]string{"B": "2", "A": "1"}}, want: []string{"A=1", "B=2"}},
 		{
@@ -38,10 +44,26 @@ func TestLaunchOf(t *testing.T) {
 		{name: "no model", spec: store.Spec{ModelEnv: []string{"X"}}},
 		{
 			name: "the model wins over a global secret", spec: store.Spec{ModelEnv: []string{"X", "Y"}}, model: "m",
-			secrets: []store.OpenedSecret{secret("S", "s", 2), secret("Y", "s", 1)}, want: []string{"S=s", "Y=s", "X=m", "Y=m"},
+			secrets: []store.OpenedSecret{secret("S", "s", 2), secret("Y", "s", 1)}, want: []string{"S=s", "X=m", "Y=m"},
 			versions: map[string]int64{"S": 2},
 		},
 	}
+	tests = append(tests, []test{
+		{
+			name: "a file is no variable, and hides none", spec: store.Spec{Env: map[string]string{"B": "/run/secrets/B"}},
+			secrets: []store.OpenedSecret{secret("A", "a", 1), by(store.DeliveryFiles, secret("B", "b\x00", 2))},
+			want:    []string{"B=/run/secrets/B", "A=a"}, files: map[string]string{"B": "b\x00"}, versions: map[string]int64{"A": 1, "B": 2},
+		},
+		{
+			name: "the spec says files", spec: store.Spec{SecretDelivery: store.DeliveryFiles},
+			secrets: []store.OpenedSecret{secret("A", "a", 1), by(store.DeliveryEnv, secret("B", "b", 2))},
+			want:    []string{"B=b"}, files: map[string]string{"A": "a"}, versions: map[string]int64{"A": 1, "B": 2},
+		},
+		{
+			name: "the model wins over a global file", spec: store.Spec{SecretDelivery: store.DeliveryFiles}, model: "m",
+			secrets: []store.OpenedSecret{secret("MODEL_PROVIDER", "s", 1)}, want: []string{"MODEL_PROVIDER=m"},
+		},
+	}...)
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			sn := store.Snapshot{Workspace: store.Workspace{ID: "a", UID: "u", Model: tt.model}, Secrets: tt.secrets}
@@ -52,6 +74,13 @@ func TestLaunchOf(t *testing.T) {
 			want := append(tt.want, "WORKSPACE_ID=a", "WORKSPACE_UID=u", "WORKSPACE_GENERATION=5")
 			if diff := cmp.Diff(want, got.Env); diff != "" {
 				t.Errorf("env (-want +got):\n%s", diff)
+			}
+			files := make(map[string]string)
+			for _, f := range got.Files {
+				files[f.Name] = string(f.Data)
+			}
+			if diff := cmp.Diff(tt.files, files, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("files (-want +got):\n%s", diff)
 			}
 			if got.Generation != 5 {
 				t.Errorf("generation %d, want 5", got.Generation)
@@ -72,6 +101,8 @@ func TestEnvironmentFits(t *testing.T) {
 			Key: fmt.Sprintf("K%d", size), Value: seal.New([]byte(strings.Repeat("x", store.MaxValueBytes))),
 		})
 	}
+	// Files count for nothing.
+	sn.Secrets = append(sn.Secrets, store.OpenedSecret{Key: "FILE", Value: seal.New(make([]byte, 4<<20)), Delivery: store.DeliveryFiles})
 	spec := store.Spec{Env: make(map[string]string)}
 	for i := range 8 {
 		spec.Env[fmt.Sprintf("E%d", i)] = strings.Repeat("y", 32<<10)
@@ -87,6 +118,12 @@ func TestEnvironmentFits(t *testing.T) {
 	var re *runtime.Error
 	if !errors.As(err, &re) || re.Reason != runtime.ReasonEnvironmentTooLarge {
 		t.Errorf("err = %v, want ENVIRONMENT_TOO_LARGE", err)
+	}
+	// What was a file by a newer spec can't be a variable by this one.
+	binary := store.Snapshot{Secrets: []store.OpenedSecret{{Key: "K", Value: seal.New([]byte("canary\x00")), Delivery: store.DeliverySpec}}}
+	_, err = launchOf(&store.Spec{}, &binary, 1)
+	if !errors.As(err, &re) || re.Reason != reasonSecretUnreadable || !strings.Contains(re.Message, "K") || strings.Contains(re.Message, "canary") {
+		t.Errorf("a NUL: err = %v", err)
 	}
 	_, err = launchOf(&store.Spec{Args: []string{strings.Repeat("z", 128<<10)}}, &store.Snapshot{}, 1)
 	if !errors.As(err, &re) || re.Reason != runtime.ReasonEnvironmentTooLarge {

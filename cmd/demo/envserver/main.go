@@ -2,8 +2,9 @@
 // environment it was started with. It listens on a unix socket, which is to lie
 // in a volume, so that workspaces don't contend for ports.
 //
-//	GET /env  {"id": ..., "variables": ..., "env": {"KEY": "value", ...}}
-//	GET /id   the start's identity: another one after every start
+//	GET /env    {"id": ..., "variables": ..., "env": {"KEY": "value", ...}}
+//	GET /files  {"id": ..., "files": {"KEY": "content", ...}}: its secrets' files, now
+//	GET /id     the start's identity: another one after every start
 //
 // For tests its environment makes it do more:
 //
@@ -17,8 +18,10 @@ import (
 	"cmp"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -122,5 +125,45 @@ func handler(id string, environ []string) http.Handler {
 			Env       map[string]string `json:"env"`
 		}{id, len(environ), env})
 	})
+	mux.HandleFunc("GET /files", func(w http.ResponseWriter, _ *http.Request) {
+		content, err := files()
+		if err != nil {
+			http.Error(w, err.Error(), http.StatusInternalServerError)
+			return
+		}
+		w.Header().Set("Content-Type", "application/json")
+		out := json.NewEncoder(w)
+		out.SetIndent("", "  ")
+		_ = out.Encode(struct {
+			ID    string            `json:"id"`
+			Files map[string]string `json:"files"`
+		}{id, content})
+	})
 	return mux
+}
+
+// files reads the files of one moment: all by way of the directory that is in place
+// now.
+func files() (map[string]string, error) {
+	const secrets = "/run/secrets/..data"
+	content := make(map[string]string)
+	dir, err := os.OpenRoot(secrets)
+	if errors.Is(err, fs.ErrNotExist) {
+		return content, nil
+	} else if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	entries, err := fs.ReadDir(dir.FS(), ".")
+	if err != nil {
+		return nil, err
+	}
+	for _, e := range entries {
+		b, err := dir.ReadFile(e.Name())
+		if err != nil {
+			return nil, err
+		}
+		content[e.Name()] = string(b)
+	}
+	return content, nil
 }

@@ -25,6 +25,76 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// How a container gets a secret. Of a global secret and the workspace's own under
+// the same key only the own one is delivered, once, in its own way; a global one
+// under a name that carries the model is not delivered at all while there is a
+// model.
+type SecretDelivery int32
+
+const (
+	// In a spec: ENV. In a change of a secret: as it has been; of a new key, SPEC.
+	SecretDelivery_SECRET_DELIVERY_UNSPECIFIED SecretDelivery = 0
+	// As the environment variable of that name. Its value has no NUL, which an
+	// environment can't carry.
+	SecretDelivery_SECRET_DELIVERY_ENV SecretDelivery = 1
+	// As the file `/run/secrets/{key}`, byte for byte, and as no variable: one of
+	// that name which image or spec.env set stays, and may well hold the path. The
+	// file is in memory, never on a disk, belongs to the container's user with mode
+	// 0400, and can't be changed from inside. It is there before the command
+	// starts, and goes with the container. What the user can't list or read nobody
+	// else in the container can but its root.
+	//
+	// Files count for the 1 MiB of a workspace's secrets, and for nothing that the
+	// kernel takes of an environment. The key is a symbolic link, and so is what it
+	// points to: who changes the files puts all new ones in place at once.
+	SecretDelivery_SECRET_DELIVERY_FILES SecretDelivery = 2
+	// As the workspace's `spec.secret_delivery` says; not in a spec.
+	SecretDelivery_SECRET_DELIVERY_SPEC SecretDelivery = 3
+)
+
+// Enum value maps for SecretDelivery.
+var (
+	SecretDelivery_name = map[int32]string{
+		0: "SECRET_DELIVERY_UNSPECIFIED",
+		1: "SECRET_DELIVERY_ENV",
+		2: "SECRET_DELIVERY_FILES",
+		3: "SECRET_DELIVERY_SPEC",
+	}
+	SecretDelivery_value = map[string]int32{
+		"SECRET_DELIVERY_UNSPECIFIED": 0,
+		"SECRET_DELIVERY_ENV":         1,
+		"SECRET_DELIVERY_FILES":       2,
+		"SECRET_DELIVERY_SPEC":        3,
+	}
+)
+
+func (x SecretDelivery) Enum() *SecretDelivery {
+	p := new(SecretDelivery)
+	*p = x
+	return p
+}
+
+func (x SecretDelivery) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SecretDelivery) Descriptor() protoreflect.EnumDescriptor {
+	return file_workspace_v1_workspace_proto_enumTypes[0].Descriptor()
+}
+
+func (SecretDelivery) Type() protoreflect.EnumType {
+	return &file_workspace_v1_workspace_proto_enumTypes[0]
+}
+
+func (x SecretDelivery) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SecretDelivery.Descriptor instead.
+func (SecretDelivery) EnumDescriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{0}
+}
+
 // After which ends a container is started again.
 type CrashRestart int32
 
@@ -67,11 +137,11 @@ func (x CrashRestart) String() string {
 }
 
 func (CrashRestart) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_workspace_proto_enumTypes[0].Descriptor()
+	return file_workspace_v1_workspace_proto_enumTypes[1].Descriptor()
 }
 
 func (CrashRestart) Type() protoreflect.EnumType {
-	return &file_workspace_v1_workspace_proto_enumTypes[0]
+	return &file_workspace_v1_workspace_proto_enumTypes[1]
 }
 
 func (x CrashRestart) Number() protoreflect.EnumNumber {
@@ -80,7 +150,7 @@ func (x CrashRestart) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CrashRestart.Descriptor instead.
 func (CrashRestart) EnumDescriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{0}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{1}
 }
 
 // What a workspace does.
@@ -147,11 +217,11 @@ func (x WorkspaceState) String() string {
 }
 
 func (WorkspaceState) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_workspace_proto_enumTypes[1].Descriptor()
+	return file_workspace_v1_workspace_proto_enumTypes[2].Descriptor()
 }
 
 func (WorkspaceState) Type() protoreflect.EnumType {
-	return &file_workspace_v1_workspace_proto_enumTypes[1]
+	return &file_workspace_v1_workspace_proto_enumTypes[2]
 }
 
 func (x WorkspaceState) Number() protoreflect.EnumNumber {
@@ -160,7 +230,7 @@ func (x WorkspaceState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WorkspaceState.Descriptor instead.
 func (WorkspaceState) EnumDescriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{1}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{2}
 }
 
 // Why a generation was made.
@@ -220,11 +290,11 @@ func (x ChangeReason) String() string {
 }
 
 func (ChangeReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_workspace_proto_enumTypes[2].Descriptor()
+	return file_workspace_v1_workspace_proto_enumTypes[3].Descriptor()
 }
 
 func (ChangeReason) Type() protoreflect.EnumType {
-	return &file_workspace_v1_workspace_proto_enumTypes[2]
+	return &file_workspace_v1_workspace_proto_enumTypes[3]
 }
 
 func (x ChangeReason) Number() protoreflect.EnumNumber {
@@ -233,7 +303,7 @@ func (x ChangeReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ChangeReason.Descriptor instead.
 func (ChangeReason) EnumDescriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{2}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{3}
 }
 
 // Who gets a secret.
@@ -273,11 +343,11 @@ func (x SecretScope) String() string {
 }
 
 func (SecretScope) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_workspace_proto_enumTypes[3].Descriptor()
+	return file_workspace_v1_workspace_proto_enumTypes[4].Descriptor()
 }
 
 func (SecretScope) Type() protoreflect.EnumType {
-	return &file_workspace_v1_workspace_proto_enumTypes[3]
+	return &file_workspace_v1_workspace_proto_enumTypes[4]
 }
 
 func (x SecretScope) Number() protoreflect.EnumNumber {
@@ -286,7 +356,7 @@ func (x SecretScope) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SecretScope.Descriptor instead.
 func (SecretScope) EnumDescriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{3}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{4}
 }
 
 // When a change of a secret reaches the container.
@@ -298,7 +368,9 @@ const (
 	// The change makes a new generation; the running container is replaced.
 	Apply_APPLY_NOW Apply = 1
 	// The change makes no generation and no restart: the next container that
-	// starts, for whatever reason, gets it.
+	// starts, for whatever reason, gets it. The same change again with another
+	// `apply` puts it into force: `changed` is true then although the value is the
+	// same.
 	Apply_APPLY_NEXT_START Apply = 2
 )
 
@@ -327,11 +399,11 @@ func (x Apply) String() string {
 }
 
 func (Apply) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_workspace_proto_enumTypes[4].Descriptor()
+	return file_workspace_v1_workspace_proto_enumTypes[5].Descriptor()
 }
 
 func (Apply) Type() protoreflect.EnumType {
-	return &file_workspace_v1_workspace_proto_enumTypes[4]
+	return &file_workspace_v1_workspace_proto_enumTypes[5]
 }
 
 func (x Apply) Number() protoreflect.EnumNumber {
@@ -340,7 +412,7 @@ func (x Apply) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Apply.Descriptor instead.
 func (Apply) EnumDescriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{4}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{5}
 }
 
 // A workspace: a durable record and at most one running container.
@@ -633,9 +705,12 @@ type WorkspaceSpec struct {
 	// What follows when the container ends by itself. Changing it restarts
 	// nothing, but for a container that has ended and that the new policy starts
 	// again.
-	CrashPolicy   *CrashPolicy `protobuf:"bytes,13,opt,name=crash_policy,json=crashPolicy,proto3" json:"crash_policy,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	CrashPolicy *CrashPolicy `protobuf:"bytes,13,opt,name=crash_policy,json=crashPolicy,proto3" json:"crash_policy,omitempty"`
+	// How the container gets the secrets that do not say it themselves: ENV when
+	// unspecified.
+	SecretDelivery SecretDelivery `protobuf:"varint,16,opt,name=secret_delivery,json=secretDelivery,proto3,enum=workspace.v1.SecretDelivery" json:"secret_delivery,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *WorkspaceSpec) Reset() {
@@ -757,6 +832,13 @@ func (x *WorkspaceSpec) GetCrashPolicy() *CrashPolicy {
 		return x.CrashPolicy
 	}
 	return nil
+}
+
+func (x *WorkspaceSpec) GetSecretDelivery() SecretDelivery {
+	if x != nil {
+		return x.SecretDelivery
+	}
+	return SecretDelivery_SECRET_DELIVERY_UNSPECIFIED
 }
 
 // What follows when a container ends by itself. It is started again after a
@@ -886,7 +968,8 @@ func (x *Resources) GetPids() int64 {
 // A volume and where the container sees it.
 type Volume struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Absolute path in the container.
+	// Absolute path in the container. Not `/`, nor in `/proc`, `/sys`,
+	// `/run/workspaced` or `/run/secrets`.
 	MountPath string `protobuf:"bytes,1,opt,name=mount_path,json=mountPath,proto3" json:"mount_path,omitempty"`
 	// Where the data is.
 	//
@@ -1172,12 +1255,12 @@ type Secret struct {
 	// `[A-Za-z_][A-Za-z0-9_]{0,127}`, and is neither `WORKSPACE_*`, which the daemon
 	// sets, nor `PATH`, which belongs in the spec's env.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The key: the variable that the container sees.
+	// The key: the variable, or the file in /run/secrets, that the container sees.
 	Key string `protobuf:"bytes,2,opt,name=key,proto3" json:"key,omitempty"`
 	// Who gets it.
 	Scope SecretScope `protobuf:"varint,3,opt,name=scope,proto3,enum=workspace.v1.SecretScope" json:"scope,omitempty"`
-	// Counts the values that the key has had, from 1; a deleted key that is set
-	// again goes on counting.
+	// Counts the values and deliveries that the key has had, from 1; a deleted key
+	// that is set again goes on counting.
 	Version int64 `protobuf:"varint,4,opt,name=version,proto3" json:"version,omitempty"`
 	// Length of the value in bytes.
 	SizeBytes int64 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
@@ -1186,7 +1269,9 @@ type Secret struct {
 	// When the value last changed.
 	UpdateTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=update_time,json=updateTime,proto3" json:"update_time,omitempty"`
 	// Changes with the version (AIP-154).
-	Etag          string `protobuf:"bytes,8,opt,name=etag,proto3" json:"etag,omitempty"`
+	Etag string `protobuf:"bytes,8,opt,name=etag,proto3" json:"etag,omitempty"`
+	// How containers get it: ENV, FILES, or SPEC, as each workspace says.
+	Delivery      SecretDelivery `protobuf:"varint,12,opt,name=delivery,proto3,enum=workspace.v1.SecretDelivery" json:"delivery,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1277,6 +1362,13 @@ func (x *Secret) GetEtag() string {
 	return ""
 }
 
+func (x *Secret) GetDelivery() SecretDelivery {
+	if x != nil {
+		return x.Delivery
+	}
+	return SecretDelivery_SECRET_DELIVERY_UNSPECIFIED
+}
+
 var File_workspace_v1_workspace_proto protoreflect.FileDescriptor
 
 const file_workspace_v1_workspace_proto_rawDesc = "" +
@@ -1321,7 +1413,7 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aA\n" +
 	"\x13SecretVersionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xf4\a\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xc5\b\n" +
 	"\rWorkspaceSpec\x129\n" +
 	"\x05image\x18\x01 \x01(\tB#\xe2A\x01\x02\xbaH\x1cr\x1a\x10\x01\x18\x80\x042\x13^[^\\x00-\\x20\\x7f]+$R\x05image\x127\n" +
 	"\acommand\x18\x02 \x03(\tB\x1d\xbaH\x1a\x92\x01\x17\x10\x80\x02\"\x12r\x10\x18\x80\x80\x022\n" +
@@ -1343,7 +1435,8 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\x11stop_grace_period\x18\v \x01(\v2\x19.google.protobuf.DurationB\r\xbaH\n" +
 	"\xaa\x01\a\"\x03\b\xd8\x042\x00R\x0fstopGracePeriod\x12H\n" +
 	"\tmodel_env\x18\f \x03(\tB+\xbaH(\x92\x01%\x10\x10\x18\x01\"\x1fr\x1d\x18\x80\x012\x18^[A-Za-z_][A-Za-z0-9_]*$R\bmodelEnv\x12<\n" +
-	"\fcrash_policy\x18\r \x01(\v2\x19.workspace.v1.CrashPolicyR\vcrashPolicy\x1a6\n" +
+	"\fcrash_policy\x18\r \x01(\v2\x19.workspace.v1.CrashPolicyR\vcrashPolicy\x12O\n" +
+	"\x0fsecret_delivery\x18\x10 \x01(\x0e2\x1c.workspace.v1.SecretDeliveryB\b\xbaH\x05\x82\x01\x02\x10\x01R\x0esecretDelivery\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"{\n" +
@@ -1382,7 +1475,7 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x05 \x01(\x03R\n" +
 	"generation\x127\n" +
-	"\tfail_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bfailTime\"\xd6\x02\n" +
+	"\tfail_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\bfailTime\"\x96\x03\n" +
 	"\x06Secret\x12\x18\n" +
 	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\bR\x04name\x12\x16\n" +
 	"\x03key\x18\x02 \x01(\tB\x04\xe2A\x01\x03R\x03key\x125\n" +
@@ -1394,7 +1487,13 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"createTime\x12A\n" +
 	"\vupdate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
 	"updateTime\x12\x18\n" +
-	"\x04etag\x18\b \x01(\tB\x04\xe2A\x01\x03R\x04etag*~\n" +
+	"\x04etag\x18\b \x01(\tB\x04\xe2A\x01\x03R\x04etag\x12>\n" +
+	"\bdelivery\x18\f \x01(\x0e2\x1c.workspace.v1.SecretDeliveryB\x04\xe2A\x01\x03R\bdelivery*\x7f\n" +
+	"\x0eSecretDelivery\x12\x1f\n" +
+	"\x1bSECRET_DELIVERY_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13SECRET_DELIVERY_ENV\x10\x01\x12\x19\n" +
+	"\x15SECRET_DELIVERY_FILES\x10\x02\x12\x18\n" +
+	"\x14SECRET_DELIVERY_SPEC\x10\x03*~\n" +
 	"\fCrashRestart\x12\x1d\n" +
 	"\x19CRASH_RESTART_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14CRASH_RESTART_ALWAYS\x10\x01\x12\x1c\n" +
@@ -1440,56 +1539,59 @@ func file_workspace_v1_workspace_proto_rawDescGZIP() []byte {
 	return file_workspace_v1_workspace_proto_rawDescData
 }
 
-var file_workspace_v1_workspace_proto_enumTypes = make([]protoimpl.EnumInfo, 5)
+var file_workspace_v1_workspace_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
 var file_workspace_v1_workspace_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_workspace_v1_workspace_proto_goTypes = []any{
-	(CrashRestart)(0),             // 0: workspace.v1.CrashRestart
-	(WorkspaceState)(0),           // 1: workspace.v1.WorkspaceState
-	(ChangeReason)(0),             // 2: workspace.v1.ChangeReason
-	(SecretScope)(0),              // 3: workspace.v1.SecretScope
-	(Apply)(0),                    // 4: workspace.v1.Apply
-	(*Workspace)(nil),             // 5: workspace.v1.Workspace
-	(*WorkspaceSpec)(nil),         // 6: workspace.v1.WorkspaceSpec
-	(*CrashPolicy)(nil),           // 7: workspace.v1.CrashPolicy
-	(*Resources)(nil),             // 8: workspace.v1.Resources
-	(*Volume)(nil),                // 9: workspace.v1.Volume
-	(*LastExit)(nil),              // 10: workspace.v1.LastExit
-	(*LastError)(nil),             // 11: workspace.v1.LastError
-	(*Secret)(nil),                // 12: workspace.v1.Secret
-	nil,                           // 13: workspace.v1.Workspace.LabelsEntry
-	nil,                           // 14: workspace.v1.Workspace.SecretVersionsEntry
-	nil,                           // 15: workspace.v1.WorkspaceSpec.EnvEntry
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 17: google.protobuf.Duration
+	(SecretDelivery)(0),           // 0: workspace.v1.SecretDelivery
+	(CrashRestart)(0),             // 1: workspace.v1.CrashRestart
+	(WorkspaceState)(0),           // 2: workspace.v1.WorkspaceState
+	(ChangeReason)(0),             // 3: workspace.v1.ChangeReason
+	(SecretScope)(0),              // 4: workspace.v1.SecretScope
+	(Apply)(0),                    // 5: workspace.v1.Apply
+	(*Workspace)(nil),             // 6: workspace.v1.Workspace
+	(*WorkspaceSpec)(nil),         // 7: workspace.v1.WorkspaceSpec
+	(*CrashPolicy)(nil),           // 8: workspace.v1.CrashPolicy
+	(*Resources)(nil),             // 9: workspace.v1.Resources
+	(*Volume)(nil),                // 10: workspace.v1.Volume
+	(*LastExit)(nil),              // 11: workspace.v1.LastExit
+	(*LastError)(nil),             // 12: workspace.v1.LastError
+	(*Secret)(nil),                // 13: workspace.v1.Secret
+	nil,                           // 14: workspace.v1.Workspace.LabelsEntry
+	nil,                           // 15: workspace.v1.Workspace.SecretVersionsEntry
+	nil,                           // 16: workspace.v1.WorkspaceSpec.EnvEntry
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
 }
 var file_workspace_v1_workspace_proto_depIdxs = []int32{
-	13, // 0: workspace.v1.Workspace.labels:type_name -> workspace.v1.Workspace.LabelsEntry
-	6,  // 1: workspace.v1.Workspace.spec:type_name -> workspace.v1.WorkspaceSpec
-	16, // 2: workspace.v1.Workspace.create_time:type_name -> google.protobuf.Timestamp
-	16, // 3: workspace.v1.Workspace.update_time:type_name -> google.protobuf.Timestamp
-	1,  // 4: workspace.v1.Workspace.state:type_name -> workspace.v1.WorkspaceState
-	2,  // 5: workspace.v1.Workspace.change_reason:type_name -> workspace.v1.ChangeReason
-	16, // 6: workspace.v1.Workspace.start_time:type_name -> google.protobuf.Timestamp
-	10, // 7: workspace.v1.Workspace.last_exit:type_name -> workspace.v1.LastExit
-	11, // 8: workspace.v1.Workspace.last_error:type_name -> workspace.v1.LastError
-	14, // 9: workspace.v1.Workspace.secret_versions:type_name -> workspace.v1.Workspace.SecretVersionsEntry
-	15, // 10: workspace.v1.WorkspaceSpec.env:type_name -> workspace.v1.WorkspaceSpec.EnvEntry
-	8,  // 11: workspace.v1.WorkspaceSpec.resources:type_name -> workspace.v1.Resources
-	9,  // 12: workspace.v1.WorkspaceSpec.volumes:type_name -> workspace.v1.Volume
-	17, // 13: workspace.v1.WorkspaceSpec.stop_grace_period:type_name -> google.protobuf.Duration
-	7,  // 14: workspace.v1.WorkspaceSpec.crash_policy:type_name -> workspace.v1.CrashPolicy
-	0,  // 15: workspace.v1.CrashPolicy.restart:type_name -> workspace.v1.CrashRestart
-	16, // 16: workspace.v1.LastExit.exit_time:type_name -> google.protobuf.Timestamp
-	16, // 17: workspace.v1.LastError.next_attempt_time:type_name -> google.protobuf.Timestamp
-	16, // 18: workspace.v1.LastError.fail_time:type_name -> google.protobuf.Timestamp
-	3,  // 19: workspace.v1.Secret.scope:type_name -> workspace.v1.SecretScope
-	16, // 20: workspace.v1.Secret.create_time:type_name -> google.protobuf.Timestamp
-	16, // 21: workspace.v1.Secret.update_time:type_name -> google.protobuf.Timestamp
-	22, // [22:22] is the sub-list for method output_type
-	22, // [22:22] is the sub-list for method input_type
-	22, // [22:22] is the sub-list for extension type_name
-	22, // [22:22] is the sub-list for extension extendee
-	0,  // [0:22] is the sub-list for field type_name
+	14, // 0: workspace.v1.Workspace.labels:type_name -> workspace.v1.Workspace.LabelsEntry
+	7,  // 1: workspace.v1.Workspace.spec:type_name -> workspace.v1.WorkspaceSpec
+	17, // 2: workspace.v1.Workspace.create_time:type_name -> google.protobuf.Timestamp
+	17, // 3: workspace.v1.Workspace.update_time:type_name -> google.protobuf.Timestamp
+	2,  // 4: workspace.v1.Workspace.state:type_name -> workspace.v1.WorkspaceState
+	3,  // 5: workspace.v1.Workspace.change_reason:type_name -> workspace.v1.ChangeReason
+	17, // 6: workspace.v1.Workspace.start_time:type_name -> google.protobuf.Timestamp
+	11, // 7: workspace.v1.Workspace.last_exit:type_name -> workspace.v1.LastExit
+	12, // 8: workspace.v1.Workspace.last_error:type_name -> workspace.v1.LastError
+	15, // 9: workspace.v1.Workspace.secret_versions:type_name -> workspace.v1.Workspace.SecretVersionsEntry
+	16, // 10: workspace.v1.WorkspaceSpec.env:type_name -> workspace.v1.WorkspaceSpec.EnvEntry
+	9,  // 11: workspace.v1.WorkspaceSpec.resources:type_name -> workspace.v1.Resources
+	10, // 12: workspace.v1.WorkspaceSpec.volumes:type_name -> workspace.v1.Volume
+	18, // 13: workspace.v1.WorkspaceSpec.stop_grace_period:type_name -> google.protobuf.Duration
+	8,  // 14: workspace.v1.WorkspaceSpec.crash_policy:type_name -> workspace.v1.CrashPolicy
+	0,  // 15: workspace.v1.WorkspaceSpec.secret_delivery:type_name -> workspace.v1.SecretDelivery
+	1,  // 16: workspace.v1.CrashPolicy.restart:type_name -> workspace.v1.CrashRestart
+	17, // 17: workspace.v1.LastExit.exit_time:type_name -> google.protobuf.Timestamp
+	17, // 18: workspace.v1.LastError.next_attempt_time:type_name -> google.protobuf.Timestamp
+	17, // 19: workspace.v1.LastError.fail_time:type_name -> google.protobuf.Timestamp
+	4,  // 20: workspace.v1.Secret.scope:type_name -> workspace.v1.SecretScope
+	17, // 21: workspace.v1.Secret.create_time:type_name -> google.protobuf.Timestamp
+	17, // 22: workspace.v1.Secret.update_time:type_name -> google.protobuf.Timestamp
+	0,  // 23: workspace.v1.Secret.delivery:type_name -> workspace.v1.SecretDelivery
+	24, // [24:24] is the sub-list for method output_type
+	24, // [24:24] is the sub-list for method input_type
+	24, // [24:24] is the sub-list for extension type_name
+	24, // [24:24] is the sub-list for extension extendee
+	0,  // [0:24] is the sub-list for field type_name
 }
 
 func init() { file_workspace_v1_workspace_proto_init() }
@@ -1506,7 +1608,7 @@ func file_workspace_v1_workspace_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_workspace_v1_workspace_proto_rawDesc), len(file_workspace_v1_workspace_proto_rawDesc)),
-			NumEnums:      5,
+			NumEnums:      6,
 			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,

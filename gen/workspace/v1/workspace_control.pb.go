@@ -167,13 +167,16 @@ type SecretValue struct {
 	// The key, `[A-Za-z_][A-Za-z0-9_]{0,127}`; not `WORKSPACE_*`, which the daemon
 	// sets, nor `PATH`, which belongs in the spec's env.
 	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
-	// The value, at most 64 KiB; no NUL, since an environment can't carry one.
+	// The value, at most 64 KiB. Without a NUL, unless it is delivered as a file: an
+	// environment can't carry one. A global secret with a NUL says FILES itself.
 	//
 	// Types that are valid to be assigned to Payload:
 	//
 	//	*SecretValue_Text
 	//	*SecretValue_Data
-	Payload       isSecretValue_Payload `protobuf_oneof:"payload"`
+	Payload isSecretValue_Payload `protobuf_oneof:"payload"`
+	// How containers get it. Unspecified: as it has been; of a new key, SPEC.
+	Delivery      SecretDelivery `protobuf:"varint,4,opt,name=delivery,proto3,enum=workspace.v1.SecretDelivery" json:"delivery,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -238,6 +241,13 @@ func (x *SecretValue) GetData() []byte {
 		}
 	}
 	return nil
+}
+
+func (x *SecretValue) GetDelivery() SecretDelivery {
+	if x != nil {
+		return x.Delivery
+	}
+	return SecretDelivery_SECRET_DELIVERY_UNSPECIFIED
 }
 
 type isSecretValue_Payload interface {
@@ -1365,7 +1375,8 @@ type SetSecretRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `workspaces/{workspace}/secrets/{key}` or `secrets/{key}`.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// The value, at most 64 KiB; no NUL, since an environment can't carry one.
+	// The value, at most 64 KiB. Without a NUL, unless it is delivered as a file: an
+	// environment can't carry one. A global secret with a NUL says FILES itself.
 	//
 	// Types that are valid to be assigned to Payload:
 	//
@@ -1379,7 +1390,10 @@ type SetSecretRequest struct {
 	// See the service's comment.
 	RequestId string `protobuf:"bytes,6,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// See the service's comment.
-	ValidateOnly  bool `protobuf:"varint,7,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	ValidateOnly bool `protobuf:"varint,7,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	// How containers get it. Unspecified: as it has been; of a new key, SPEC. Another
+	// one than before is a change like another value.
+	Delivery      SecretDelivery `protobuf:"varint,8,opt,name=delivery,proto3,enum=workspace.v1.SecretDelivery" json:"delivery,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1474,6 +1488,13 @@ func (x *SetSecretRequest) GetValidateOnly() bool {
 	return false
 }
 
+func (x *SetSecretRequest) GetDelivery() SecretDelivery {
+	if x != nil {
+		return x.Delivery
+	}
+	return SecretDelivery_SECRET_DELIVERY_UNSPECIFIED
+}
+
 type isSetSecretRequest_Payload interface {
 	isSetSecretRequest_Payload()
 }
@@ -1500,7 +1521,8 @@ type SetSecretResponse struct {
 	// The generation to wait for; 0 for a global secret: wait for each workspace
 	// with no generation named.
 	Generation int64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
-	// Whether the value differed.
+	// Whether value or delivery differed, or what waited for the next start was put
+	// into force.
 	Changed bool `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`
 	// Workspaces that got a new generation.
 	AffectedWorkspaces int32 `protobuf:"varint,4,opt,name=affected_workspaces,json=affectedWorkspaces,proto3" json:"affected_workspaces,omitempty"`
@@ -2546,11 +2568,12 @@ const file_workspace_v1_workspace_control_proto_rawDesc = "" +
 	"\asecrets\x18\x03 \x03(\v2\x19.workspace.v1.SecretValueB\t\xbaH\x06\x92\x01\x03\x10\x80\x04R\asecrets\x12:\n" +
 	"\n" +
 	"request_id\x18\x04 \x01(\tB\x1b\xbaH\x18r\x162\x14^[\\x21-\\x7e]{0,128}$R\trequestId\x12#\n" +
-	"\rvalidate_only\x18\x05 \x01(\bR\fvalidateOnly\"\x9a\x01\n" +
+	"\rvalidate_only\x18\x05 \x01(\bR\fvalidateOnly\"\xde\x01\n" +
 	"\vSecretValue\x12;\n" +
 	"\x03key\x18\x01 \x01(\tB)\xe2A\x01\x02\xbaH\"r 2\x1e^[A-Za-z_][A-Za-z0-9_]{0,127}$R\x03key\x12\x1d\n" +
 	"\x04text\x18\x02 \x01(\tB\a\xe2A\x01\x04\x80\x01\x01H\x00R\x04text\x12\x1d\n" +
-	"\x04data\x18\x03 \x01(\fB\a\xe2A\x01\x04\x80\x01\x01H\x00R\x04dataB\x10\n" +
+	"\x04data\x18\x03 \x01(\fB\a\xe2A\x01\x04\x80\x01\x01H\x00R\x04data\x12B\n" +
+	"\bdelivery\x18\x04 \x01(\x0e2\x1c.workspace.v1.SecretDeliveryB\b\xbaH\x05\x82\x01\x02\x10\x01R\bdeliveryB\x10\n" +
 	"\apayload\x12\x05\xbaH\x02\b\x01\"\x8a\x01\n" +
 	"\x17CreateWorkspaceResponse\x125\n" +
 	"\tworkspace\x18\x01 \x01(\v2\x17.workspace.v1.WorkspaceR\tworkspace\x12\x1e\n" +
@@ -2646,7 +2669,7 @@ const file_workspace_v1_workspace_control_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x02 \x01(\x03R\n" +
 	"generation\x12\x18\n" +
-	"\achanged\x18\x03 \x01(\bR\achanged\"\x8b\x03\n" +
+	"\achanged\x18\x03 \x01(\bR\achanged\"\xcf\x03\n" +
 	"\x10SetSecretRequest\x12s\n" +
 	"\x04name\x18\x01 \x01(\tB_\xe2A\x01\x02\xbaHXrV2T^(workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/)?secrets/[A-Za-z_][A-Za-z0-9_]{0,127}$R\x04name\x12\x1d\n" +
 	"\x04text\x18\x02 \x01(\tB\a\xe2A\x01\x04\x80\x01\x01H\x00R\x04text\x12\x1d\n" +
@@ -2655,7 +2678,8 @@ const file_workspace_v1_workspace_control_proto_rawDesc = "" +
 	"\x04etag\x18\x05 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x04etag\x12:\n" +
 	"\n" +
 	"request_id\x18\x06 \x01(\tB\x1b\xbaH\x18r\x162\x14^[\\x21-\\x7e]{0,128}$R\trequestId\x12#\n" +
-	"\rvalidate_only\x18\a \x01(\bR\fvalidateOnlyB\x10\n" +
+	"\rvalidate_only\x18\a \x01(\bR\fvalidateOnly\x12B\n" +
+	"\bdelivery\x18\b \x01(\x0e2\x1c.workspace.v1.SecretDeliveryB\b\xbaH\x05\x82\x01\x02\x10\x01R\bdeliveryB\x10\n" +
 	"\apayload\x12\x05\xbaH\x02\b\x01\"\xac\x01\n" +
 	"\x11SetSecretResponse\x12,\n" +
 	"\x06secret\x18\x01 \x01(\v2\x14.workspace.v1.SecretR\x06secret\x12\x1e\n" +
@@ -2822,77 +2846,80 @@ var file_workspace_v1_workspace_control_proto_goTypes = []any{
 	(*SyncMarker)(nil),                 // 35: workspace.v1.SyncMarker
 	(*ResyncMarker)(nil),               // 36: workspace.v1.ResyncMarker
 	(*Workspace)(nil),                  // 37: workspace.v1.Workspace
-	(*fieldmaskpb.FieldMask)(nil),      // 38: google.protobuf.FieldMask
-	(Apply)(0),                         // 39: workspace.v1.Apply
-	(*Secret)(nil),                     // 40: workspace.v1.Secret
-	(*timestamppb.Timestamp)(nil),      // 41: google.protobuf.Timestamp
+	(SecretDelivery)(0),                // 38: workspace.v1.SecretDelivery
+	(*fieldmaskpb.FieldMask)(nil),      // 39: google.protobuf.FieldMask
+	(Apply)(0),                         // 40: workspace.v1.Apply
+	(*Secret)(nil),                     // 41: workspace.v1.Secret
+	(*timestamppb.Timestamp)(nil),      // 42: google.protobuf.Timestamp
 }
 var file_workspace_v1_workspace_control_proto_depIdxs = []int32{
 	37, // 0: workspace.v1.CreateWorkspaceRequest.workspace:type_name -> workspace.v1.Workspace
 	2,  // 1: workspace.v1.CreateWorkspaceRequest.secrets:type_name -> workspace.v1.SecretValue
-	37, // 2: workspace.v1.CreateWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	37, // 3: workspace.v1.GetWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	37, // 4: workspace.v1.ListWorkspacesResponse.workspaces:type_name -> workspace.v1.Workspace
-	37, // 5: workspace.v1.UpdateWorkspaceRequest.workspace:type_name -> workspace.v1.Workspace
-	38, // 6: workspace.v1.UpdateWorkspaceRequest.update_mask:type_name -> google.protobuf.FieldMask
-	37, // 7: workspace.v1.UpdateWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	37, // 8: workspace.v1.DeleteWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	37, // 9: workspace.v1.RestartWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	37, // 10: workspace.v1.StopWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	37, // 11: workspace.v1.StartWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	37, // 12: workspace.v1.SetModelResponse.workspace:type_name -> workspace.v1.Workspace
-	39, // 13: workspace.v1.SetSecretRequest.apply:type_name -> workspace.v1.Apply
-	40, // 14: workspace.v1.SetSecretResponse.secret:type_name -> workspace.v1.Secret
-	39, // 15: workspace.v1.DeleteSecretRequest.apply:type_name -> workspace.v1.Apply
-	2,  // 16: workspace.v1.BatchUpdateSecretsRequest.secrets:type_name -> workspace.v1.SecretValue
-	39, // 17: workspace.v1.BatchUpdateSecretsRequest.apply:type_name -> workspace.v1.Apply
-	40, // 18: workspace.v1.BatchUpdateSecretsResponse.secrets:type_name -> workspace.v1.Secret
-	40, // 19: workspace.v1.ListSecretsResponse.secrets:type_name -> workspace.v1.Secret
-	40, // 20: workspace.v1.GetSecretResponse.secret:type_name -> workspace.v1.Secret
-	0,  // 21: workspace.v1.WaitWorkspaceRequest.until:type_name -> workspace.v1.WaitCondition
-	37, // 22: workspace.v1.WaitWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	37, // 23: workspace.v1.WatchWorkspacesResponse.workspace:type_name -> workspace.v1.Workspace
-	34, // 24: workspace.v1.WatchWorkspacesResponse.removed:type_name -> workspace.v1.RemovedWorkspace
-	35, // 25: workspace.v1.WatchWorkspacesResponse.synced:type_name -> workspace.v1.SyncMarker
-	36, // 26: workspace.v1.WatchWorkspacesResponse.resync:type_name -> workspace.v1.ResyncMarker
-	41, // 27: workspace.v1.SyncMarker.sync_time:type_name -> google.protobuf.Timestamp
-	1,  // 28: workspace.v1.WorkspaceControl.CreateWorkspace:input_type -> workspace.v1.CreateWorkspaceRequest
-	4,  // 29: workspace.v1.WorkspaceControl.GetWorkspace:input_type -> workspace.v1.GetWorkspaceRequest
-	6,  // 30: workspace.v1.WorkspaceControl.ListWorkspaces:input_type -> workspace.v1.ListWorkspacesRequest
-	8,  // 31: workspace.v1.WorkspaceControl.UpdateWorkspace:input_type -> workspace.v1.UpdateWorkspaceRequest
-	10, // 32: workspace.v1.WorkspaceControl.DeleteWorkspace:input_type -> workspace.v1.DeleteWorkspaceRequest
-	12, // 33: workspace.v1.WorkspaceControl.RestartWorkspace:input_type -> workspace.v1.RestartWorkspaceRequest
-	14, // 34: workspace.v1.WorkspaceControl.StopWorkspace:input_type -> workspace.v1.StopWorkspaceRequest
-	16, // 35: workspace.v1.WorkspaceControl.StartWorkspace:input_type -> workspace.v1.StartWorkspaceRequest
-	18, // 36: workspace.v1.WorkspaceControl.SetModel:input_type -> workspace.v1.SetModelRequest
-	20, // 37: workspace.v1.WorkspaceControl.SetSecret:input_type -> workspace.v1.SetSecretRequest
-	22, // 38: workspace.v1.WorkspaceControl.DeleteSecret:input_type -> workspace.v1.DeleteSecretRequest
-	24, // 39: workspace.v1.WorkspaceControl.BatchUpdateSecrets:input_type -> workspace.v1.BatchUpdateSecretsRequest
-	26, // 40: workspace.v1.WorkspaceControl.ListSecrets:input_type -> workspace.v1.ListSecretsRequest
-	28, // 41: workspace.v1.WorkspaceControl.GetSecret:input_type -> workspace.v1.GetSecretRequest
-	30, // 42: workspace.v1.WorkspaceControl.WaitWorkspace:input_type -> workspace.v1.WaitWorkspaceRequest
-	32, // 43: workspace.v1.WorkspaceControl.WatchWorkspaces:input_type -> workspace.v1.WatchWorkspacesRequest
-	3,  // 44: workspace.v1.WorkspaceControl.CreateWorkspace:output_type -> workspace.v1.CreateWorkspaceResponse
-	5,  // 45: workspace.v1.WorkspaceControl.GetWorkspace:output_type -> workspace.v1.GetWorkspaceResponse
-	7,  // 46: workspace.v1.WorkspaceControl.ListWorkspaces:output_type -> workspace.v1.ListWorkspacesResponse
-	9,  // 47: workspace.v1.WorkspaceControl.UpdateWorkspace:output_type -> workspace.v1.UpdateWorkspaceResponse
-	11, // 48: workspace.v1.WorkspaceControl.DeleteWorkspace:output_type -> workspace.v1.DeleteWorkspaceResponse
-	13, // 49: workspace.v1.WorkspaceControl.RestartWorkspace:output_type -> workspace.v1.RestartWorkspaceResponse
-	15, // 50: workspace.v1.WorkspaceControl.StopWorkspace:output_type -> workspace.v1.StopWorkspaceResponse
-	17, // 51: workspace.v1.WorkspaceControl.StartWorkspace:output_type -> workspace.v1.StartWorkspaceResponse
-	19, // 52: workspace.v1.WorkspaceControl.SetModel:output_type -> workspace.v1.SetModelResponse
-	21, // 53: workspace.v1.WorkspaceControl.SetSecret:output_type -> workspace.v1.SetSecretResponse
-	23, // 54: workspace.v1.WorkspaceControl.DeleteSecret:output_type -> workspace.v1.DeleteSecretResponse
-	25, // 55: workspace.v1.WorkspaceControl.BatchUpdateSecrets:output_type -> workspace.v1.BatchUpdateSecretsResponse
-	27, // 56: workspace.v1.WorkspaceControl.ListSecrets:output_type -> workspace.v1.ListSecretsResponse
-	29, // 57: workspace.v1.WorkspaceControl.GetSecret:output_type -> workspace.v1.GetSecretResponse
-	31, // 58: workspace.v1.WorkspaceControl.WaitWorkspace:output_type -> workspace.v1.WaitWorkspaceResponse
-	33, // 59: workspace.v1.WorkspaceControl.WatchWorkspaces:output_type -> workspace.v1.WatchWorkspacesResponse
-	44, // [44:60] is the sub-list for method output_type
-	28, // [28:44] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	38, // 2: workspace.v1.SecretValue.delivery:type_name -> workspace.v1.SecretDelivery
+	37, // 3: workspace.v1.CreateWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	37, // 4: workspace.v1.GetWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	37, // 5: workspace.v1.ListWorkspacesResponse.workspaces:type_name -> workspace.v1.Workspace
+	37, // 6: workspace.v1.UpdateWorkspaceRequest.workspace:type_name -> workspace.v1.Workspace
+	39, // 7: workspace.v1.UpdateWorkspaceRequest.update_mask:type_name -> google.protobuf.FieldMask
+	37, // 8: workspace.v1.UpdateWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	37, // 9: workspace.v1.DeleteWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	37, // 10: workspace.v1.RestartWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	37, // 11: workspace.v1.StopWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	37, // 12: workspace.v1.StartWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	37, // 13: workspace.v1.SetModelResponse.workspace:type_name -> workspace.v1.Workspace
+	40, // 14: workspace.v1.SetSecretRequest.apply:type_name -> workspace.v1.Apply
+	38, // 15: workspace.v1.SetSecretRequest.delivery:type_name -> workspace.v1.SecretDelivery
+	41, // 16: workspace.v1.SetSecretResponse.secret:type_name -> workspace.v1.Secret
+	40, // 17: workspace.v1.DeleteSecretRequest.apply:type_name -> workspace.v1.Apply
+	2,  // 18: workspace.v1.BatchUpdateSecretsRequest.secrets:type_name -> workspace.v1.SecretValue
+	40, // 19: workspace.v1.BatchUpdateSecretsRequest.apply:type_name -> workspace.v1.Apply
+	41, // 20: workspace.v1.BatchUpdateSecretsResponse.secrets:type_name -> workspace.v1.Secret
+	41, // 21: workspace.v1.ListSecretsResponse.secrets:type_name -> workspace.v1.Secret
+	41, // 22: workspace.v1.GetSecretResponse.secret:type_name -> workspace.v1.Secret
+	0,  // 23: workspace.v1.WaitWorkspaceRequest.until:type_name -> workspace.v1.WaitCondition
+	37, // 24: workspace.v1.WaitWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	37, // 25: workspace.v1.WatchWorkspacesResponse.workspace:type_name -> workspace.v1.Workspace
+	34, // 26: workspace.v1.WatchWorkspacesResponse.removed:type_name -> workspace.v1.RemovedWorkspace
+	35, // 27: workspace.v1.WatchWorkspacesResponse.synced:type_name -> workspace.v1.SyncMarker
+	36, // 28: workspace.v1.WatchWorkspacesResponse.resync:type_name -> workspace.v1.ResyncMarker
+	42, // 29: workspace.v1.SyncMarker.sync_time:type_name -> google.protobuf.Timestamp
+	1,  // 30: workspace.v1.WorkspaceControl.CreateWorkspace:input_type -> workspace.v1.CreateWorkspaceRequest
+	4,  // 31: workspace.v1.WorkspaceControl.GetWorkspace:input_type -> workspace.v1.GetWorkspaceRequest
+	6,  // 32: workspace.v1.WorkspaceControl.ListWorkspaces:input_type -> workspace.v1.ListWorkspacesRequest
+	8,  // 33: workspace.v1.WorkspaceControl.UpdateWorkspace:input_type -> workspace.v1.UpdateWorkspaceRequest
+	10, // 34: workspace.v1.WorkspaceControl.DeleteWorkspace:input_type -> workspace.v1.DeleteWorkspaceRequest
+	12, // 35: workspace.v1.WorkspaceControl.RestartWorkspace:input_type -> workspace.v1.RestartWorkspaceRequest
+	14, // 36: workspace.v1.WorkspaceControl.StopWorkspace:input_type -> workspace.v1.StopWorkspaceRequest
+	16, // 37: workspace.v1.WorkspaceControl.StartWorkspace:input_type -> workspace.v1.StartWorkspaceRequest
+	18, // 38: workspace.v1.WorkspaceControl.SetModel:input_type -> workspace.v1.SetModelRequest
+	20, // 39: workspace.v1.WorkspaceControl.SetSecret:input_type -> workspace.v1.SetSecretRequest
+	22, // 40: workspace.v1.WorkspaceControl.DeleteSecret:input_type -> workspace.v1.DeleteSecretRequest
+	24, // 41: workspace.v1.WorkspaceControl.BatchUpdateSecrets:input_type -> workspace.v1.BatchUpdateSecretsRequest
+	26, // 42: workspace.v1.WorkspaceControl.ListSecrets:input_type -> workspace.v1.ListSecretsRequest
+	28, // 43: workspace.v1.WorkspaceControl.GetSecret:input_type -> workspace.v1.GetSecretRequest
+	30, // 44: workspace.v1.WorkspaceControl.WaitWorkspace:input_type -> workspace.v1.WaitWorkspaceRequest
+	32, // 45: workspace.v1.WorkspaceControl.WatchWorkspaces:input_type -> workspace.v1.WatchWorkspacesRequest
+	3,  // 46: workspace.v1.WorkspaceControl.CreateWorkspace:output_type -> workspace.v1.CreateWorkspaceResponse
+	5,  // 47: workspace.v1.WorkspaceControl.GetWorkspace:output_type -> workspace.v1.GetWorkspaceResponse
+	7,  // 48: workspace.v1.WorkspaceControl.ListWorkspaces:output_type -> workspace.v1.ListWorkspacesResponse
+	9,  // 49: workspace.v1.WorkspaceControl.UpdateWorkspace:output_type -> workspace.v1.UpdateWorkspaceResponse
+	11, // 50: workspace.v1.WorkspaceControl.DeleteWorkspace:output_type -> workspace.v1.DeleteWorkspaceResponse
+	13, // 51: workspace.v1.WorkspaceControl.RestartWorkspace:output_type -> workspace.v1.RestartWorkspaceResponse
+	15, // 52: workspace.v1.WorkspaceControl.StopWorkspace:output_type -> workspace.v1.StopWorkspaceResponse
+	17, // 53: workspace.v1.WorkspaceControl.StartWorkspace:output_type -> workspace.v1.StartWorkspaceResponse
+	19, // 54: workspace.v1.WorkspaceControl.SetModel:output_type -> workspace.v1.SetModelResponse
+	21, // 55: workspace.v1.WorkspaceControl.SetSecret:output_type -> workspace.v1.SetSecretResponse
+	23, // 56: workspace.v1.WorkspaceControl.DeleteSecret:output_type -> workspace.v1.DeleteSecretResponse
+	25, // 57: workspace.v1.WorkspaceControl.BatchUpdateSecrets:output_type -> workspace.v1.BatchUpdateSecretsResponse
+	27, // 58: workspace.v1.WorkspaceControl.ListSecrets:output_type -> workspace.v1.ListSecretsResponse
+	29, // 59: workspace.v1.WorkspaceControl.GetSecret:output_type -> workspace.v1.GetSecretResponse
+	31, // 60: workspace.v1.WorkspaceControl.WaitWorkspace:output_type -> workspace.v1.WaitWorkspaceResponse
+	33, // 61: workspace.v1.WorkspaceControl.WatchWorkspaces:output_type -> workspace.v1.WatchWorkspacesResponse
+	46, // [46:62] is the sub-list for method output_type
+	30, // [30:46] is the sub-list for method input_type
+	30, // [30:30] is the sub-list for extension type_name
+	30, // [30:30] is the sub-list for extension extendee
+	0,  // [0:30] is the sub-list for field type_name
 }
 
 func init() { file_workspace_v1_workspace_control_proto_init() }

@@ -92,8 +92,9 @@ type WorkspaceControlClient interface {
 	// Changes labels, spec or model by a field mask (AIP-134). It makes a new
 	// generation when something changed that the container sees. Idempotent.
 	//
-	// ABORTED: etag. FAILED_PRECONDITION: it is being deleted, or `model_env`
-	// names the key of one of its secrets.
+	// ABORTED: etag. FAILED_PRECONDITION: it is being deleted, `model_env` names the
+	// key of one of its secrets, or `secret_delivery` would put one with a NUL into
+	// the environment.
 	UpdateWorkspace(ctx context.Context, in *UpdateWorkspaceRequest, opts ...grpc.CallOption) (*UpdateWorkspaceResponse, error)
 	// Deletes a workspace: durable first, then container, snapshot, volumes
 	// (unless kept), log and secrets are removed. A cycle in flight is
@@ -123,8 +124,9 @@ type WorkspaceControlClient interface {
 	SetModel(ctx context.Context, in *SetModelRequest, opts ...grpc.CallOption) (*SetModelResponse, error)
 	// Sets one secret of a workspace or of all. Idempotent.
 	//
-	// ABORTED: etag. FAILED_PRECONDITION: the workspace is being deleted, or the
-	// key is one of its `model_env`. RESOURCE_EXHAUSTED: more than 1 MiB a
+	// ABORTED: etag. FAILED_PRECONDITION: the workspace is being deleted, the key is
+	// one of its `model_env`, or a value with a NUL would go into the environment
+	// (ErrorInfo reason SECRET_NEEDS_FILES). RESOURCE_EXHAUSTED: more than 1 MiB a
 	// workspace, or 256 KiB of global secrets.
 	SetSecret(ctx context.Context, in *SetSecretRequest, opts ...grpc.CallOption) (*SetSecretResponse, error)
 	// Deletes one secret. NOT_FOUND when there is none, unless `allow_missing`.
@@ -392,8 +394,9 @@ type WorkspaceControlServer interface {
 	// Changes labels, spec or model by a field mask (AIP-134). It makes a new
 	// generation when something changed that the container sees. Idempotent.
 	//
-	// ABORTED: etag. FAILED_PRECONDITION: it is being deleted, or `model_env`
-	// names the key of one of its secrets.
+	// ABORTED: etag. FAILED_PRECONDITION: it is being deleted, `model_env` names the
+	// key of one of its secrets, or `secret_delivery` would put one with a NUL into
+	// the environment.
 	UpdateWorkspace(context.Context, *UpdateWorkspaceRequest) (*UpdateWorkspaceResponse, error)
 	// Deletes a workspace: durable first, then container, snapshot, volumes
 	// (unless kept), log and secrets are removed. A cycle in flight is
@@ -423,8 +426,9 @@ type WorkspaceControlServer interface {
 	SetModel(context.Context, *SetModelRequest) (*SetModelResponse, error)
 	// Sets one secret of a workspace or of all. Idempotent.
 	//
-	// ABORTED: etag. FAILED_PRECONDITION: the workspace is being deleted, or the
-	// key is one of its `model_env`. RESOURCE_EXHAUSTED: more than 1 MiB a
+	// ABORTED: etag. FAILED_PRECONDITION: the workspace is being deleted, the key is
+	// one of its `model_env`, or a value with a NUL would go into the environment
+	// (ErrorInfo reason SECRET_NEEDS_FILES). RESOURCE_EXHAUSTED: more than 1 MiB a
 	// workspace, or 256 KiB of global secrets.
 	SetSecret(context.Context, *SetSecretRequest) (*SetSecretResponse, error)
 	// Deletes one secret. NOT_FOUND when there is none, unless `allow_missing`.

@@ -27,6 +27,7 @@ type secret struct {
 	value   string
 	version int64
 	deleted bool // and goes on counting when it is set again
+	staged  bool // its last change waits for the next start
 }
 
 type workspace struct {
@@ -69,13 +70,18 @@ func (s scope) update(op *Op) (after scope, changed []string) {
 		after[key] = row
 	}
 	for _, key := range op.Delete {
-		if s.has(key) {
-			edit(key, secret{version: s[key].version, deleted: true})
+		if s.has(key) || s[key].staged && !op.NextStart {
+			edit(key, secret{version: s[key].version, deleted: true, staged: op.NextStart})
 		}
 	}
 	for key, value := range op.Set {
-		if !s.has(key) || s[key].value != value {
-			edit(key, secret{value: value, version: s[key].version + 1})
+		row := s[key]
+		switch {
+		case !s.has(key) || row.value != value:
+			edit(key, secret{value: value, version: row.version + 1, staged: op.NextStart})
+		case row.staged && !op.NextStart:
+			row.staged = false
+			edit(key, row)
 		}
 	}
 	return after, changed
@@ -175,7 +181,7 @@ func (s *state) applyGlobal(op *Op) (next *state, told Result) {
 // refuses says why a change of secrets is not done.
 func (s scope) refuses(op *Op) Outcome {
 	for _, key := range op.Delete {
-		if op.Kind == Delete && !s.has(key) && !op.AllowMissing {
+		if op.Kind == Delete && !s.has(key) && (!s[key].staged || op.NextStart) && !op.AllowMissing {
 			return NotFound
 		}
 		if op.IfVersion != 0 && (!s.has(key) || s[key].version != op.IfVersion) {

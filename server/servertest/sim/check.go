@@ -136,7 +136,8 @@ func (c *client) checkChanged(a *attempt, ans answer) {
 	}
 	differs := false
 	for register, w := range a.writes {
-		differs = differs || c.ledger.mayDiffer(register, w.value, a.begin, a.end, w)
+		// What waited for the next start is put into force by the same change again.
+		differs = differs || !w.next && c.ledger.everNext(register) || c.ledger.mayDiffer(register, w.value, a.begin, a.end, w)
 		if !ans.changed && !c.ledger.mayBe(register, w.value, a.begin, a.end, w) {
 			c.problem("%s changed nothing, it says; %s", a.op, c.ledger.describe(register, a.begin, a.end))
 		}
@@ -170,7 +171,9 @@ func (c *client) checkVersions(a *attempt, ans answer) {
 	}
 	for _, secret := range ans.secrets {
 		name := versionCounter(a.ws, secret.GetKey())
-		if err := c.ledger.told(name, secret.GetVersion(), a.floors[name], a.kind == opSet && ans.changed); err != nil {
+		// What is only put into force keeps its version.
+		counted := a.kind == opSet && ans.changed && (a.nextStart || !c.ledger.everNext(secretRegister(a.ws, secret.GetKey())))
+		if err := c.ledger.told(name, secret.GetVersion(), a.floors[name], counted); err != nil {
 			c.problem("%s: %v", a.op, err)
 		}
 	}
