@@ -49,15 +49,17 @@ type Spec struct {
 	WorkingDir string
 	// User is `user[:group]` by name or number; empty: the image's own.
 	User string
-	// Resources are limits; 0 is none.
+	// Resources are limits; see PidsLimit for the one that counts.
 	Resources Resources
+	// Profile says what the processes may do to the machine.
+	Profile Profile
 	// Mounts come from outside the image.
 	Mounts []Mount
 	// ReadOnlyRoot mounts the root file system read-only.
 	ReadOnlyRoot bool
 }
 
-// Resources limits an instance; 0 is no limit.
+// Resources limits an instance; 0 names no limit.
 type Resources struct {
 	CPUMillis   int64 // thousandths of a CPU
 	MemoryBytes int64
@@ -68,7 +70,7 @@ type Resources struct {
 // Volume is set.
 type Mount struct {
 	Path     string // in the container, absolute
-	HostPath string // on the host, absolute, must exist
+	HostPath string // on the host, absolute, must exist, and lie within Policy.HostPaths
 	Volume   string // a named volume of the workspace, made at first use
 	ReadOnly bool
 }
@@ -200,6 +202,7 @@ const (
 	ReasonWorkingDir           Reason = "WORKING_DIR_NOT_FOUND"      // it does not exist or is no directory
 	ReasonUserNotFound         Reason = "USER_NOT_FOUND"             // the image has no such user or group
 	ReasonVolume               Reason = "VOLUME_UNAVAILABLE"         // a host path does not exist, or a volume can't be made
+	ReasonNotAllowed           Reason = "NOT_ALLOWED"                // the daemon's settings don't allow what the spec asks of the machine
 	ReasonEnvironmentTooLarge  Reason = "ENVIRONMENT_TOO_LARGE"      // more than the kernel takes
 	ReasonExecFailed           Reason = "EXEC_FAILED"                // execve said no, after every check said yes
 	ReasonStartInterrupted     Reason = "START_INTERRUPTED"          // the first process ended before it became the command

@@ -200,6 +200,7 @@ func badInputs() []badInput {
 		{name: "CreateWorkspace/crash policy", call: create(withSpec(func(s *wsSpec) {
 			s.CrashPolicy = &workspacev1.CrashPolicy{Restart: 99, MaxRetries: -1}
 		})), fields: []string{"workspace.spec.crash_policy.restart", "workspace.spec.crash_policy.max_retries"}},
+		{name: "CreateWorkspace/security profile", call: create(withSpec(func(s *wsSpec) { s.SecurityProfile = 99 })), fields: []string{"workspace.spec.security_profile"}},
 		{name: "CreateWorkspace/model env", call: create(withSpec(func(s *wsSpec) { s.ModelEnv = []string{"WORKSPACE_MODEL", "1", "PATH"} })), fields: []string{"workspace.spec.model_env[0]", "workspace.spec.model_env[1]", "workspace.spec.model_env[2]"}},
 		{name: "CreateWorkspace/model env twice", call: create(withSpec(func(s *wsSpec) { s.ModelEnv = []string{"A", "A"} })), fields: []string{"workspace.spec.model_env"}},
 		{name: "CreateWorkspace/mounts", call: create(withSpec(func(s *wsSpec) {

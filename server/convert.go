@@ -51,8 +51,11 @@ func workspaceToProto(w *store.Workspace) *workspacev1.Workspace {
 	return p
 }
 
-// crashRestartPrefix is what store.CrashRestart leaves out.
-const crashRestartPrefix = "CRASH_RESTART_"
+// What store.CrashRestart and store.SecurityProfile leave out.
+const (
+	crashRestartPrefix = "CRASH_RESTART_"
+	securityPrefix     = "SECURITY_PROFILE_"
+)
 
 func stateToProto(s workspace.State) workspacev1.WorkspaceState {
 	return workspacev1.WorkspaceState(workspacev1.WorkspaceState_value[statePrefix+string(s)])
@@ -106,7 +109,8 @@ func specToProto(s *store.Spec) *workspacev1.WorkspaceSpec {
 		StopSignal:   s.StopSignal,
 		ModelEnv:     s.ModelEnv,
 
-		SecretDelivery: deliveryToProto(s.SecretDelivery),
+		SecretDelivery:  deliveryToProto(s.SecretDelivery),
+		SecurityProfile: workspacev1.SecurityProfile(workspacev1.SecurityProfile_value[securityPrefix+string(s.Security)]),
 	}
 	if s.Resources != (store.Resources{}) {
 		p.Resources = &workspacev1.Resources{
@@ -156,6 +160,9 @@ func specFromProto(p *workspacev1.WorkspaceSpec) store.Spec {
 		StopSignal:   p.GetStopSignal(),
 
 		SecretDelivery: deliveryFromProto(p.GetSecretDelivery()),
+	}
+	if p.GetSecurityProfile() != workspacev1.SecurityProfile_SECURITY_PROFILE_UNSPECIFIED {
+		s.Security = store.SecurityProfile(strings.TrimPrefix(p.GetSecurityProfile().String(), securityPrefix))
 	}
 	for _, v := range p.GetVolumes() {
 		s.Volumes = append(s.Volumes, store.Volume{

@@ -38,6 +38,8 @@ const (
 	ReasonStillWaiting      = "STILL_WAITING"
 	ReasonModelKey          = "KEY_CARRIES_MODEL"
 	ReasonNeedsFiles        = "SECRET_NEEDS_FILES"
+	ReasonPrivileged        = "PRIVILEGED_NOT_ALLOWED"
+	ReasonHostPath          = "HOST_PATH_NOT_ALLOWED"
 	ReasonSecretsTooLarge   = "SECRETS_TOO_LARGE"
 	ReasonDiskFull          = "DISK_FULL"
 	ReasonChangeInDoubt     = "CHANGE_IN_DOUBT"

@@ -21,10 +21,14 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/server/servertest"
 )
 
 const image = "registry.example/app:1"
+
+// anything is a policy that refuses nothing.
+var anything = runtime.Policy{AllowPrivileged: true, HostPaths: []string{"/"}}
 
 // harness is a server in a bubble.
 type harness struct {
@@ -39,7 +43,7 @@ func run(t *testing.T, test func(t *testing.T, h *harness), options ...servertes
 	synctest.Test(t, func(t *testing.T) {
 		h := &harness{t: t, log: &buffer{}}
 		logger := slog.New(slog.NewTextHandler(io.MultiWriter(h.log, t.Output()), &slog.HandlerOptions{Level: slog.LevelDebug}))
-		h.Server = servertest.New(t, append([]servertest.Option{servertest.WithLogger(logger)}, options...)...)
+		h.Server = servertest.New(t, append([]servertest.Option{servertest.WithLogger(logger), servertest.WithPolicy(anything)}, options...)...)
 		test(t, h)
 	})
 }

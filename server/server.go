@@ -23,6 +23,7 @@ import (
 	"google.golang.org/protobuf/types/descriptorpb"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/server/access"
 	"github.com/workspaced/workspaced/store"
 )
@@ -63,6 +64,8 @@ type Config struct {
 	Authenticator *access.Authenticator
 	// Health and Reflection say who may call these services.
 	Health, Reflection access.Exposure
+	// SpecPolicy says what specs may ask of the machine.
+	SpecPolicy runtime.Policy
 }
 
 // Limits of a call.
@@ -90,6 +93,7 @@ type Server struct {
 	started  time.Time
 	authn    *access.Authenticator
 	policy   access.Policy
+	specs    runtime.Policy
 	// Services that are not ours.
 	healthOff, reflectionOff bool
 
@@ -110,6 +114,7 @@ func New(cfg Config) *Server {
 		readOnly: readOnlyMethods(),
 		feed:     feed{store: cfg.Store},
 		version:  cfg.Version,
+		specs:    cfg.SpecPolicy,
 		started:  time.Now(),
 		draining: make(chan struct{}),
 		unary:    inFlight{idle: make(chan struct{}, 1)},

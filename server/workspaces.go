@@ -40,7 +40,8 @@ func (s *Server) options(ctx context.Context, method string, req change, etag st
 
 // CreateWorkspace implements workspace.v1.WorkspaceControl.
 //
-// INVALID_ARGUMENT, ALREADY_EXISTS, RESOURCE_EXHAUSTED, UNAVAILABLE.
+// INVALID_ARGUMENT, ALREADY_EXISTS, FAILED_PRECONDITION, RESOURCE_EXHAUSTED,
+// UNAVAILABLE.
 func (s *Server) CreateWorkspace(ctx context.Context, req *workspacev1.CreateWorkspaceRequest) (*workspacev1.CreateWorkspaceResponse, error) {
 	o, err := s.options(ctx, workspacev1.WorkspaceControl_CreateWorkspace_FullMethodName, req, "")
 	if err != nil {
@@ -50,10 +51,14 @@ func (s *Server) CreateWorkspace(ctx context.Context, req *workspacev1.CreateWor
 	if id == "" {
 		id = newWorkspaceID()
 	}
+	spec := specFromProto(req.GetWorkspace().GetSpec())
+	if err := s.admit(ctx, workspaceName(id), nil, &spec); err != nil {
+		return nil, err
+	}
 	r, err := s.store.CreateWorkspace(ctx, store.NewWorkspace{
 		ID:      id,
 		Labels:  cloneMap(req.GetWorkspace().GetLabels()),
-		Spec:    specFromProto(req.GetWorkspace().GetSpec()),
+		Spec:    spec,
 		Model:   req.GetWorkspace().GetModel(),
 		Secrets: secretsFromProto(req.GetSecrets()),
 	}, o)
@@ -188,9 +193,13 @@ func (s *Server) UpdateWorkspace(ctx context.Context, req *workspacev1.UpdateWor
 				return err
 			}
 		}
+		spec := specFromProto(w.GetSpec())
+		if err := s.admit(ctx, workspaceName(id), &e.Spec, &spec); err != nil {
+			return err
+		}
 		e.Labels = cloneMap(w.GetLabels())
 		e.Model = w.GetModel()
-		e.Spec = specFromProto(w.GetSpec())
+		e.Spec = spec
 		return nil
 	}, o)
 	if err != nil {

@@ -37,6 +37,7 @@ func fullSpec() *wsSpec {
 		StopSignal:      "SIGINT",
 		StopGracePeriod: durationpb.New(1500 * time.Millisecond),
 		ModelEnv:        []string{"MODEL", "LLM"},
+		SecurityProfile: workspacev1.SecurityProfile_SECURITY_PROFILE_BASELINE,
 		CrashPolicy:     &workspacev1.CrashPolicy{Restart: workspacev1.CrashRestart_CRASH_RESTART_ON_FAILURE, MaxRetries: 5},
 	}
 }

@@ -46,6 +46,7 @@ func seenByContainer(s Spec) Spec {
 	s.CrashPolicy = CrashPolicy{}
 	s.ModelEnv = s.ModelVars()
 	s.SecretDelivery = cmp.Or(s.SecretDelivery, DeliveryEnv)
+	s.Security = cmp.Or(s.Security, SecurityRestricted)
 	return s
 }
 

@@ -397,6 +397,9 @@ func codeSpec(c *codec, s *Spec) {
 	if c.field("secretDelivery", s.SecretDelivery != "") {
 		text(c, &s.SecretDelivery)
 	}
+	if c.field("security", s.Security != "") {
+		text(c, &s.Security)
+	}
 	if c.field("stopSignal", s.StopSignal != "") {
 		text(c, &s.StopSignal)
 	}

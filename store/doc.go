@@ -7,7 +7,7 @@
 //
 // # Schema
 //
-// Version 4. Numbers are 8 bytes big endian, records are JSON.
+// Version 5. Numbers are 8 bytes big endian, records are JSON.
 //
 //	meta
 //	├── schema      number  version of this schema

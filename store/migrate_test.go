@@ -142,6 +142,7 @@ func writeFixture(t *testing.T) {
 			Volumes:      []Volume{{MountPath: "/a", HostPath: "/b", ReadOnly: true}, {MountPath: "/c", Name: "v"}},
 			ReadOnlyRoot: true, ModelEnv: []string{"M"}, StopSignal: "SIGINT", StopGrace: ptr(time.Second),
 			CrashPolicy: CrashPolicy{Restart: CrashRestartOnFailure, MaxRetries: 3}, SecretDelivery: DeliveryFiles,
+			Security: SecurityBaseline,
 		},
 		Secrets: []SecretValue{value("K", "value"), value("DELETED", "x"), value("EMPTY", ""), value("G", "own")},
 	}, Options{}))(t).Workspace

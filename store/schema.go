@@ -11,7 +11,7 @@ import (
 )
 
 // schemaVersion is the version that this program reads and writes.
-const schemaVersion = 4
+const schemaVersion = 5
 
 // migrations[i] brings a database of version i+1 to version i+2. They run in
 // one transaction, in order, and are never changed once released.
@@ -23,6 +23,9 @@ var migrations = []func(*bolt.Tx) error{
 	func(tx *bolt.Tx) error { _, err := tx.CreateBucket(bucketRollouts); return err },
 	// 4: delivery of secrets. Records of 3 mean what they meant; a program that
 	// knows only 3 would put files into the environment.
+	func(*bolt.Tx) error { return nil },
+	// 5: security profiles. Records of 4 mean the default. A program that knows only
+	// 4 would give a container more than it is to have, and forget the profile.
 	func(*bolt.Tx) error { return nil },
 }
 

@@ -77,7 +77,8 @@ type Spec struct {
 	ModelEnv     []string          `json:"modelEnv,omitempty"`
 	// SecretDelivery is how the container gets the secrets of DeliverySpec: by
 	// DeliveryEnv, also when empty, or DeliveryFiles.
-	SecretDelivery Delivery `json:"secretDelivery,omitempty"`
+	SecretDelivery Delivery        `json:"secretDelivery,omitempty"`
+	Security       SecurityProfile `json:"security,omitempty"`
 
 	// StopSignal, StopGrace and CrashPolicy are the daemon's, not the container's:
 	// changing them makes no generation.
@@ -85,6 +86,18 @@ type Spec struct {
 	StopGrace   *time.Duration `json:"stopGrace,omitempty"`
 	CrashPolicy CrashPolicy    `json:"crashPolicy,omitzero"`
 }
+
+// SecurityProfile says what a container may do to the machine. The values are
+// those of workspace.v1.SecurityProfile without the prefix.
+type SecurityProfile string
+
+// The profiles; an empty one is SecurityRestricted, and so are those of records
+// made before there were any.
+const (
+	SecurityRestricted SecurityProfile = "RESTRICTED"
+	SecurityBaseline   SecurityProfile = "BASELINE"
+	SecurityPrivileged SecurityProfile = "PRIVILEGED"
+)
 
 // CrashPolicy says what follows when a container ends by itself.
 type CrashPolicy struct {
@@ -133,7 +146,7 @@ func (s *Spec) ModelVars() []string {
 	return s.ModelEnv
 }
 
-// Resources are limits; 0 is none.
+// Resources are limits; 0 names none.
 type Resources struct {
 	CPUMillis   int64 `json:"cpuMillis,omitempty"`
 	MemoryBytes int64 `json:"memoryBytes,omitempty"`

@@ -22,6 +22,7 @@ import (
 	"github.com/knadh/koanf/v2"
 	"github.com/spf13/pflag"
 
+	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/server/access"
 )
 
@@ -55,6 +56,8 @@ type config struct {
 	PlainHTTPRegistries []string      `koanf:"plain_http_registries" help:"registries, host[:port], that speak HTTP without TLS"`
 	RegistryCAFiles     []string      `koanf:"registry_ca_files" help:"PEM files with certificate authorities of registries, besides the system's"`
 	RegistryCertsDir    string        `koanf:"registry_certs_dir" help:"directory with settings of registries in containerd's certs.d layout: mirrors, certificates"`
+	AllowPrivileged     bool          `koanf:"allow_privileged" help:"let workspaces ask for SECURITY_PROFILE_PRIVILEGED, which is root on this machine"`
+	AllowedHostPaths    []string      `koanf:"allowed_host_paths" help:"directories of this machine that workspaces may mount, whole or in part: who may choose among all of them is root on it (default: none)"`
 	LogLevel            string        `koanf:"log_level" help:"debug, info, warn or error"`
 	LogFormat           string        `koanf:"log_format" help:"text or json"`
 	MaxConcurrentCycles int           `koanf:"max_concurrent_cycles" help:"how many workspaces may replace their container at the same time"`
@@ -73,11 +76,17 @@ func defaultConfig() config {
 		ImportImages:        []string{},
 		PlainHTTPRegistries: []string{},
 		RegistryCAFiles:     []string{},
+		AllowedHostPaths:    []string{},
 		LogLevel:            "info",
 		LogFormat:           "text",
 		MaxConcurrentCycles: 4,
 		DrainTimeout:        30 * time.Second,
 	}
+}
+
+// policy is what specs may ask of the machine.
+func (c *config) policy() runtime.Policy {
+	return runtime.Policy{AllowPrivileged: c.AllowPrivileged, HostPaths: c.AllowedHostPaths}
 }
 
 func (c *config) database() string { return filepath.Join(c.DataDir, "workspaced.db") }
@@ -337,6 +346,14 @@ func (c *config) check() error {
 			}
 			paths[i] = abs
 		}
+	}
+	// A relative one would mean something else with each directory that the daemon
+	// is started in.
+	for i, path := range c.AllowedHostPaths {
+		if !filepath.IsAbs(path) {
+			return bad("allowed_host_paths", "%q is not absolute", path)
+		}
+		c.AllowedHostPaths[i] = filepath.Clean(path)
 	}
 	if err := checkSocketPath("socket", c.Socket); err != nil {
 		return err

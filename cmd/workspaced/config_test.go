@@ -73,6 +73,11 @@ func TestConfigPrecedence(t *testing.T) {
 			edit: func(*config) {},
 		},
 		{
+			name: "host paths in their shortest form",
+			args: []string{"--allowed-host-paths=/srv/shared/,/srv//x/../y"},
+			edit: func(c *config) { c.AllowedHostPaths = []string{"/srv/shared", "/srv/y"} },
+		},
+		{
 			name: "sockets as addresses",
 			args: []string{"--containerd=unix:///run/c.sock", "--socket=/x/y.sock", "--metrics-listen=unix:///x/m.sock"},
 			edit: func(c *config) {
@@ -137,6 +142,7 @@ func TestConfigRefused(t *testing.T) {
 		{name: "metrics on the API's socket", args: []string{"--metrics-listen=/s/a", "--socket=/s/a"}, want: []string{"metrics_listen", "/s/a"}},
 		{name: "metrics on a socket too long", args: []string{"--metrics-listen=/" + strings.Repeat("x", 120)}, want: []string{"metrics_listen", "107"}},
 		{name: "socket too long", args: []string{"--state-dir=/" + strings.Repeat("x", 120)}, want: []string{"socket", "107"}},
+		{name: "relative host path", args: []string{"--allowed-host-paths=/srv,srv/shared"}, want: []string{"allowed_host_paths", `"srv/shared"`, "not absolute", "from flag --allowed-host-paths"}},
 		{name: "two containerds", args: []string{"--containerd=/x", "--private-containerd"}, want: []string{"private_containerd"}},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -137,6 +137,7 @@ func openDriver(ctx context.Context, cfg config, address, instanceUID string, lo
 			CAFiles:   cfg.RegistryCAFiles,
 			CertsDir:  cfg.RegistryCertsDir,
 		},
+		Policy: cfg.policy(),
 		Around: faultPoints(),
 		Logger: log,
 	})

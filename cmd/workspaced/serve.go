@@ -94,7 +94,7 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		Around:              faultPoints(),
 	})
 	api := server.New(server.Config{
-		Store: st, Hub: hub, Logger: log, Version: version,
+		Store: st, Hub: hub, Logger: log, Version: version, SpecPolicy: cfg.policy(),
 		Health: access.Exposure(cfg.Health), Reflection: access.Exposure(cfg.Reflection),
 	})
 	sockets, err := listen(soft, cfg)

@@ -110,15 +110,17 @@ func newWorld(t *testing.T, e *ctrdtest.Env, d *ctrd.Driver) *runtimetest.World 
 		t.Helper()
 		return strings.Split(strings.TrimSuffix(read(t, path), "\x00"), "\x00")
 	}
+	policy := e.Config().Policy
 	return &runtimetest.World{
 		Runtime: settled{d, t},
 		Restart: func(t *testing.T, down func()) runtimetest.Runtime {
 			d.Close()
 			down()
-			d = e.NewDriver(t, nil)
+			d = e.NewDriver(t, func(cfg *ctrd.Config) { cfg.Policy = policy })
 			return settled{d, t}
 		},
-		Leaks: func(t *testing.T) []string { return e.Leaks(t, nil) },
+		SetPolicy: func(_ *testing.T, p runtime.Policy) { policy = p },
+		Leaks:     func(t *testing.T) []string { return e.Leaks(t, nil) },
 		Signal: func(t *testing.T, in runtime.Instance, signal syscall.Signal) {
 			if err := syscall.Kill(in.PID, signal); err != nil {
 				t.Errorf("kill: %v", err)

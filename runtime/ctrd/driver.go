@@ -45,6 +45,8 @@ import (
 	"golang.org/x/sys/unix"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/backoff"
+
+	"github.com/workspaced/workspaced/runtime"
 )
 
 // Labels of containers and leases in containerd.
@@ -112,6 +114,8 @@ type Config struct {
 	MaxLogBytes int64
 	// Registries says how registries are reached.
 	Registries Registries
+	// Policy says what specs may ask of the machine.
+	Policy runtime.Policy
 	// Around is what every step of an effect passes through, by its name in Steps:
 	// tests make steps fail in it. It calls do and returns its error; nil: that and
 	// nothing else.

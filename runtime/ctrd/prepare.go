@@ -90,6 +90,9 @@ func (d *Driver) discard(ctx context.Context, uid, id string) {
 }
 
 func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_ *standby, err error) {
+	if err := d.checkProfile(spec.Profile); err != nil {
+		return nil, err
+	}
 	image, root, err := d.image(ctx, spec.Image)
 	if err != nil {
 		return nil, err
@@ -111,6 +114,7 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_
 	var volumes mounted
 	prepared := false
 	defer func() {
+		volumes.close()
 		if !prepared {
 			s.close()
 			volumes.unmake()
@@ -184,6 +188,9 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_
 		return nil, err
 	}
 	if err := d.awaitReady(ctx, s, spec.Resources); err != nil {
+		return nil, err
+	}
+	if err := checkHostMounts(s.record.PID, volumes.host); err != nil {
 		return nil, err
 	}
 	prepared = true

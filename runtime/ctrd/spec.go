@@ -10,7 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/containerd/containerd/v2/contrib/seccomp"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/pkg/oci"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
@@ -86,8 +85,6 @@ func (d *Driver) specOpts(spec runtime.Spec, id string, image ocispec.ImageConfi
 		oci.WithHostNamespace(specs.NetworkNamespace),
 		oci.WithCgroup(d.cgroupPath(spec.WorkspaceID, id)),
 		oci.WithRlimit(openFiles()),
-		oci.WithDefaultUnixDevices,
-		oci.WithNoNewPrivileges,
 	}
 	if _, err := os.Stat("/etc/resolv.conf"); err == nil {
 		opts = append(opts, oci.WithHostResolvconf)
@@ -104,7 +101,7 @@ func (d *Driver) specOpts(spec runtime.Spec, id string, image ocispec.ImageConfi
 	if n := spec.Resources.MemoryBytes; n > 0 {
 		opts = append(opts, oci.WithMemoryLimit(uint64(n)))
 	}
-	if n := spec.Resources.Pids; n > 0 {
+	if n := spec.PidsLimit(); n > 0 {
 		opts = append(opts, oci.WithPidsLimit(n))
 	}
 	opts = append(opts,
@@ -116,10 +113,8 @@ func (d *Driver) specOpts(spec runtime.Spec, id string, image ocispec.ImageConfi
 			{Destination: handshake.Dir, Type: "bind", Source: d.ioDir(spec.WorkspaceUID, id), Options: []string{"bind", "ro", "nosuid", "nodev", "noexec"}},
 			{Destination: handshake.InitPath, Type: "bind", Source: d.initPath, Options: []string{"bind", "ro", "nosuid", "nodev"}},
 		}),
-		// After everything that it looks at.
-		seccomp.WithDefaultProfile(),
 	)
-	return opts
+	return append(opts, profileOpts(spec.Profile)...)
 }
 
 // openFiles is the limit of open files: the one that services have, or this

@@ -454,6 +454,7 @@ func TestVolumesStayWhereTheyBelong(t *testing.T) {
 		{Path: "/data", HostPath: "relative"},
 		{Path: "/data", HostPath: filepath.Join(outside, "missing")},
 	} {
+		d.cfg.Policy.HostPaths = []string{outside}
 		_, err := d.mounts(runtime.Spec{WorkspaceID: "w", Mounts: []runtime.Mount{m}})
 		var e *runtime.Error
 		if !errors.As(err, &e) || e.Reason != runtime.ReasonVolume || e.Message == "" {
@@ -485,5 +486,89 @@ func TestOOMKills(t *testing.T) {
 		if got := d.oomKills(path); got != want {
 			t.Errorf("%s: %d kills, want %d", path, got, want)
 		}
+	}
+}
+
+// Where a host path leads counts, not how it is called.
+func TestOpenHostPath(t *testing.T) {
+	root := t.TempDir()
+	at := func(name string) string { return filepath.Join(root, name) }
+	for _, dir := range []string{"allowed/dir", "also/dir", "outside/secret"} {
+		if err := os.MkdirAll(at(dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(at("allowed/file"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for link, to := range map[string]string{
+		"alias":                "allowed", // the settings' own may be a link
+		"allowed/in":           "dir",
+		"allowed/up":           "../outside/secret",
+		"allowed/absolute":     at("outside"),
+		"allowed/absolute-in":  at("allowed/dir"),
+		"allowed/dir/round":    "../../allowed/dir",
+		"allowed/proc":         "/proc/self/root/etc",
+		"allowed/other":        "../also/dir",
+		"allowed/loop":         "loop",
+		"allowed/dir/up-twice": "../../outside",
+	} {
+		if err := os.Symlink(to, at(link)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	d := unit()
+	d.cfg.Policy.HostPaths = []string{at("allowed"), at("also"), at("alias"), at("allowed/file")}
+	for path, want := range map[string]struct {
+		reason runtime.Reason // "": it is opened
+		is     string
+	}{
+		"allowed":                     {"", "allowed"},
+		"allowed/dir":                 {"", "allowed/dir"},
+		"allowed/file":                {"", "allowed/file"},
+		"allowed/in":                  {"", "allowed/dir"},
+		"alias/dir":                   {"", "allowed/dir"},
+		"also/dir":                    {"", "also/dir"},
+		"allowed-not":                 {runtime.ReasonNotAllowed, ""},
+		".":                           {runtime.ReasonNotAllowed, ""},
+		"outside/secret":              {runtime.ReasonNotAllowed, ""},
+		"allowed/up":                  {runtime.ReasonNotAllowed, ""},
+		"allowed/absolute/secret":     {runtime.ReasonNotAllowed, ""},
+		"allowed/absolute-in":         {runtime.ReasonNotAllowed, ""},
+		"allowed/dir/round":           {runtime.ReasonNotAllowed, ""},
+		"allowed/proc":                {runtime.ReasonNotAllowed, ""},
+		"allowed/other":               {runtime.ReasonNotAllowed, ""},
+		"allowed/dir/up-twice/secret": {runtime.ReasonNotAllowed, ""},
+		"allowed/missing":             {runtime.ReasonVolume, ""},
+		"allowed/file/below":          {runtime.ReasonVolume, ""},
+		"allowed/loop":                {runtime.ReasonVolume, ""},
+	} {
+		file, err := d.openHostPath(at(path))
+		if want.reason != "" {
+			var e *runtime.Error
+			if !errors.As(err, &e) || e.Reason != want.reason || e.Permanent || !strings.Contains(e.Message, at(path)) {
+				t.Errorf("%s: %v, want %s", path, err, want.reason)
+			}
+			continue
+		}
+		if err != nil {
+			t.Errorf("%s: %v", path, err)
+			continue
+		}
+		opened, openedErr := file.Stat()
+		meant, meantErr := os.Stat(at(want.is))
+		if openedErr != nil || meantErr != nil || !os.SameFile(opened, meant) {
+			t.Errorf("%s is not %s: %v", path, want.is, errors.Join(openedErr, meantErr))
+		}
+		file.Close()
+	}
+	d.cfg.Policy.HostPaths = []string{"/"}
+	for _, path := range []string{"/", at("allowed/absolute"), at("allowed/up")} {
+		file, err := d.openHostPath(path)
+		if err != nil {
+			t.Errorf("%s, everything being allowed: %v", path, err)
+			continue
+		}
+		file.Close()
 	}
 }

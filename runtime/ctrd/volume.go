@@ -36,6 +36,20 @@ type mounted struct {
 	unowned []string
 	// made are those of them that were made just now.
 	made []string
+	// host are the host paths, held open until close.
+	host []hostMount
+}
+
+// hostMount is what a host path has led to, and where it is mounted.
+type hostMount struct {
+	file         *os.File
+	path, target string
+}
+
+func (m *mounted) close() {
+	for _, h := range m.host {
+		h.file.Close()
+	}
 }
 
 // unmake removes the volumes that were made for a container that did not come
@@ -54,7 +68,7 @@ func (d *Driver) mounts(spec runtime.Spec) (all mounted, err error) {
 		switch {
 		case !filepath.IsAbs(m.Path) || target == "/":
 			return all, volumeFailure(nil, "mount path %q: want an absolute path below /", m.Path)
-		case target == handshake.InitPath || below(target, handshake.Dir) || below(target, runtime.FilesDir):
+		case target == handshake.InitPath || runtime.Within(target, handshake.Dir) || runtime.Within(target, runtime.FilesDir):
 			return all, volumeFailure(nil, "mount path %q belongs to workspaced", m.Path)
 		case (m.HostPath == "") == (m.Volume == ""):
 			return all, volumeFailure(nil, "mount %q: want either a host path or a volume", m.Path)
@@ -71,10 +85,15 @@ func (d *Driver) mounts(spec runtime.Spec) (all mounted, err error) {
 			if state == volumeMade {
 				all.made = append(all.made, source)
 			}
-		} else if !filepath.IsAbs(m.HostPath) {
-			return all, volumeFailure(nil, "host path %q is not absolute", m.HostPath)
-		} else if _, err := os.Stat(source); err != nil {
-			return all, volumeFailure(err, "host path %q: %v", m.HostPath, errors.Unwrap(err))
+		} else {
+			if !filepath.IsAbs(m.HostPath) {
+				return all, volumeFailure(nil, "host path %q is not absolute", m.HostPath)
+			}
+			file, err := d.openHostPath(source)
+			if err != nil {
+				return all, err
+			}
+			all.host = append(all.host, hostMount{file, source, target})
 		}
 		options := []string{"rbind", "rprivate", "rw"}
 		if m.ReadOnly {
@@ -88,8 +107,88 @@ func (d *Driver) mounts(spec runtime.Spec) (all mounted, err error) {
 	return all, nil
 }
 
-// below reports whether the path is the directory, or in it.
-func below(path, dir string) bool { return path == dir || strings.HasPrefix(path, dir+"/") }
+// openHostPath opens what a host path leads to, if that lies within what the
+// settings allow: a container that has mounted a part of it may have put a link
+// there.
+func (d *Driver) openHostPath(path string) (*os.File, error) {
+	err := notAllowed("host path %q: the daemon's setting allowed_host_paths has nothing that it lies in", path)
+	for _, dir := range d.cfg.Policy.HostPaths {
+		if !runtime.Within(path, dir) {
+			continue
+		}
+		var file *os.File
+		if file, err = openBeneath(dir, path); err == nil {
+			return file, nil
+		}
+		if errors.Is(err, unix.EXDEV) {
+			err = notAllowed("host path %q leads out of %s, which the daemon's setting allowed_host_paths names", path, dir)
+			continue
+		}
+		err = volumeFailure(err, "host path %q: %v", path, errors.Unwrap(err))
+	}
+	return nil, err
+}
+
+// openBeneath opens path, which lies within dir by its name, without leaving dir.
+// The file can be asked what it is, and nothing else.
+func openBeneath(dir, path string) (*os.File, error) {
+	if dir == "/" {
+		return openPath(unix.AT_FDCWD, path, 0) // nothing leads out, absolute links neither
+	}
+	root, err := openPath(unix.AT_FDCWD, dir, 0)
+	if err != nil || path == dir {
+		return root, err
+	}
+	defer root.Close()
+	below, err := filepath.Rel(dir, path)
+	if err != nil {
+		return nil, err
+	}
+	return openPath(int(root.Fd()), below, unix.RESOLVE_BENEATH)
+}
+
+func openPath(dir int, path string, resolve uint64) (*os.File, error) {
+	fd, err := unix.Openat2(dir, path, &unix.OpenHow{Flags: unix.O_PATH | unix.O_CLOEXEC, Resolve: resolve})
+	if err != nil {
+		return nil, &os.PathError{Op: "open", Path: path, Err: err}
+	}
+	return os.NewFile(uintptr(fd), path), nil
+}
+
+// checkHostMounts sees that a container, of which nothing has run yet but its
+// init, has mounted what its host paths led to when they were checked. The OCI
+// runtime follows them once more, and a link may have changed meanwhile.
+func checkHostMounts(pid int, mounts []hostMount) error {
+	if len(mounts) == 0 {
+		return nil
+	}
+	root, err := openPath(unix.AT_FDCWD, fmt.Sprintf("/proc/%d/root", pid), 0)
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	for _, m := range mounts {
+		there, err := openPath(int(root.Fd()), m.target, unix.RESOLVE_IN_ROOT)
+		if err != nil {
+			return volumeFailure(err, "host path %q is not where it was mounted: %v", m.path, errors.Unwrap(err))
+		}
+		same, err := sameFile(m.file, there)
+		there.Close()
+		if err != nil {
+			return err
+		}
+		if !same {
+			return volumeFailure(nil, "host path %q led elsewhere a moment later", m.path)
+		}
+	}
+	return nil
+}
+
+func sameFile(a, b *os.File) (bool, error) {
+	sa, errA := a.Stat()
+	sb, errB := b.Stat()
+	return errA == nil && errB == nil && os.SameFile(sa, sb), errors.Join(errA, errB)
+}
 
 // volumeState tells whose a volume's directory is.
 type volumeState int

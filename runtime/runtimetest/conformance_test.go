@@ -78,6 +78,7 @@ func fakeWorld(f *runtimetest.Fake) *runtimetest.World {
 			down()
 			return f.Daemon()
 		},
+		SetPolicy: func(_ *testing.T, p runtime.Policy) { f.SetPolicy(p) },
 		Leaks: func(*testing.T) []string {
 			var leaks []string
 			for _, in := range f.Instances() {
@@ -106,7 +107,12 @@ func fakeWorld(f *runtimetest.Fake) *runtimetest.World {
 			_, _ = fmt.Sscanf(user, "%d:%d", &uid, &gid)
 			return uid, gid
 		},
-		Limits: func(_ *testing.T, in runtime.Instance) runtime.Resources { return launched(in).Spec.Resources },
+		Limits: func(_ *testing.T, in runtime.Instance) runtime.Resources {
+			spec := launched(in).Spec
+			limits := spec.Resources
+			limits.Pids = spec.PidsLimit()
+			return limits
+		},
 		ReadFile: func(_ *testing.T, in runtime.Instance, name string) (string, error) {
 			return f.ReadFile(in.ID, name)
 		},

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"path"
 	"slices"
 	"strings"
 	"syscall"
@@ -148,6 +149,57 @@ var containerProperties = []property{
 		if got := s.w.Limits(s.T, s.run(spec)); got != s.h.Limits {
 			s.Errorf("limits = %+v, want %+v", got, s.h.Limits)
 		}
+		for profile, want := range map[runtime.Profile]int64{"": runtime.DefaultPids, runtime.ProfilePrivileged: 0} {
+			spec := s.spec("b", 1)
+			spec.Profile = profile
+			in := s.run(spec)
+			if got := s.w.Limits(s.T, in); got.Pids != want {
+				s.Errorf("profile %q without a limit has %d processes, want %d", profile, got.Pids, want)
+			}
+			s.remove(in.ID)
+		}
+	}},
+	{"what the settings don't allow is NOT_ALLOWED, and the older instance runs on", func(s *suite) {
+		s.need("SetPolicy", s.w.SetPolicy != nil && s.h.HostPath != nil)
+		host := s.h.HostPath(s.T)
+		with := func(path string) func(*runtime.Spec) {
+			return func(spec *runtime.Spec) { spec.Mounts = []runtime.Mount{{Path: "/host", HostPath: path}} }
+		}
+		profile := func(p runtime.Profile) func(*runtime.Spec) {
+			return func(spec *runtime.Spec) { spec.Profile = p }
+		}
+		privileged := s.spec("a", 1)
+		profile(runtime.ProfilePrivileged)(&privileged)
+		with("/")(&privileged)
+		old := s.run(privileged)
+		s.w.SetPolicy(s.T, runtime.Policy{HostPaths: []string{"/no/such", host}})
+		s.restart(nil)
+		for name, edit := range map[string]func(*runtime.Spec){
+			"privileged":               profile(runtime.ProfilePrivileged),
+			"no profile":               profile("restricted"),
+			"the host's root":          with("/"),
+			"a name that begins alike": with(host + "-other"),
+			"what a host path lies in": with(path.Dir(host)),
+			"one of two that are asked": func(spec *runtime.Spec) {
+				with(host)(spec)
+				spec.Mounts = append(spec.Mounts, runtime.Mount{Path: "/etc", HostPath: "/etc"})
+			},
+		} {
+			spec := s.spec("a", 2)
+			edit(&spec)
+			in, err := s.r.Prepare(s.ctx, spec)
+			if err == nil {
+				s.Errorf("%s was prepared", name)
+				s.remove(in.ID)
+				continue
+			}
+			s.wantReason(err, runtime.ReasonNotAllowed, false)
+		}
+		s.wantSame(old)
+		spec := s.spec("a", 2)
+		with(host)(&spec)
+		profile(runtime.ProfileBaseline)(&spec)
+		s.prepare(spec)
 	}},
 	{"a read-only root can't be written, and the command runs", func(s *suite) {
 		s.need("WriteFile", s.w.WriteFile != nil)

@@ -24,6 +24,7 @@ import (
 type Fake struct {
 	before, after hooks
 	anyImage      bool
+	policy        runtime.Policy // guarded by mu
 
 	mu         sync.Mutex // never held while waiting or in a hook
 	daemon     *Daemon
@@ -119,9 +120,18 @@ type Option func(*Fake)
 // has added.
 func AllowAnyImage() Option { return func(f *Fake) { f.anyImage = true } }
 
+// SetPolicy says what specs may ask of the machine from now on: everything, until
+// this says otherwise.
+func (f *Fake) SetPolicy(p runtime.Policy) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.policy = p
+}
+
 // NewFake returns a Fake in which nothing exists.
 func NewFake(options ...Option) *Fake {
 	f := &Fake{
+		policy:    runtime.Policy{AllowPrivileged: true, HostPaths: []string{"/"}},
 		registry:  make(map[string]Image),
 		images:    make(map[string]Image),
 		missing:   make(map[string]bool),

@@ -57,6 +57,9 @@ type World struct {
 	// Restart ends the daemon as SIGKILL would, calls down while there is none, and
 	// returns the runtime of the next one.
 	Restart func(t *testing.T, down func()) Runtime
+	// SetPolicy sets the policy of the daemons that Restart begins; until then there
+	// is one that allows everything.
+	SetPolicy func(t *testing.T, p runtime.Policy)
 	// Leaks describes all that is there of any instance and workspace, half made
 	// things included; nothing once all was removed.
 	Leaks func(t *testing.T) []string

@@ -135,6 +135,13 @@ func (f *Fake) prepare(spec runtime.Spec) (*instance, error) {
 
 // check finds what is wrong with a spec, but for its command.
 func (f *Fake) check(spec runtime.Spec, image Image) error {
+	switch spec.Profile {
+	case "", runtime.ProfileRestricted, runtime.ProfileBaseline:
+	default:
+		if spec.Profile != runtime.ProfilePrivileged || !f.policy.AllowPrivileged {
+			return notAllowed("security profile %q", spec.Profile)
+		}
+	}
 	user := spec.User
 	if user == "" {
 		user = image.User
@@ -155,12 +162,19 @@ func (f *Fake) check(spec runtime.Spec, image Image) error {
 			Message: fmt.Sprintf("there is no directory %q", dir), Permanent: true}
 	}
 	for _, m := range spec.Mounts {
+		if m.HostPath != "" && !f.policy.AllowsHostPath(m.HostPath) {
+			return notAllowed("host path %q", m.HostPath)
+		}
 		if m.HostPath != "" && f.missing[m.HostPath] {
 			return &runtime.Error{Reason: runtime.ReasonVolume,
 				Message: fmt.Sprintf("the host has no %q", m.HostPath)}
 		}
 	}
 	return nil
+}
+
+func notAllowed(format string, args ...any) error {
+	return &runtime.Error{Reason: runtime.ReasonNotAllowed, Message: "the settings do not allow " + fmt.Sprintf(format, args...)}
 }
 
 // resolve finds the command.

@@ -55,6 +55,7 @@ type Server struct {
 	dir    string     // database and key
 	tmp    bool       // dir is ours to remove
 	logger *slog.Logger
+	policy runtime.Policy
 
 	mu        sync.Mutex
 	daemon    *daemon.Daemon
@@ -72,6 +73,18 @@ func WithRuntime(f *runtimetest.Fake) Option { return func(s *Server) { s.Runtim
 // WithLogger sets where the server logs to; New logs to the test's output, Start
 // nowhere.
 func WithLogger(l *slog.Logger) Option { return func(s *Server) { s.logger = l } }
+
+// WithPolicy sets what specs may ask of the machine, in the server and in the
+// runtime. Without it that is what a daemon without settings allows: no
+// privileged containers, no host paths.
+func WithPolicy(p runtime.Policy) Option { return func(s *Server) { s.policy = p } }
+
+// SetPolicy is WithPolicy for the server that Restart begins.
+func (s *Server) SetPolicy(p runtime.Policy) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.policy = p
+}
 
 // New starts a server that lives as long as the test, and returns once it
 // serves. When the test ends the server is stopped, everything that it started
@@ -168,7 +181,7 @@ func (s *Server) dial(ctx context.Context, _ string) (net.Conn, error) {
 }
 
 func (s *Server) startDaemon() (*daemon.Daemon, error) {
-	return daemon.Start(daemon.Config{Dir: s.dir, Runtime: s.Runtime, Logger: s.logger})
+	return daemon.Start(daemon.Config{Dir: s.dir, Runtime: s.Runtime, Logger: s.logger, Policy: s.policy})
 }
 
 // stop ends a daemon without waiting for what it does: nobody is left who would

@@ -135,6 +135,7 @@ func runtimeSpec(w *store.Workspace, spec *store.Spec, generation int64, launch 
 			MemoryBytes: spec.Resources.MemoryBytes,
 			Pids:        spec.Resources.Pids,
 		},
+		Profile:      runtime.Profile(spec.Security),
 		Mounts:       mounts,
 		ReadOnlyRoot: spec.ReadOnlyRoot,
 	}

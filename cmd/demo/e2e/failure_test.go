@@ -69,11 +69,11 @@ func TestContract05_NeverWorseOff(t *testing.T) {
 			heal: func(id string) int64 { return s.update(id, &workspacev1.WorkspaceSpec{}, "spec.command") },
 		},
 		{
-			id: "volume", reason: "VOLUME_UNAVAILABLE", says: "/no/such/directory",
+			id: "volume", reason: "VOLUME_UNAVAILABLE", says: "demo/missing",
 			breakIt: func(id string) {
 				spec := s.spec(id)
 				spec.Volumes = append(spec.Volumes, &workspacev1.Volume{
-					MountPath: "/more", Source: &workspacev1.Volume_HostPath{HostPath: "/no/such/directory"},
+					MountPath: "/more", Source: &workspacev1.Volume_HostPath{HostPath: filepath.Join(s.VolumeDir, "missing")},
 				})
 				s.update(id, spec, "spec.volumes")
 			},

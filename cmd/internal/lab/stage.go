@@ -104,7 +104,7 @@ func NewStage(opts Options) (_ *Stage, err error) {
 	if s.Registry, err = NewRegistry(); err != nil {
 		return nil, err
 	}
-	args := []string{"--import-images", tar, "--plain-http-registries", s.Registry.Host}
+	args := []string{"--import-images", tar, "--plain-http-registries", s.Registry.Host, "--allowed-host-paths", s.VolumeDir}
 	if opts.Group >= 0 {
 		if err := errors.Join(os.Chown(base, -1, opts.Group), os.Chmod(base, 0o750)); err != nil {
 			return nil, err

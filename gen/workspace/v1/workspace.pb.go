@@ -95,6 +95,99 @@ func (SecretDelivery) EnumDescriptor() ([]byte, []int) {
 	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{0}
 }
 
+// What a container may do to the machine it runs on. The names and the order are
+// those of the Kubernetes Pod Security Standards; the contents are not quite,
+// since in each of these an image runs whose program is root's.
+//
+// Common to all: the container has mount, process, IPC and host name namespaces
+// of its own, and a cgroup with its limits. Its root is the machine's (there are
+// no user namespaces), and so is its network: it reaches what listens on the
+// machine's loopback and on abstract unix sockets, as uid 0 if its user is root.
+// What it may do to files of a host path is up to its user and capabilities.
+type SecurityProfile int32
+
+const (
+	// Same as SECURITY_PROFILE_RESTRICTED.
+	SecurityProfile_SECURITY_PROFILE_UNSPECIFIED SecurityProfile = 0
+	// For programs that nobody has looked at. Enough for `apt-get install` as root,
+	// language servers, compilers, debuggers of own processes, and servers on ports
+	// from 1024 on.
+	//
+	//   - No new privileges: setuid programs and file capabilities gain nothing, so
+	//     `sudo` and `su` from another user than root do not work.
+	//   - Capabilities CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, and
+	//     for another user than root none. Not NET_BIND_SERVICE: the ports are the
+	//     machine's.
+	//   - containerd's default seccomp profile: among others no mount, unshare, setns,
+	//     bpf, perf_event_open, io_uring, keyctl, open_by_handle_at.
+	//   - A cgroup namespace; no cgroup file system.
+	//   - /sys and /proc/sys are read-only; what else of /proc and /sys tells of or
+	//     changes the machine is masked.
+	//   - Devices null, zero, full, random, urandom, tty and terminals of its own.
+	//   - At most 4096 processes and threads where `resources.pids` names no limit.
+	SecurityProfile_SECURITY_PROFILE_RESTRICTED SecurityProfile = 1
+	// For programs that need more of what containers usually have: `sudo`, `sshd`,
+	// `chroot`, ports below 1024. As RESTRICTED, but:
+	//
+	//   - Setuid programs and file capabilities work.
+	//   - Also capabilities AUDIT_WRITE, MKNOD, NET_BIND_SERVICE, SETFCAP, SETPCAP,
+	//     SYS_CHROOT: what the Kubernetes profile of this name allows. No raw or
+	//     packet sockets.
+	SecurityProfile_SECURITY_PROFILE_BASELINE SecurityProfile = 2
+	// The container is the machine's root: every capability that the daemon has,
+	// every device, no seccomp, nothing masked or read-only, no limit of processes
+	// but what `resources.pids` names.
+	//
+	// A change that leaves a workspace with this profile is FAILED_PRECONDITION,
+	// reason PRIVILEGED_NOT_ALLOWED, unless the daemon's setting `allow_privileged`
+	// allows it; where the setting was taken back, so is the next container made
+	// of one: NOT_ALLOWED in `last_error`.
+	SecurityProfile_SECURITY_PROFILE_PRIVILEGED SecurityProfile = 3
+)
+
+// Enum value maps for SecurityProfile.
+var (
+	SecurityProfile_name = map[int32]string{
+		0: "SECURITY_PROFILE_UNSPECIFIED",
+		1: "SECURITY_PROFILE_RESTRICTED",
+		2: "SECURITY_PROFILE_BASELINE",
+		3: "SECURITY_PROFILE_PRIVILEGED",
+	}
+	SecurityProfile_value = map[string]int32{
+		"SECURITY_PROFILE_UNSPECIFIED": 0,
+		"SECURITY_PROFILE_RESTRICTED":  1,
+		"SECURITY_PROFILE_BASELINE":    2,
+		"SECURITY_PROFILE_PRIVILEGED":  3,
+	}
+)
+
+func (x SecurityProfile) Enum() *SecurityProfile {
+	p := new(SecurityProfile)
+	*p = x
+	return p
+}
+
+func (x SecurityProfile) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SecurityProfile) Descriptor() protoreflect.EnumDescriptor {
+	return file_workspace_v1_workspace_proto_enumTypes[1].Descriptor()
+}
+
+func (SecurityProfile) Type() protoreflect.EnumType {
+	return &file_workspace_v1_workspace_proto_enumTypes[1]
+}
+
+func (x SecurityProfile) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SecurityProfile.Descriptor instead.
+func (SecurityProfile) EnumDescriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{1}
+}
+
 // After which ends a container is started again.
 type CrashRestart int32
 
@@ -137,11 +230,11 @@ func (x CrashRestart) String() string {
 }
 
 func (CrashRestart) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_workspace_proto_enumTypes[1].Descriptor()
+	return file_workspace_v1_workspace_proto_enumTypes[2].Descriptor()
 }
 
 func (CrashRestart) Type() protoreflect.EnumType {
-	return &file_workspace_v1_workspace_proto_enumTypes[1]
+	return &file_workspace_v1_workspace_proto_enumTypes[2]
 }
 
 func (x CrashRestart) Number() protoreflect.EnumNumber {
@@ -150,7 +243,7 @@ func (x CrashRestart) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use CrashRestart.Descriptor instead.
 func (CrashRestart) EnumDescriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{1}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{2}
 }
 
 // What a workspace does.
@@ -217,11 +310,11 @@ func (x WorkspaceState) String() string {
 }
 
 func (WorkspaceState) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_workspace_proto_enumTypes[2].Descriptor()
+	return file_workspace_v1_workspace_proto_enumTypes[3].Descriptor()
 }
 
 func (WorkspaceState) Type() protoreflect.EnumType {
-	return &file_workspace_v1_workspace_proto_enumTypes[2]
+	return &file_workspace_v1_workspace_proto_enumTypes[3]
 }
 
 func (x WorkspaceState) Number() protoreflect.EnumNumber {
@@ -230,7 +323,7 @@ func (x WorkspaceState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use WorkspaceState.Descriptor instead.
 func (WorkspaceState) EnumDescriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{2}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{3}
 }
 
 // Why a generation was made.
@@ -290,11 +383,11 @@ func (x ChangeReason) String() string {
 }
 
 func (ChangeReason) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_workspace_proto_enumTypes[3].Descriptor()
+	return file_workspace_v1_workspace_proto_enumTypes[4].Descriptor()
 }
 
 func (ChangeReason) Type() protoreflect.EnumType {
-	return &file_workspace_v1_workspace_proto_enumTypes[3]
+	return &file_workspace_v1_workspace_proto_enumTypes[4]
 }
 
 func (x ChangeReason) Number() protoreflect.EnumNumber {
@@ -303,7 +396,7 @@ func (x ChangeReason) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use ChangeReason.Descriptor instead.
 func (ChangeReason) EnumDescriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{3}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{4}
 }
 
 // Who gets a secret.
@@ -343,11 +436,11 @@ func (x SecretScope) String() string {
 }
 
 func (SecretScope) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_workspace_proto_enumTypes[4].Descriptor()
+	return file_workspace_v1_workspace_proto_enumTypes[5].Descriptor()
 }
 
 func (SecretScope) Type() protoreflect.EnumType {
-	return &file_workspace_v1_workspace_proto_enumTypes[4]
+	return &file_workspace_v1_workspace_proto_enumTypes[5]
 }
 
 func (x SecretScope) Number() protoreflect.EnumNumber {
@@ -356,7 +449,7 @@ func (x SecretScope) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SecretScope.Descriptor instead.
 func (SecretScope) EnumDescriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{4}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{5}
 }
 
 // When a change of a secret reaches the container.
@@ -399,11 +492,11 @@ func (x Apply) String() string {
 }
 
 func (Apply) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_workspace_proto_enumTypes[5].Descriptor()
+	return file_workspace_v1_workspace_proto_enumTypes[6].Descriptor()
 }
 
 func (Apply) Type() protoreflect.EnumType {
-	return &file_workspace_v1_workspace_proto_enumTypes[5]
+	return &file_workspace_v1_workspace_proto_enumTypes[6]
 }
 
 func (x Apply) Number() protoreflect.EnumNumber {
@@ -412,7 +505,7 @@ func (x Apply) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Apply.Descriptor instead.
 func (Apply) EnumDescriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{5}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{6}
 }
 
 // A workspace: a durable record and at most one running container.
@@ -687,7 +780,7 @@ type WorkspaceSpec struct {
 	WorkingDir string `protobuf:"bytes,5,opt,name=working_dir,json=workingDir,proto3" json:"working_dir,omitempty"`
 	// `user`, `uid`, `user:group` or `uid:gid`; the image's own when empty.
 	User string `protobuf:"bytes,6,opt,name=user,proto3" json:"user,omitempty"`
-	// Limits; a limit of 0 is none.
+	// Limits. One of 0 is none, but for that of processes.
 	Resources *Resources `protobuf:"bytes,7,opt,name=resources,proto3" json:"resources,omitempty"`
 	// What is mounted from outside the image; mount paths differ.
 	Volumes []*Volume `protobuf:"bytes,8,rep,name=volumes,proto3" json:"volumes,omitempty"`
@@ -709,8 +802,12 @@ type WorkspaceSpec struct {
 	// How the container gets the secrets that do not say it themselves: ENV when
 	// unspecified.
 	SecretDelivery SecretDelivery `protobuf:"varint,16,opt,name=secret_delivery,json=secretDelivery,proto3,enum=workspace.v1.SecretDelivery" json:"secret_delivery,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// What the container may do to the machine; RESTRICTED when unspecified. It
+	// counts for containers that are made from then on: one that runs since before
+	// there were profiles goes on with what it has until its next restart.
+	SecurityProfile SecurityProfile `protobuf:"varint,17,opt,name=security_profile,json=securityProfile,proto3,enum=workspace.v1.SecurityProfile" json:"security_profile,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *WorkspaceSpec) Reset() {
@@ -841,6 +938,13 @@ func (x *WorkspaceSpec) GetSecretDelivery() SecretDelivery {
 	return SecretDelivery_SECRET_DELIVERY_UNSPECIFIED
 }
 
+func (x *WorkspaceSpec) GetSecurityProfile() SecurityProfile {
+	if x != nil {
+		return x.SecurityProfile
+	}
+	return SecurityProfile_SECURITY_PROFILE_UNSPECIFIED
+}
+
 // What follows when a container ends by itself. It is started again after a
 // wait: half a second at first, doubled with each end up to a minute, varied by
 // up to a half. The count and the wait begin anew after it ran for 30 seconds,
@@ -908,7 +1012,8 @@ type Resources struct {
 	CpuMillis int64 `protobuf:"varint,1,opt,name=cpu_millis,json=cpuMillis,proto3" json:"cpu_millis,omitempty"`
 	// Memory in bytes, 6 MiB or more; what exceeds it is killed.
 	MemoryBytes int64 `protobuf:"varint,2,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	// Processes and threads, 8 or more: starting a container takes some.
+	// Processes and threads, 8 or more: starting a container takes some. 0 is what
+	// `security_profile` says.
 	Pids          int64 `protobuf:"varint,3,opt,name=pids,proto3" json:"pids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1058,7 +1163,11 @@ type isVolume_Source interface {
 }
 
 type Volume_HostPath struct {
-	// Absolute path on the host; it must exist.
+	// Absolute path on the host; it must exist. It must lie in one of the
+	// directories that the daemon's setting `allowed_host_paths` names (none by
+	// default), and so must what it leads to by symbolic links: else a change
+	// is FAILED_PRECONDITION, reason HOST_PATH_NOT_ALLOWED, or the container is
+	// not made, NOT_ALLOWED in `last_error`.
 	HostPath string `protobuf:"bytes,2,opt,name=host_path,json=hostPath,proto3,oneof"`
 }
 
@@ -1413,7 +1522,7 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aA\n" +
 	"\x13SecretVersionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xc5\b\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x99\t\n" +
 	"\rWorkspaceSpec\x129\n" +
 	"\x05image\x18\x01 \x01(\tB#\xe2A\x01\x02\xbaH\x1cr\x1a\x10\x01\x18\x80\x042\x13^[^\\x00-\\x20\\x7f]+$R\x05image\x127\n" +
 	"\acommand\x18\x02 \x03(\tB\x1d\xbaH\x1a\x92\x01\x17\x10\x80\x02\"\x12r\x10\x18\x80\x80\x022\n" +
@@ -1436,21 +1545,22 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\xaa\x01\a\"\x03\b\xd8\x042\x00R\x0fstopGracePeriod\x12H\n" +
 	"\tmodel_env\x18\f \x03(\tB+\xbaH(\x92\x01%\x10\x10\x18\x01\"\x1fr\x1d\x18\x80\x012\x18^[A-Za-z_][A-Za-z0-9_]*$R\bmodelEnv\x12<\n" +
 	"\fcrash_policy\x18\r \x01(\v2\x19.workspace.v1.CrashPolicyR\vcrashPolicy\x12O\n" +
-	"\x0fsecret_delivery\x18\x10 \x01(\x0e2\x1c.workspace.v1.SecretDeliveryB\b\xbaH\x05\x82\x01\x02\x10\x01R\x0esecretDelivery\x1a6\n" +
+	"\x0fsecret_delivery\x18\x10 \x01(\x0e2\x1c.workspace.v1.SecretDeliveryB\b\xbaH\x05\x82\x01\x02\x10\x01R\x0esecretDelivery\x12R\n" +
+	"\x10security_profile\x18\x11 \x01(\x0e2\x1d.workspace.v1.SecurityProfileB\b\xbaH\x05\x82\x01\x02\x10\x01R\x0fsecurityProfile\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"{\n" +
 	"\vCrashPolicy\x12>\n" +
 	"\arestart\x18\x01 \x01(\x0e2\x1a.workspace.v1.CrashRestartB\b\xbaH\x05\x82\x01\x02\x10\x01R\arestart\x12,\n" +
 	"\vmax_retries\x18\x02 \x01(\x05B\v\xbaH\b\x1a\x06\x18\xc0\x84=(\x00R\n" +
-	"maxRetries\"\xd0\x02\n" +
+	"maxRetries\"\xe5\x02\n" +
 	"\tResources\x12*\n" +
 	"\n" +
 	"cpu_millis\x18\x01 \x01(\x03B\v\xbaH\b\"\x06\x18\x80\xc0>(\x00R\tcpuMillis\x12\x91\x01\n" +
 	"\fmemory_bytes\x18\x02 \x01(\x03Bn\xbaHk\xba\x01h\n" +
-	"\x16resources.memory_bytes\x120must be 0 (no limit) or at least 6291456 (6 MiB)\x1a\x1cthis == 0 || this >= 6291456R\vmemoryBytes\x12\x82\x01\n" +
-	"\x04pids\x18\x03 \x01(\x03Bn\xbaHk\xba\x01h\n" +
-	"\x0eresources.pids\x12)must be 0 (no limit) or from 8 to 4194304\x1a+this == 0 || (this >= 8 && this <= 4194304)R\x04pids\"\xfc\x01\n" +
+	"\x16resources.memory_bytes\x120must be 0 (no limit) or at least 6291456 (6 MiB)\x1a\x1cthis == 0 || this >= 6291456R\vmemoryBytes\x12\x97\x01\n" +
+	"\x04pids\x18\x03 \x01(\x03B\x82\x01\xbaH\x7f\xba\x01|\n" +
+	"\x0eresources.pids\x12=must be 0 (the security profile's limit) or from 8 to 4194304\x1a+this == 0 || (this >= 8 && this <= 4194304)R\x04pids\"\xfc\x01\n" +
 	"\x06Volume\x12:\n" +
 	"\n" +
 	"mount_path\x18\x01 \x01(\tB\x1b\xe2A\x01\x02\xbaH\x14r\x12\x10\x02\x18\x80 2\v^/[^\\x00]+$R\tmountPath\x126\n" +
@@ -1493,7 +1603,12 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\x1bSECRET_DELIVERY_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13SECRET_DELIVERY_ENV\x10\x01\x12\x19\n" +
 	"\x15SECRET_DELIVERY_FILES\x10\x02\x12\x18\n" +
-	"\x14SECRET_DELIVERY_SPEC\x10\x03*~\n" +
+	"\x14SECRET_DELIVERY_SPEC\x10\x03*\x94\x01\n" +
+	"\x0fSecurityProfile\x12 \n" +
+	"\x1cSECURITY_PROFILE_UNSPECIFIED\x10\x00\x12\x1f\n" +
+	"\x1bSECURITY_PROFILE_RESTRICTED\x10\x01\x12\x1d\n" +
+	"\x19SECURITY_PROFILE_BASELINE\x10\x02\x12\x1f\n" +
+	"\x1bSECURITY_PROFILE_PRIVILEGED\x10\x03*~\n" +
 	"\fCrashRestart\x12\x1d\n" +
 	"\x19CRASH_RESTART_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14CRASH_RESTART_ALWAYS\x10\x01\x12\x1c\n" +
@@ -1539,59 +1654,61 @@ func file_workspace_v1_workspace_proto_rawDescGZIP() []byte {
 	return file_workspace_v1_workspace_proto_rawDescData
 }
 
-var file_workspace_v1_workspace_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
+var file_workspace_v1_workspace_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
 var file_workspace_v1_workspace_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_workspace_v1_workspace_proto_goTypes = []any{
 	(SecretDelivery)(0),           // 0: workspace.v1.SecretDelivery
-	(CrashRestart)(0),             // 1: workspace.v1.CrashRestart
-	(WorkspaceState)(0),           // 2: workspace.v1.WorkspaceState
-	(ChangeReason)(0),             // 3: workspace.v1.ChangeReason
-	(SecretScope)(0),              // 4: workspace.v1.SecretScope
-	(Apply)(0),                    // 5: workspace.v1.Apply
-	(*Workspace)(nil),             // 6: workspace.v1.Workspace
-	(*WorkspaceSpec)(nil),         // 7: workspace.v1.WorkspaceSpec
-	(*CrashPolicy)(nil),           // 8: workspace.v1.CrashPolicy
-	(*Resources)(nil),             // 9: workspace.v1.Resources
-	(*Volume)(nil),                // 10: workspace.v1.Volume
-	(*LastExit)(nil),              // 11: workspace.v1.LastExit
-	(*LastError)(nil),             // 12: workspace.v1.LastError
-	(*Secret)(nil),                // 13: workspace.v1.Secret
-	nil,                           // 14: workspace.v1.Workspace.LabelsEntry
-	nil,                           // 15: workspace.v1.Workspace.SecretVersionsEntry
-	nil,                           // 16: workspace.v1.WorkspaceSpec.EnvEntry
-	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 18: google.protobuf.Duration
+	(SecurityProfile)(0),          // 1: workspace.v1.SecurityProfile
+	(CrashRestart)(0),             // 2: workspace.v1.CrashRestart
+	(WorkspaceState)(0),           // 3: workspace.v1.WorkspaceState
+	(ChangeReason)(0),             // 4: workspace.v1.ChangeReason
+	(SecretScope)(0),              // 5: workspace.v1.SecretScope
+	(Apply)(0),                    // 6: workspace.v1.Apply
+	(*Workspace)(nil),             // 7: workspace.v1.Workspace
+	(*WorkspaceSpec)(nil),         // 8: workspace.v1.WorkspaceSpec
+	(*CrashPolicy)(nil),           // 9: workspace.v1.CrashPolicy
+	(*Resources)(nil),             // 10: workspace.v1.Resources
+	(*Volume)(nil),                // 11: workspace.v1.Volume
+	(*LastExit)(nil),              // 12: workspace.v1.LastExit
+	(*LastError)(nil),             // 13: workspace.v1.LastError
+	(*Secret)(nil),                // 14: workspace.v1.Secret
+	nil,                           // 15: workspace.v1.Workspace.LabelsEntry
+	nil,                           // 16: workspace.v1.Workspace.SecretVersionsEntry
+	nil,                           // 17: workspace.v1.WorkspaceSpec.EnvEntry
+	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
 }
 var file_workspace_v1_workspace_proto_depIdxs = []int32{
-	14, // 0: workspace.v1.Workspace.labels:type_name -> workspace.v1.Workspace.LabelsEntry
-	7,  // 1: workspace.v1.Workspace.spec:type_name -> workspace.v1.WorkspaceSpec
-	17, // 2: workspace.v1.Workspace.create_time:type_name -> google.protobuf.Timestamp
-	17, // 3: workspace.v1.Workspace.update_time:type_name -> google.protobuf.Timestamp
-	2,  // 4: workspace.v1.Workspace.state:type_name -> workspace.v1.WorkspaceState
-	3,  // 5: workspace.v1.Workspace.change_reason:type_name -> workspace.v1.ChangeReason
-	17, // 6: workspace.v1.Workspace.start_time:type_name -> google.protobuf.Timestamp
-	11, // 7: workspace.v1.Workspace.last_exit:type_name -> workspace.v1.LastExit
-	12, // 8: workspace.v1.Workspace.last_error:type_name -> workspace.v1.LastError
-	15, // 9: workspace.v1.Workspace.secret_versions:type_name -> workspace.v1.Workspace.SecretVersionsEntry
-	16, // 10: workspace.v1.WorkspaceSpec.env:type_name -> workspace.v1.WorkspaceSpec.EnvEntry
-	9,  // 11: workspace.v1.WorkspaceSpec.resources:type_name -> workspace.v1.Resources
-	10, // 12: workspace.v1.WorkspaceSpec.volumes:type_name -> workspace.v1.Volume
-	18, // 13: workspace.v1.WorkspaceSpec.stop_grace_period:type_name -> google.protobuf.Duration
-	8,  // 14: workspace.v1.WorkspaceSpec.crash_policy:type_name -> workspace.v1.CrashPolicy
+	15, // 0: workspace.v1.Workspace.labels:type_name -> workspace.v1.Workspace.LabelsEntry
+	8,  // 1: workspace.v1.Workspace.spec:type_name -> workspace.v1.WorkspaceSpec
+	18, // 2: workspace.v1.Workspace.create_time:type_name -> google.protobuf.Timestamp
+	18, // 3: workspace.v1.Workspace.update_time:type_name -> google.protobuf.Timestamp
+	3,  // 4: workspace.v1.Workspace.state:type_name -> workspace.v1.WorkspaceState
+	4,  // 5: workspace.v1.Workspace.change_reason:type_name -> workspace.v1.ChangeReason
+	18, // 6: workspace.v1.Workspace.start_time:type_name -> google.protobuf.Timestamp
+	12, // 7: workspace.v1.Workspace.last_exit:type_name -> workspace.v1.LastExit
+	13, // 8: workspace.v1.Workspace.last_error:type_name -> workspace.v1.LastError
+	16, // 9: workspace.v1.Workspace.secret_versions:type_name -> workspace.v1.Workspace.SecretVersionsEntry
+	17, // 10: workspace.v1.WorkspaceSpec.env:type_name -> workspace.v1.WorkspaceSpec.EnvEntry
+	10, // 11: workspace.v1.WorkspaceSpec.resources:type_name -> workspace.v1.Resources
+	11, // 12: workspace.v1.WorkspaceSpec.volumes:type_name -> workspace.v1.Volume
+	19, // 13: workspace.v1.WorkspaceSpec.stop_grace_period:type_name -> google.protobuf.Duration
+	9,  // 14: workspace.v1.WorkspaceSpec.crash_policy:type_name -> workspace.v1.CrashPolicy
 	0,  // 15: workspace.v1.WorkspaceSpec.secret_delivery:type_name -> workspace.v1.SecretDelivery
-	1,  // 16: workspace.v1.CrashPolicy.restart:type_name -> workspace.v1.CrashRestart
-	17, // 17: workspace.v1.LastExit.exit_time:type_name -> google.protobuf.Timestamp
-	17, // 18: workspace.v1.LastError.next_attempt_time:type_name -> google.protobuf.Timestamp
-	17, // 19: workspace.v1.LastError.fail_time:type_name -> google.protobuf.Timestamp
-	4,  // 20: workspace.v1.Secret.scope:type_name -> workspace.v1.SecretScope
-	17, // 21: workspace.v1.Secret.create_time:type_name -> google.protobuf.Timestamp
-	17, // 22: workspace.v1.Secret.update_time:type_name -> google.protobuf.Timestamp
-	0,  // 23: workspace.v1.Secret.delivery:type_name -> workspace.v1.SecretDelivery
-	24, // [24:24] is the sub-list for method output_type
-	24, // [24:24] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	1,  // 16: workspace.v1.WorkspaceSpec.security_profile:type_name -> workspace.v1.SecurityProfile
+	2,  // 17: workspace.v1.CrashPolicy.restart:type_name -> workspace.v1.CrashRestart
+	18, // 18: workspace.v1.LastExit.exit_time:type_name -> google.protobuf.Timestamp
+	18, // 19: workspace.v1.LastError.next_attempt_time:type_name -> google.protobuf.Timestamp
+	18, // 20: workspace.v1.LastError.fail_time:type_name -> google.protobuf.Timestamp
+	5,  // 21: workspace.v1.Secret.scope:type_name -> workspace.v1.SecretScope
+	18, // 22: workspace.v1.Secret.create_time:type_name -> google.protobuf.Timestamp
+	18, // 23: workspace.v1.Secret.update_time:type_name -> google.protobuf.Timestamp
+	0,  // 24: workspace.v1.Secret.delivery:type_name -> workspace.v1.SecretDelivery
+	25, // [25:25] is the sub-list for method output_type
+	25, // [25:25] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_workspace_v1_workspace_proto_init() }
@@ -1608,7 +1725,7 @@ func file_workspace_v1_workspace_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_workspace_v1_workspace_proto_rawDesc), len(file_workspace_v1_workspace_proto_rawDesc)),
-			NumEnums:      6,
+			NumEnums:      7,
 			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   0,

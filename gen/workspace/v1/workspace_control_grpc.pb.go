@@ -84,6 +84,8 @@ type WorkspaceControlClient interface {
 	// it. Idempotent with a request_id.
 	//
 	// ALREADY_EXISTS: the id is taken, also while the old one is being deleted.
+	// FAILED_PRECONDITION: the daemon's settings do not allow what the spec asks of
+	// the machine: PRIVILEGED_NOT_ALLOWED, HOST_PATH_NOT_ALLOWED.
 	CreateWorkspace(ctx context.Context, in *CreateWorkspaceRequest, opts ...grpc.CallOption) (*CreateWorkspaceResponse, error)
 	// Gets one workspace. NOT_FOUND when there is none.
 	GetWorkspace(ctx context.Context, in *GetWorkspaceRequest, opts ...grpc.CallOption) (*GetWorkspaceResponse, error)
@@ -93,8 +95,9 @@ type WorkspaceControlClient interface {
 	// generation when something changed that the container sees. Idempotent.
 	//
 	// ABORTED: etag. FAILED_PRECONDITION: it is being deleted, `model_env` names the
-	// key of one of its secrets, or `secret_delivery` would put one with a NUL into
-	// the environment.
+	// key of one of its secrets, `secret_delivery` would put one with a NUL into the
+	// environment, or the spec changes and the daemon's settings do not allow what
+	// it asks of the machine.
 	UpdateWorkspace(ctx context.Context, in *UpdateWorkspaceRequest, opts ...grpc.CallOption) (*UpdateWorkspaceResponse, error)
 	// Deletes a workspace: durable first, then container, snapshot, volumes
 	// (unless kept), log and secrets are removed. A cycle in flight is
@@ -386,6 +389,8 @@ type WorkspaceControlServer interface {
 	// it. Idempotent with a request_id.
 	//
 	// ALREADY_EXISTS: the id is taken, also while the old one is being deleted.
+	// FAILED_PRECONDITION: the daemon's settings do not allow what the spec asks of
+	// the machine: PRIVILEGED_NOT_ALLOWED, HOST_PATH_NOT_ALLOWED.
 	CreateWorkspace(context.Context, *CreateWorkspaceRequest) (*CreateWorkspaceResponse, error)
 	// Gets one workspace. NOT_FOUND when there is none.
 	GetWorkspace(context.Context, *GetWorkspaceRequest) (*GetWorkspaceResponse, error)
@@ -395,8 +400,9 @@ type WorkspaceControlServer interface {
 	// generation when something changed that the container sees. Idempotent.
 	//
 	// ABORTED: etag. FAILED_PRECONDITION: it is being deleted, `model_env` names the
-	// key of one of its secrets, or `secret_delivery` would put one with a NUL into
-	// the environment.
+	// key of one of its secrets, `secret_delivery` would put one with a NUL into the
+	// environment, or the spec changes and the daemon's settings do not allow what
+	// it asks of the machine.
 	UpdateWorkspace(context.Context, *UpdateWorkspaceRequest) (*UpdateWorkspaceResponse, error)
 	// Deletes a workspace: durable first, then container, snapshot, volumes
 	// (unless kept), log and secrets are removed. A cycle in flight is

@@ -19,6 +19,7 @@ import (
 	"github.com/moby/sys/mountinfo"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/runtime/ctrd"
 )
 
@@ -82,7 +83,7 @@ func (e *Env) purge(tb testing.TB) {
 	}
 }
 
-// Config is the driver's.
+// Config is the driver's. It allows specs everything.
 func (e *Env) Config() ctrd.Config {
 	return ctrd.Config{
 		Address:     e.Containerd.Address,
@@ -91,6 +92,7 @@ func (e *Env) Config() ctrd.Config {
 		StateDir:    e.StateDir,
 		DataDir:     e.DataDir,
 		InitPath:    e.InitPath,
+		Policy:      runtime.Policy{AllowPrivileged: true, HostPaths: []string{"/"}},
 	}
 }
 

@@ -141,6 +141,7 @@ func TestImage(tb testing.TB) v1.Image {
 		File{Name: "bin/", Mode: 0o755},
 		File{Name: "etc/", Mode: 0o755},
 		File{Name: "srv/", Mode: 0o755},
+		File{Name: "tmp/", Mode: 0o1777},
 		File{Name: WorkingDir[1:] + "/", Mode: 0o755},
 		File{Name: "etc/passwd", Mode: 0o644, Data: []byte("root:x:0:0::/root:/\napp:x:1234:2345::/home/app:/\n")},
 		File{Name: "etc/group", Mode: 0o644, Data: []byte("root:x:0:\napp:x:2345:\nextra:x:3456:app\n")},

@@ -149,6 +149,7 @@ func (m *machine) open(ctx context.Context, initPath string, around aroundFunc) 
 		Address: m.containerd.Address(), Namespace: m.namespace, InstanceUID: m.store.InstanceUID(),
 		StateDir: filepath.Join(m.dir, "state"), DataDir: filepath.Join(m.dir, "data"),
 		InitPath: initPath, Logger: logger, Around: around,
+		Policy: runtime.Policy{HostPaths: []string{m.probes()}},
 	})
 	if err != nil {
 		return err

@@ -26,6 +26,17 @@ func main() {
 			panic(err)
 		}
 		os.Exit(code)
+	case "attack": // PID MAJOR:MINOR [NAME...]: prints what came of it
+		if err := attack(os.Args[2:]); err != nil {
+			panic(err)
+		}
+		return
+	case "uid":
+		fmt.Println(os.Geteuid())
+		return
+	case "write": // FILE TEXT
+		writeFile(os.Args[2], os.Args[3])
+		return
 	case "ignore":
 		signal.Ignore()
 		ready()

@@ -15,6 +15,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/test/bufconn"
 
+	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/runtime/runtimetest"
 	"github.com/workspaced/workspaced/runtime/runtimetest/fault"
 	"github.com/workspaced/workspaced/server"
@@ -41,6 +42,9 @@ type Config struct {
 	NoSweep bool
 	// MaxConcurrentCycles is the supervisor's; 0: its default.
 	MaxConcurrentCycles int
+	// Policy says what specs may ask of the machine: the server's, and the runtime's
+	// from the start on.
+	Policy runtime.Policy
 }
 
 // Daemon runs from Start until the end of Shutdown, or of Kill and Wait.
@@ -91,6 +95,7 @@ func Start(cfg Config) (*Daemon, error) {
 	if err != nil {
 		return nil, err
 	}
+	cfg.Runtime.SetPolicy(cfg.Policy)
 	d.Supervisor = workspace.New(workspace.Config{
 		Store:               d.Store,
 		Runtime:             cfg.Runtime.Daemon(),
@@ -100,7 +105,7 @@ func Start(cfg Config) (*Daemon, error) {
 		Around:              cfg.Around,
 	})
 	d.API = server.New(server.Config{
-		Store: d.Store, Hub: hub, Logger: cfg.Logger, Version: "test",
+		Store: d.Store, Hub: hub, Logger: cfg.Logger, Version: "test", SpecPolicy: cfg.Policy,
 		Health: access.ExposurePublic, Reflection: access.ExposureAuthenticated,
 	})
 	d.grpc = d.API.NewGRPC(grpc.WaitForHandlers(true), grpc.Creds(serverCredentials{}))
