@@ -44,24 +44,35 @@ func BenchmarkCommit(b *testing.B) {
 	}
 }
 
-// BenchmarkSetSecret is the whole change: seal, put, generation, feed.
+// BenchmarkSetSecret is the whole change: seal, put, generation, feed, audit; and
+// the same without the last.
 func BenchmarkSetSecret(b *testing.B) {
 	for _, callers := range []int{1, 64} {
-		b.Run(fmt.Sprint(callers), func(b *testing.B) {
-			h := newHarness(b)
-			h.cfg.OnCommit = nil
-			h.reopen()
-			for i := range 64 {
-				h.create(fmt.Sprint("w", i))
-			}
-			commits := h.ended()
-			each(b, callers, func(n int64) error {
-				_, err := h.UpdateSecrets(ctx, in(fmt.Sprint("w", n%64)), set("K", fmt.Sprint(n)), Options{})
-				return err
-			})
-			b.ReportMetric(float64(b.N)/float64(h.ended()-commits), "ops/commit")
-		})
+		b.Run(fmt.Sprint(callers), func(b *testing.B) { benchmarkSetSecret(b, callers, true) })
+		b.Run(fmt.Sprint(callers, "-unaudited"), func(b *testing.B) { benchmarkSetSecret(b, callers, false) })
 	}
+}
+
+func benchmarkSetSecret(b *testing.B, callers int, audited bool) {
+	h := newHarness(b)
+	h.cfg.OnCommit = nil
+	h.reopen()
+	for i := range 64 {
+		h.create(fmt.Sprint("w", i))
+	}
+	commits := h.ended()
+	each(b, callers, func(n int64) error {
+		var o Options
+		if audited {
+			o.Audit = &AuditEntry{
+				Subject: "token:deploy-bot", Peer: "10.1.2.3:40506", Method: "workspace.v1.WorkspaceControl/SetSecret",
+				Resource: "workspaces/some-workspace/secrets/API_KEY", CallID: "0d9e2a34-8f3b-4a57-9d8c-5a3f1c2b4e6d",
+			}
+		}
+		_, err := h.UpdateSecrets(ctx, in(fmt.Sprint("w", n%64)), set("K", fmt.Sprint(n)), o)
+		return err
+	})
+	b.ReportMetric(float64(b.N)/float64(h.ended()-commits), "ops/commit")
 }
 
 func BenchmarkSnapshot(b *testing.B) {

@@ -633,3 +633,79 @@ func (r *secretRecord) code(c *codec) {
 	}
 	c.end()
 }
+
+func (e *AuditEntry) code(c *codec) {
+	c.begin()
+	if c.field("time", true) {
+		moment(c, &e.Time)
+	}
+	if c.field("subject", e.Subject != "") {
+		text(c, &e.Subject)
+	}
+	if c.field("peer", e.Peer != "") {
+		text(c, &e.Peer)
+	}
+	if c.field("method", true) {
+		text(c, &e.Method)
+	}
+	if c.field("resource", e.Resource != "") {
+		text(c, &e.Resource)
+	}
+	if c.field("keys", len(e.Keys) > 0) {
+		list(c, &e.Keys, text)
+	}
+	if c.field("code", true) {
+		text(c, &e.Code)
+	}
+	if c.field("reason", e.Reason != "") {
+		text(c, &e.Reason)
+	}
+	if c.field("effect", e.Effect != "") {
+		text(c, &e.Effect)
+	}
+	if c.field("generation", e.Generation != 0) {
+		integer(c, &e.Generation)
+	}
+	if c.field("requestID", e.RequestID != "") {
+		text(c, &e.RequestID)
+	}
+	if c.field("callID", e.CallID != "") {
+		text(c, &e.CallID)
+	}
+	if c.field("count", e.Count != 0) {
+		integer(c, &e.Count)
+	}
+	if c.field("lastTime", !e.LastTime.IsZero()) {
+		moment(c, &e.LastTime)
+	}
+	c.end()
+}
+
+func (st *auditState) code(c *codec) {
+	c.begin()
+	if c.field("first", true) {
+		integer(c, &st.First)
+	}
+	if c.field("next", true) {
+		integer(c, &st.Next)
+	}
+	if c.field("anchor", true) {
+		text(c, &st.Anchor)
+	}
+	if c.field("head", true) {
+		text(c, &st.Head)
+	}
+	if c.field("bytes", st.Bytes != 0) {
+		integer(c, &st.Bytes)
+	}
+	if c.field("oldest", !st.Oldest.IsZero()) {
+		moment(c, &st.Oldest)
+	}
+	if c.field("copied", st.Copied != 0) {
+		integer(c, &st.Copied)
+	}
+	if c.field("mac", true) {
+		text(c, &st.MAC)
+	}
+	c.end()
+}

@@ -16,6 +16,7 @@ import (
 var codedRecords = []func() coded{
 	func() coded { return &Workspace{} }, func() coded { return &Status{} },
 	func() coded { return &feedRow{} }, func() coded { return &ownerRecord{} }, func() coded { return &secretRecord{} },
+	func() coded { return &AuditEntry{} }, func() coded { return &auditState{} },
 }
 
 var (
@@ -43,7 +44,7 @@ func fillRandom(r *rand.Rand, v reflect.Value, p float64) {
 	switch v.Kind() {
 	case reflect.Struct:
 		for i := range v.NumField() {
-			if v.Type().Field(i).IsExported() {
+			if v.Type().Field(i).IsExported() && v.Type().Field(i).Tag.Get("json") != "-" {
 				fillRandom(r, v.Field(i), p)
 			}
 		}

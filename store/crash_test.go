@@ -45,7 +45,7 @@ func commitLoop(s *Store, acknowledged func(what string, n int)) error {
 			for n := begin[id] + 1; ; n++ {
 				// Of changing size, so that pages split and merge.
 				text := fmt.Sprintf("%d %s", n, strings.Repeat("x", n*997%3000))
-				if _, err := s.UpdateSecrets(ctx, in(id), set("K", text), Options{}); err != nil {
+				if _, err := s.UpdateSecrets(ctx, in(id), set("K", text), Options{Audit: &AuditEntry{Method: "set", Resource: id}}); err != nil {
 					errs <- err
 					return
 				}
@@ -120,6 +120,36 @@ func checkAcknowledged(t *testing.T, s *Store, acknowledged map[string]int) {
 	}
 }
 
+// checkAudit checks that the audit log is whole and has each change that was made,
+// and no other.
+func checkAudit(t *testing.T, s *Store) {
+	t.Helper()
+	if r := must(s.VerifyAudit(ctx))(t); r.Problems != 0 {
+		t.Errorf("the audit log has %d problems: %s", r.Problems, r.Problem)
+	}
+	entries := map[string]int64{}
+	for last, more := uint64(0), true; more; {
+		var page []AuditEntry
+		var err error
+		if page, last, more, err = s.AuditEntries(last, false, 1000, nil); err != nil {
+			t.Fatal(err)
+		}
+		for _, e := range page {
+			entries[e.Resource]++
+		}
+	}
+	for i := range crashWriters {
+		id := fmt.Sprint("w", i)
+		secret, err := s.Secret(in(id), "K")
+		if err != nil && !errors.Is(err, ErrNotFound) {
+			t.Fatal(err)
+		}
+		if secret.Version != entries[id] {
+			t.Errorf("%s was set %d times, and the audit log has %d", id, secret.Version, entries[id])
+		}
+	}
+}
+
 const crashChild = "WORKSPACED_TEST_CRASH"
 
 // Killed at any moment, a process has lost nothing that it acknowledged, and its
@@ -138,6 +168,7 @@ func TestContract08_Killed(t *testing.T) {
 		total += changes
 		s := must(Open(cfg))(t) // which checks every page and every row
 		checkAcknowledged(t, s, acknowledged)
+		checkAudit(t, s)
 		if err := s.Close(); err != nil {
 			t.Fatal(err)
 		}
@@ -246,6 +277,7 @@ func TestContract01_PowerFailure(t *testing.T) {
 			fs.mount()
 			s = must(Open(cfg))(t)
 			checkAcknowledged(t, s, acknowledged)
+			checkAudit(t, s)
 			if err := s.Close(); err != nil {
 				t.Fatal(err)
 			}

@@ -7,7 +7,7 @@
 //
 // # Schema
 //
-// Version 5. Numbers are 8 bytes big endian, records are JSON.
+// Version 6. Numbers are 8 bytes big endian, records are JSON.
 //
 //	meta
 //	├── schema      number  version of this schema
@@ -16,7 +16,9 @@
 //	├── revision    number  last one given to a change of a workspace
 //	├── floor       number  newest revision whose tombstone was pruned
 //	├── tombstones  number  rows in removed
-//	└── requests    record  how many rows and bytes are in requests
+//	├── requests    record  how many rows and bytes are in requests
+//	├── audit       record  auditState: where audit begins and ends, under a MAC
+//	└── audit_key   bytes   the key of that MAC, sealed
 //	workspaces
 //	└── ID                  record  Workspace
 //	feed                    one row a workspace, and one a removed workspace
@@ -35,6 +37,8 @@
 //	└── EXPIRY, REQUEST ID  empty   EXPIRY in Unix nanoseconds
 //	rollouts                changes of global secrets that older records take in
 //	└── REVISION            record  rollout: the keys, see rollout.go
+//	audit                   who did what, see audit.go
+//	└── SEQUENCE            32 bytes of hash, then a record  AuditEntry
 //
 // # Sealing
 //

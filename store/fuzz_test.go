@@ -35,6 +35,8 @@ var fuzzRows = []struct {
 	{bucketMeta, func(Workspace, Workspace) string { return string(metaFloor) }},
 	{bucketMeta, func(Workspace, Workspace) string { return string(metaTombstones) }},
 	{bucketMeta, func(Workspace, Workspace) string { return string(metaRequests) }},
+	{bucketMeta, func(Workspace, Workspace) string { return string(metaAudit) }},
+	{bucketAudit, func(Workspace, Workspace) string { return string(number(1)) }},
 }
 
 // Whatever a row has: each call gives an error that names it, or what is true of

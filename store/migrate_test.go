@@ -28,6 +28,7 @@ type facts struct {
 	Values     map[string]map[string]string
 	Feed       []FeedEntry
 	Replayed   Result
+	Audit      []AuditEntry `json:",omitempty"`
 }
 
 func readFacts(t *testing.T, s *Store) facts {
@@ -56,6 +57,12 @@ func readFacts(t *testing.T, s *Store) facts {
 		f.Secrets[scope.WorkspaceID] = secrets
 	}
 	f.Feed = must(s.Feed(1, 0))(t).Entries
+	if f.Audit, _, _, err = s.AuditEntries(0, false, 100, nil); err != nil {
+		t.Fatal(err)
+	}
+	if r := must(s.VerifyAudit(ctx))(t); r.Problems != 0 || r.Last != uint64(len(f.Audit)) {
+		t.Errorf("the audit log is not whole: %+v", r)
+	}
 	f.Replayed = must(s.RestartWorkspace(ctx, "full", request("id", "fingerprint")))(t)
 	return f
 }
@@ -107,8 +114,11 @@ func TestMigrations_FromEachVersion(t *testing.T) {
 			if diff := cmp.Diff(string(want), string(got)+"\n"); diff != "" {
 				t.Error(diff)
 			}
-			must(s.UpdateSecrets(ctx, in("full"), set("K", "new", "DELETED", "again"), Options{}))(t)
+			must(s.UpdateSecrets(ctx, in("full"), set("K", "new", "DELETED", "again"), audited("set")))(t)
 			secret := must(s.Secret(in("full"), "DELETED"))(t)
+			if r := must(s.VerifyAudit(ctx))(t); r.Problems != 0 || r.Last == 0 {
+				t.Errorf("the audit log is not whole after a change: %+v", r)
+			}
 			if secret.Version != 2 {
 				t.Errorf("the deleted secret has version %d", secret.Version)
 			}
@@ -169,7 +179,14 @@ func writeFixture(t *testing.T) {
 	h.create("removed")
 	h.remove("removed")
 	must(h.UpdateSecrets(ctx, Scope{}, set("H", "global 2"), Options{}))(t)
-	must(h.RestartWorkspace(ctx, "full", request("id", "fingerprint")))(t)
+	restart := request("id", "fingerprint")
+	restart.Audit = &AuditEntry{
+		Subject: "token:a", Peer: "10.0.0.1:2", Method: "m", Resource: "workspaces/full", Keys: []string{"K"}, Reason: "R", RequestID: "id", CallID: "c",
+	}
+	must(h.RestartWorkspace(ctx, "full", restart))(t)
+	for range 2 {
+		h.AuditLater(AuditEntry{Peer: "10.0.0.1:2", Method: "m", Code: "UNAUTHENTICATED", Reason: "R"})
+	}
 	key := must(os.ReadFile(filepath.Join(filepath.Dir(h.cfg.Path), "key")))(t)
 	for kind, content := range map[string][]byte{"db": h.closeAndRead(), "key": key} {
 		if err := os.WriteFile(fixture(schemaVersion, kind), content, 0o644); err != nil {

@@ -55,6 +55,9 @@ type Config struct {
 	// short: nothing can.
 	Around func(ctx context.Context, step string, do func(context.Context) error) error
 
+	// Audit bounds the audit log.
+	Audit AuditPolicy
+
 	rollouts rolloutPolicy // for tests
 }
 
@@ -78,6 +81,7 @@ type Store struct {
 	commits  atomic.Uint64 // how many have begun and how many have ended, together
 	watchdog watchdog
 	limits   limits
+	audit    auditor
 
 	// The writer's.
 	inDoubt bool // the last commit is
@@ -111,6 +115,9 @@ func open(cfg Config, steps []func(*bolt.Tx) error) (*Store, error) {
 	}
 	if cfg.Around == nil {
 		cfg.Around = func(ctx context.Context, _ string, do func(context.Context) error) error { return do(ctx) }
+	}
+	if cfg.Audit.MaxBytes == 0 {
+		cfg.Audit.MaxBytes = DefaultAuditBytes
 	}
 	if cfg.rollouts == (rolloutPolicy{}) {
 		cfg.rollouts = defaultRollouts
@@ -155,6 +162,7 @@ func open(cfg Config, steps []func(*bolt.Tx) error) (*Store, error) {
 	}
 	s.life, s.endLife = context.WithCancel(context.Background())
 	s.closing = s.life.Done()
+	s.audit.init()
 	err = guard(func() error { return s.load(steps) })
 	if err != nil {
 		s.endLife()
@@ -187,6 +195,11 @@ func (s *Store) load(steps []func(*bolt.Tx) error) error {
 			if err := migrate(tx, steps); err != nil {
 				return err
 			}
+			if version < auditVersion {
+				if err := initAudit(tx, s.cfg.Sealer, s.instance); err != nil {
+					return err
+				}
+			}
 			if err := checkRows(tx, inTurn(tx)); err != nil {
 				return damagedError(s.cfg.Path, err)
 			}
@@ -194,10 +207,17 @@ func (s *Store) load(steps []func(*bolt.Tx) error) error {
 			return err
 		})
 	}
+	if err == nil {
+		err = s.loadAuditKey()
+	}
 	if err != nil {
 		return err
 	}
 	return s.db.View(func(tx *bolt.Tx) error {
+		st := &auditState{}
+		if found, err := getRecord(tx, bucketMeta, metaAudit, st); found && err == nil && st.genuine(s.audit.key, s.instance) {
+			s.audit.copied.Store(st.Copied)
+		}
 		rollouts, err := rolloutsOf(tx)
 		if len(rollouts) > 0 {
 			s.rolling.ready = s.cfg.rollouts.next

@@ -11,7 +11,11 @@ import (
 )
 
 // schemaVersion is the version that this program reads and writes.
-const schemaVersion = 5
+const schemaVersion = 6
+
+// auditVersion is the first version with an audit log, which a migration begins
+// empty.
+const auditVersion = 6
 
 // migrations[i] brings a database of version i+1 to version i+2. They run in
 // one transaction, in order, and are never changed once released.
@@ -27,6 +31,8 @@ var migrations = []func(*bolt.Tx) error{
 	// 5: security profiles. Records of 4 mean the default. A program that knows only
 	// 4 would give a container more than it is to have, and forget the profile.
 	func(*bolt.Tx) error { return nil },
+	// 6: the audit log. Its key needs the sealer: see Store.load.
+	func(tx *bolt.Tx) error { _, err := tx.CreateBucket(bucketAudit); return err },
 }
 
 var (
@@ -40,10 +46,12 @@ var (
 	bucketRequests         = []byte("requests")
 	bucketRequestsByExpiry = []byte("requests_by_expiry")
 	bucketRollouts         = []byte("rollouts")
+	bucketAudit            = []byte("audit")
 
 	allBuckets = [][]byte{
 		bucketMeta, bucketWorkspaces, bucketFeed, bucketRemoved, bucketOwners,
 		bucketSecrets, bucketSealed, bucketRequests, bucketRequestsByExpiry, bucketRollouts,
+		bucketAudit,
 	}
 
 	metaSchema     = []byte("schema")
@@ -53,6 +61,8 @@ var (
 	metaFloor      = []byte("floor")
 	metaTombstones = []byte("tombstones")
 	metaRequests   = []byte("requests")
+	metaAudit      = []byte("audit")
+	metaAuditKey   = []byte("audit_key")
 )
 
 // initialize writes the schema into a new database.
@@ -72,6 +82,7 @@ func initialize(tx *bolt.Tx, sealer *seal.Sealer) error {
 		meta.Put(metaSchema, number(schemaVersion)),
 		meta.Put(metaInstance, []byte(instance)),
 		meta.Put(metaCheck, check),
+		initAudit(tx, sealer, instance),
 	)
 }
 

@@ -370,6 +370,11 @@ type Options struct {
 	// change; its error comes back as it is, and nothing is changed. It must be quick
 	// and must not call the store. nil: nobody is asked.
 	Allow func(*Workspace) error
+	// Audit is for the audit log: who asks for the change, by which call. What it has
+	// done the store adds, and writes the entry in the change's own transaction, or,
+	// when nothing is written, later. Of a change that fails there is no entry. Nil:
+	// there is none at all.
+	Audit *AuditEntry
 }
 
 // Result is a change's outcome.

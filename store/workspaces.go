@@ -34,9 +34,26 @@ type Editable struct {
 // gets the same answer again and does nothing.
 func (s *Store) mutate(ctx context.Context, opts Options, f func(*txn) (Result, error)) (Result, error) {
 	fingerprint := sha256.Sum256(opts.Fingerprint)
-	return change(ctx, s, opts.ValidateOnly, func(t *txn) (Result, error) {
+	var later *AuditEntry // of the last run
+	audit := func(t *txn, result *Result, effect AuditEffect) {
+		if later = nil; opts.Audit == nil {
+			return
+		}
+		e := *opts.Audit
+		e.Time, e.Code, e.Effect, e.Generation = t.now, auditOK, effect, result.Workspace.Generation
+		if t.dirty && !opts.ValidateOnly {
+			t.entries = append(t.entries, e)
+		} else {
+			later = &e
+		}
+	}
+	result, err := change(ctx, s, opts.ValidateOnly, func(t *txn) (Result, error) {
 		if opts.RequestID != "" {
-			if result, found, err := t.replay(opts.RequestID, fingerprint); err != nil || found {
+			result, found, err := t.replay(opts.RequestID, fingerprint)
+			if err == nil && found {
+				audit(t, &result, AuditRepeated)
+			}
+			if err != nil || found {
 				return result, err
 			}
 		}
@@ -44,8 +61,28 @@ func (s *Store) mutate(ctx context.Context, opts Options, f func(*txn) (Result, 
 		if err == nil && opts.RequestID != "" {
 			err = t.remember(opts.RequestID, fingerprint, result)
 		}
+		if err == nil {
+			audit(t, &result, effectOf(&result, &opts))
+		}
 		return result, err
 	})
+	if err == nil && later != nil {
+		s.AuditLater(*later)
+	}
+	return result, err
+}
+
+// auditOK is the code of a call that has not failed.
+const auditOK = "OK"
+
+func effectOf(result *Result, opts *Options) AuditEffect {
+	switch {
+	case opts.ValidateOnly:
+		return AuditValidated
+	case result.Changed:
+		return AuditChanged
+	}
+	return AuditUnchanged
 }
 
 func getWorkspace(tx *bolt.Tx, id string) (Workspace, error) {

@@ -27,6 +27,7 @@ type op struct {
 
 	err     error
 	changes []Change
+	entries []AuditEntry
 }
 
 // txn is a write transaction that several operations share. Each operation
@@ -36,11 +37,13 @@ type txn struct {
 	*bolt.Tx
 	store    *Store
 	now      time.Time
-	begun    uint64   // the newest revision before
-	revision uint64   // the newest one by now
-	begins   bool     // a rollout
-	dirty    bool     // the operation has written
-	changes  []Change // of the operation
+	begun    uint64       // the newest revision before
+	revision uint64       // the newest one by now
+	begins   bool         // a rollout
+	dirty    bool         // the operation has written
+	changes  []Change     // of the operation
+	entries  []AuditEntry // of the operation
+	flush    bool         // the commit takes the audit log's queue along
 }
 
 // put writes a row, unless it is there just so: each page that a commit need not
@@ -128,6 +131,7 @@ func (o *op) wait(ctx context.Context) error {
 // write is the writer's goroutine: it takes what waits and commits it together.
 // Nobody who is alone waits for company; company gathers during a commit.
 func (s *Store) write() {
+	var audit <-chan time.Time // when the audit log's queue is due
 	for {
 		var batch []*op
 		select {
@@ -136,9 +140,18 @@ func (s *Store) write() {
 		case <-s.rolling.ready:
 			s.rollOut()
 			continue
+		case <-s.audit.queued:
+			if audit == nil {
+				audit = time.After(auditWindow)
+			}
+			continue
+		case <-audit:
+			audit = s.flushAudit()
+			continue
 		case <-s.pings:
 			continue
 		case <-s.closing:
+			s.flushAudit()
 			return
 		}
 		// Lets those whom the last commit has woken come back in time.
@@ -241,6 +254,8 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 	}
 	txid := tx.ID()
 	var t *txn
+	var queued []AuditEntry // of the audit log
+	wroteAudit := false
 	spoiled = -1
 	err = guard(func() (err error) {
 		if t, err = s.newTxn(tx); err != nil {
@@ -248,19 +263,30 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 		}
 		wrote := false
 		for i, o := range batch {
-			t.dirty, t.changes = false, nil
+			t.dirty, t.changes, t.entries = false, nil, nil
 			o.err = guard(func() error { return o.run(t) })
 			if o.err != nil && t.dirty {
 				spoiled = i
 				return o.err
 			}
-			o.changes = t.changes
+			o.changes, o.entries = t.changes, t.entries
+			if o.err != nil {
+				o.entries = nil
+			}
 			wrote = wrote || t.dirty
 		}
-		if !wrote {
+		if t.flush {
+			queued = s.audit.take()
+		}
+		if !wrote && len(queued) == 0 {
 			return errClean
 		}
-		if err := t.finish(); err != nil {
+		entries := queued
+		for _, o := range batch {
+			entries = append(entries, o.entries...)
+		}
+		wroteAudit = len(entries) > 0
+		if err := t.finish(entries); err != nil {
 			return err
 		}
 		for _, o := range batch {
@@ -280,6 +306,7 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 	case errors.Is(err, errClean):
 		return -1, nil
 	case err != nil && (t == nil || !s.visible(txid)):
+		s.audit.giveBack(queued)
 		return -1, err
 	}
 	// The last case is a commit whose final sync failed: readers see it, though
@@ -297,6 +324,9 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 		changes = append(changes, o.changes...)
 	}
 	s.tell(changes)
+	if wroteAudit {
+		s.audit.wrote()
+	}
 	return -1, err
 }
 
@@ -364,10 +394,15 @@ func (s *Store) newTxn(tx *bolt.Tx) (*txn, error) {
 	return &txn{Tx: tx, store: s, now: s.cfg.Now().UTC().Round(0), begun: revision, revision: revision}, nil
 }
 
-// finish is what every commit does once.
-func (t *txn) finish() error {
+// finish is what every commit does once. The entries are for the audit log.
+func (t *txn) finish(entries []AuditEntry) error {
 	if t.revision != t.begun {
 		if err := t.putMetaNumber(metaRevision, t.revision); err != nil {
+			return err
+		}
+	}
+	if len(entries) > 0 {
+		if err := t.appendAudit(entries); err != nil {
 			return err
 		}
 	}

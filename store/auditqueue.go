@@ -1,0 +1,179 @@
+package store
+
+import (
+	"cmp"
+	"net"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// What was refused, or changed nothing, waits here for the writer: nobody waits
+// for it, and a flood of it takes neither memory nor commits without bound, and is
+// counted all the same. Calls that are alike are one entry with a count. When there
+// are too many that are not, entries say less, so that more are alike, in steps:
+// first not about what, then not by whom. What is left then are the methods and
+// codes that there are.
+
+const (
+	// auditWindow is how long an entry waits for others like it. A crash loses what
+	// came within it.
+	auditWindow = 5 * time.Second
+	// auditRetry is how long it waits after a commit that has failed.
+	auditRetry = 10 * time.Second
+)
+
+// How many entries wait at most before they say less: of known subjects and of
+// nobody, whom it costs nothing to be many.
+var auditRoom = []struct{ known, nobody int }{{256, 64}, {512, 128}}
+
+// auditor is what the store keeps of the audit log in memory.
+type auditor struct {
+	key     []byte // of the MAC
+	copied  atomic.Uint64
+	written chan struct{} // size 1
+
+	mu     sync.Mutex
+	queue  map[auditKind]*AuditEntry
+	nobody int           // of them are without subject
+	queued chan struct{} // size 1: the queue is no longer empty
+}
+
+func (a *auditor) init() {
+	a.queue = make(map[auditKind]*AuditEntry)
+	a.queued, a.written = make(chan struct{}, 1), make(chan struct{}, 1)
+}
+
+// auditKind is what calls have in common that share an entry.
+type auditKind struct {
+	subject, peer, method, resource, code, reason string
+	effect                                        AuditEffect
+	generation                                    int64
+}
+
+func kindOf(e *AuditEntry) auditKind {
+	host, _, err := net.SplitHostPort(e.Peer)
+	if err != nil {
+		host = e.Peer
+	}
+	return auditKind{e.Subject, host, e.Method, e.Resource, e.Code, e.Reason, e.Effect, e.Generation}
+}
+
+// AuditLater has an entry written within some seconds, together with others like
+// it. It never waits, and the entry is lost only if the process ends before that,
+// other than by Close.
+func (s *Store) AuditLater(e AuditEntry) {
+	if e.Time.IsZero() {
+		e.Time = s.cfg.Now().UTC().Round(0)
+	}
+	s.audit.add(e)
+}
+
+func (a *auditor) add(e AuditEntry) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for step := 0; ; step++ {
+		kind := kindOf(&e)
+		if first := a.queue[kind]; first != nil {
+			first.Count, first.LastTime = first.Calls()+e.Calls(), latest(first, &e)
+			if e.Time.Before(first.Time) {
+				first.Time = e.Time
+			}
+			return
+		}
+		if step == len(auditRoom) || a.hasRoom(step, &e) {
+			a.queue[kind] = &e
+			if e.Subject == "" {
+				a.nobody++
+			}
+			break
+		}
+		e.Resource, e.Keys, e.Generation, e.RequestID, e.CallID = "", nil, 0, "", ""
+		if step > 0 {
+			e.Subject, e.Peer = "", ""
+		}
+	}
+	select {
+	case a.queued <- struct{}{}:
+	default:
+	}
+}
+
+func (a *auditor) hasRoom(step int, e *AuditEntry) bool {
+	if e.Subject == "" && a.nobody >= auditRoom[step].nobody {
+		return false
+	}
+	return len(a.queue) < auditRoom[step].known
+}
+
+// latest is the later of two entries' last times.
+func latest(a, b *AuditEntry) time.Time {
+	t := a.Time
+	for _, other := range []time.Time{a.LastTime, b.Time, b.LastTime} {
+		if other.After(t) {
+			t = other
+		}
+	}
+	return t
+}
+
+// take empties the queue.
+func (a *auditor) take() []AuditEntry {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(a.queue) == 0 {
+		return nil
+	}
+	entries := make([]AuditEntry, 0, len(a.queue))
+	for _, e := range a.queue {
+		entries = append(entries, *e)
+	}
+	clear(a.queue)
+	a.nobody = 0
+	slices.SortFunc(entries, func(x, y AuditEntry) int {
+		return cmp.Or(x.Time.Compare(y.Time), cmp.Compare(x.CallID, y.CallID))
+	})
+	return entries
+}
+
+// giveBack is for what was taken and not written.
+func (a *auditor) giveBack(entries []AuditEntry) {
+	for _, e := range entries {
+		a.add(e)
+	}
+}
+
+// wrote tells the reader of AuditWritten.
+func (a *auditor) wrote() {
+	select {
+	case a.written <- struct{}{}:
+	default:
+	}
+}
+
+// flushAudit writes the queue. It is the writer's, and returns when to do it next;
+// nil: when something is queued.
+func (s *Store) flushAudit() (next <-chan time.Time) {
+	s.audit.mu.Lock()
+	n := len(s.audit.queue)
+	s.audit.mu.Unlock()
+	if n == 0 {
+		return nil
+	}
+	o := &op{committing: make(chan struct{}), done: make(chan error, 1)}
+	o.run = func(t *txn) error {
+		t.flush = true
+		return nil
+	}
+	err := s.makeReady()
+	if err == nil {
+		s.commit([]*op{o})
+		err = <-o.done
+	}
+	if err != nil {
+		s.cfg.Logger.Warn("refused calls are not in the audit log yet", "error", translate(err), "next_try", auditRetry)
+		return time.After(auditRetry)
+	}
+	return nil
+}
