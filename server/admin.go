@@ -26,6 +26,8 @@ func (a admin) GetServerInfo(ctx context.Context, _ *workspacev1.GetServerInfoRe
 		DatabaseUid: a.server.store.InstanceUID(),
 		StartTime:   timestamppb.New(a.server.started),
 		Caller:      callerToProto(access.SubjectOf(ctx)),
+
+		AuditLogProblem: a.server.auditProblemFound(),
 	}, nil
 }
 

@@ -48,10 +48,19 @@ func (s *Server) authorizeUnary(ctx context.Context, req any, info *grpc.UnarySe
 // authorizeStream is authorizeUnary without the request, which comes later: see
 // guardedStream.
 func (s *Server) authorizeStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
+	if !s.serves(info.FullMethod) {
+		return handler(srv, stream) // unknownRPC, which tells everybody the same
+	}
 	if _, err := s.policy.Admit(info.FullMethod, access.IdentityOf(stream.Context())); err != nil {
 		return err
 	}
 	return handler(srv, stream)
+}
+
+// serves reports whether NewGRPC has registered the method.
+func (s *Server) serves(method string) bool {
+	rule := s.policy[method]
+	return rule != nil && rule.Exposure != access.ExposureOff
 }
 
 // authorize refuses a request that its caller may not make. It looks at no more of

@@ -21,7 +21,10 @@ type callKey struct{}
 
 // call has its id, once somebody has asked for it: most calls are logged nowhere.
 // It belongs to the goroutine of the call.
-type call struct{ id string }
+type call struct {
+	id     string
+	handed bool // the store has its entry for the audit log
+}
 
 // callID is the id under which the log knows a call.
 func callID(ctx context.Context) string {
@@ -111,8 +114,12 @@ func (s *Server) levelOf(method string, code codes.Code) slog.Level {
 			return slog.LevelInfo
 		}
 		return slog.LevelDebug
-	case codes.Internal, codes.Unknown, codes.DataLoss, codes.Unimplemented:
+	case codes.Internal, codes.Unknown, codes.DataLoss:
 		return slog.LevelError
+	case codes.Unimplemented:
+		if s.serves(method) {
+			return slog.LevelError
+		}
 	case codes.ResourceExhausted:
 		return slog.LevelWarn
 	}

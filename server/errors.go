@@ -51,6 +51,9 @@ const (
 	ReasonRoleMissing       = "ROLE_MISSING"
 	ReasonOutOfScope        = "OUT_OF_SCOPE"
 	ReasonNotServed         = "NOT_SERVED"
+	ReasonRequestTooLarge   = "REQUEST_TOO_LARGE"
+	ReasonMalformed         = "MALFORMED_REQUEST"
+	ReasonUnknownMethod     = "UNKNOWN_METHOD"
 )
 
 // How long callers are asked to wait before they try again.

@@ -35,6 +35,7 @@ type faultyStore struct {
 }
 
 func (f *faultyStore) Workspace(id string) (store.Workspace, error) { return f.workspace(id) }
+func (f *faultyStore) AuditLater(store.AuditEntry)                  {}
 func (f *faultyStore) InstanceUID() string                          { return "instance" }
 func (f *faultyStore) Revision() uint64                             { return 7 }
 func (f *faultyStore) ListWorkspaces(after string, limit int, match func(*store.Workspace) bool) ([]store.Workspace, bool, error) {

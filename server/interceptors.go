@@ -25,6 +25,7 @@ func (s *Server) UnaryInterceptors() []grpc.UnaryServerInterceptor {
 		s.countUnary,
 		s.identifyUnary,
 		s.logUnary,
+		s.auditUnary,
 		s.mapErrorsUnary,
 		recovery.UnaryServerInterceptor(recovery.WithRecoveryHandler(panicked)),
 		s.authorizeUnary,
@@ -37,6 +38,7 @@ func (s *Server) streamInterceptors() []grpc.StreamServerInterceptor {
 	return []grpc.StreamServerInterceptor{
 		s.identifyStream,
 		s.logStream,
+		s.auditStream,
 		s.mapErrorsStream,
 		recovery.StreamServerInterceptor(recovery.WithRecoveryHandler(panicked)),
 		s.authorizeStream,

@@ -365,7 +365,7 @@ func TestExposure(t *testing.T) {
 	for exposure, want := range want {
 		for name, subject := range callers {
 			t.Run(string(exposure)+"/"+name, func(t *testing.T) {
-				s := server.New(server.Config{Logger: slog.New(slog.DiscardHandler), Health: exposure, Reflection: exposure})
+				s := server.New(server.Config{Store: &faultyStore{}, Logger: slog.New(slog.DiscardHandler), Health: exposure, Reflection: exposure})
 				conn := listen(t, s, subject)
 				got := map[string]codes.Code{}
 				for service, methods := range registered(t) {

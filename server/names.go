@@ -2,6 +2,7 @@ package server
 
 import (
 	"crypto/rand"
+	"regexp"
 	"strings"
 
 	"github.com/workspaced/workspaced/store"
@@ -67,6 +68,12 @@ func parseSecretName(field, name string) (scope store.Scope, key string, err err
 	}
 	return store.Scope{}, "", invalid(field, "must be %s or %s", workspaceSecretPattern, globalSecretPattern)
 }
+
+// What names and request ids are made of, as the rules in the .proto say.
+var (
+	resourceName  = regexp.MustCompile(`^(global|workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?(/secrets/[A-Za-z_][A-Za-z0-9_]{0,127})?|secrets/[A-Za-z_][A-Za-z0-9_]{0,127})$`)
+	requestIDName = regexp.MustCompile(`^[\x21-\x7e]{1,128}$`)
+)
 
 // isSegment reports whether s can stand between two slashes of a name. What it is
 // made of, the rules in the .proto say.

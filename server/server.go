@@ -8,6 +8,7 @@ import (
 	"context"
 	"log/slog"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -44,6 +45,12 @@ type Store interface {
 	StopWorkspace(ctx context.Context, id string, o store.Options) (store.Result, error)
 	StartWorkspace(ctx context.Context, id string, o store.Options) (store.Result, error)
 	UpdateSecrets(ctx context.Context, scope store.Scope, u store.SecretsUpdate, o store.Options) (store.Result, error)
+	Audit(ctx context.Context, e store.AuditEntry) error
+	AuditLater(e store.AuditEntry)
+	FlushAudit(ctx context.Context) error
+	PruneAudit(ctx context.Context) error
+	VerifyAudit(ctx context.Context) (store.AuditReport, error)
+	AuditEntries(after uint64, down bool, limit int, match func(*store.AuditEntry) bool) (entries []store.AuditEntry, last uint64, more bool, err error)
 }
 
 // Hub is what the server needs of *workspace.Hub: hints that something about a
@@ -97,6 +104,8 @@ type Server struct {
 	// Services that are not ours.
 	healthOff, reflectionOff bool
 
+	auditProblem atomic.Pointer[string] // found last; nil: nobody has looked
+
 	drainOnce sync.Once
 	draining  chan struct{} // closed by Drain
 	unary     inFlight
@@ -146,6 +155,7 @@ func (s *Server) NewGRPC(options ...grpc.ServerOption) *grpc.Server {
 		grpc.MaxRecvMsgSize(MaxRequestBytes),
 		grpc.MaxConcurrentStreams(10_000), // a connection may carry a wait for each of many workspaces
 		grpc.ConnectionTimeout(20 * time.Second),
+		grpc.UnknownServiceHandler(s.unknownRPC),
 		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(encodingproto.Name)}),
 		// Clients may ping every 10 s, also while only a watch is idle.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
@@ -153,13 +163,14 @@ func (s *Server) NewGRPC(options ...grpc.ServerOption) *grpc.Server {
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
 	}, options...)
 	g := grpc.NewServer(options...)
-	workspacev1.RegisterWorkspaceControlServer(g, s)
-	workspacev1.RegisterAdminControlServer(g, admin{server: s})
+	r := registrar{g}
+	workspacev1.RegisterWorkspaceControlServer(r, s)
+	workspacev1.RegisterAdminControlServer(r, admin{server: s})
 	if !s.healthOff {
-		healthv1.RegisterHealthServer(g, s.health)
+		healthv1.RegisterHealthServer(r, s.health)
 	}
 	if !s.reflectionOff {
-		reflection.Register(g) // v1 and v1alpha
+		reflection.Register(r) // v1 and v1alpha
 	}
 	return g
 }

@@ -20,12 +20,13 @@ type change interface {
 	GetValidateOnly() bool
 }
 
-// options are a change's options. The fingerprint is of the method and the whole
-// request: no two requests that differ have the same.
+// options are a change's options, with its entry for the audit log. The
+// fingerprint is of the method and the whole request: no two requests that differ
+// have the same.
 func (s *Server) options(ctx context.Context, method string, req change, etag string) (store.Options, error) {
 	o := store.Options{
 		RequestID: req.GetRequestId(), ValidateOnly: req.GetValidateOnly(), Etag: etag,
-		Allow: s.allow(ctx, method),
+		Allow: s.allow(ctx, method), Audit: s.auditChange(ctx, method, req),
 	}
 	if o.RequestID == "" {
 		return o, nil
@@ -50,6 +51,7 @@ func (s *Server) CreateWorkspace(ctx context.Context, req *workspacev1.CreateWor
 	id := req.GetWorkspaceId()
 	if id == "" {
 		id = newWorkspaceID()
+		o.Audit.Resource = workspaceName(id)
 	}
 	spec := specFromProto(req.GetWorkspace().GetSpec())
 	if err := s.admit(ctx, workspaceName(id), nil, &spec); err != nil {

@@ -550,21 +550,28 @@ func TestAudit_Entries(t *testing.T) {
 	}
 }
 
-// What was copied elsewhere is remembered with the next entry.
+// What was copied elsewhere is remembered with the next entry, and by Close.
 func TestAudit_Copied(t *testing.T) {
 	h := newHarness(t)
 	h.create("a")
 	h.fillAudit(3)
-	h.SetAuditCopied(2)
-	h.reopen()
-	if n := h.AuditCopied(); n != 0 {
-		t.Errorf("got %d", n)
+	saved := func() uint64 {
+		st := &auditState{}
+		must(0, h.view(func(tx *bolt.Tx) error { _, err := getRecord(tx, bucketMeta, metaAudit, st); return err }))(t)
+		return st.Copied
 	}
 	h.SetAuditCopied(3)
+	if n := saved(); n != 0 {
+		t.Errorf("at once: %d", n)
+	}
 	h.fillAudit(1)
+	if n := saved(); n != 3 {
+		t.Errorf("with the next entry: %d", n)
+	}
+	h.SetAuditCopied(4)
 	h.reopen()
-	if n := h.AuditCopied(); n != 3 {
-		t.Errorf("got %d", n)
+	if n := h.AuditCopied(); n != 4 || saved() != 4 {
+		t.Errorf("after Close: %d", n)
 	}
 	h.intact()
 }

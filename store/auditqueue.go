@@ -1,9 +1,7 @@
 package store
 
 import (
-	"cmp"
 	"net"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -35,13 +33,14 @@ type auditor struct {
 	written chan struct{} // size 1
 
 	mu     sync.Mutex
-	queue  map[auditKind]*AuditEntry
-	nobody int           // of them are without subject
-	queued chan struct{} // size 1: the queue is no longer empty
+	queue  []*AuditEntry
+	kinds  map[auditKind]*AuditEntry // where each is
+	nobody int                       // of them are without subject
+	queued chan struct{}             // size 1: the queue is no longer empty
 }
 
 func (a *auditor) init() {
-	a.queue = make(map[auditKind]*AuditEntry)
+	a.kinds = make(map[auditKind]*AuditEntry)
 	a.queued, a.written = make(chan struct{}, 1), make(chan struct{}, 1)
 }
 
@@ -75,7 +74,7 @@ func (a *auditor) add(e AuditEntry) {
 	defer a.mu.Unlock()
 	for step := 0; ; step++ {
 		kind := kindOf(&e)
-		if first := a.queue[kind]; first != nil {
+		if first := a.kinds[kind]; first != nil {
 			first.Count, first.LastTime = first.Calls()+e.Calls(), latest(first, &e)
 			if e.Time.Before(first.Time) {
 				first.Time = e.Time
@@ -83,7 +82,7 @@ func (a *auditor) add(e AuditEntry) {
 			return
 		}
 		if step == len(auditRoom) || a.hasRoom(step, &e) {
-			a.queue[kind] = &e
+			a.queue, a.kinds[kind] = append(a.queue, &e), &e
 			if e.Subject == "" {
 				a.nobody++
 			}
@@ -118,22 +117,16 @@ func latest(a, b *AuditEntry) time.Time {
 	return t
 }
 
-// take empties the queue.
+// take empties the queue. Those that came first come first.
 func (a *auditor) take() []AuditEntry {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(a.queue) == 0 {
-		return nil
-	}
 	entries := make([]AuditEntry, 0, len(a.queue))
 	for _, e := range a.queue {
 		entries = append(entries, *e)
 	}
-	clear(a.queue)
-	a.nobody = 0
-	slices.SortFunc(entries, func(x, y AuditEntry) int {
-		return cmp.Or(x.Time.Compare(y.Time), cmp.Compare(x.CallID, y.CallID))
-	})
+	a.queue, a.nobody = nil, 0
+	clear(a.kinds)
 	return entries
 }
 
@@ -176,4 +169,21 @@ func (s *Store) flushAudit() (next <-chan time.Time) {
 		return time.After(auditRetry)
 	}
 	return nil
+}
+
+// saveCopied writes up to where the log was copied, so that nothing is copied
+// twice. It is the writer's last word.
+func (s *Store) saveCopied() {
+	if s.audit.copied.Load() == 0 || s.makeReady() != nil {
+		return
+	}
+	o := &op{committing: make(chan struct{}), done: make(chan error, 1)}
+	o.run = func(t *txn) error {
+		st, _, damage := t.auditState()
+		if damage != "" || st.Copied == s.audit.copied.Load() {
+			return nil
+		}
+		return t.putAuditState(st)
+	}
+	s.commit([]*op{o}) // if it fails the next start copies some entries again
 }

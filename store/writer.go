@@ -152,6 +152,7 @@ func (s *Store) write() {
 			continue
 		case <-s.closing:
 			s.flushAudit()
+			s.saveCopied()
 			return
 		}
 		// Lets those whom the last commit has woken come back in time.

@@ -24,6 +24,11 @@ func (d *running) background(ctx context.Context) {
 	d.loops.Every(ctx, "containerd", 10*time.Second, 5*time.Second, func(ctx context.Context) error {
 		return embedded.WaitReady(ctx, d.containerd)
 	})
+	d.loops.Run(ctx, "audit", 3*auditBeat, tendAudit(d.api))
+	if d.cfg.AuditCopy != "" {
+		copier := &auditCopier{store: d.store, sink: newAuditSink(d.cfg.AuditCopy), log: d.log}
+		d.loops.Run(ctx, "audit-copy", 0, copier.run)
+	}
 	// No loop is stale before half a minute has passed, and each round wakes a
 	// daemon that has nothing to do.
 	d.loops.Every(ctx, "health", 5*time.Second, time.Second, func(context.Context) error {

@@ -14,10 +14,13 @@ import (
 	"testing/synctest"
 	"time"
 
+	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
+	"google.golang.org/grpc/status"
 
 	"github.com/google/go-cmp/cmp"
 
+	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 	"github.com/workspaced/workspaced/server"
 	"github.com/workspaced/workspaced/server/loop"
 )
@@ -28,7 +31,7 @@ func TestServeLoops(t *testing.T) {
 	notify := listenNotify(t, in.path("notify.sock"))
 	t.Setenv("WATCHDOG_USEC", "300000")
 	metrics := in.path("run/metrics.sock")
-	s := in.serve("--metrics-listen="+metrics, "--socket-group=12345")
+	s := in.serve("--metrics-listen="+metrics, "--socket-group=12345", "--audit-copy="+in.path("audit.log"))
 	if got := mode(t, metrics); got != 0o660 {
 		t.Errorf("the socket of metrics has mode %o", got)
 	}
@@ -66,7 +69,7 @@ func TestServeLoops(t *testing.T) {
 	}
 
 	loops := loopNames
-	withoutBeat := []string{"hub", "containerd-process"} // at least not within seconds
+	withoutBeat := []string{"hub", "containerd-process", "audit-copy"} // at least not within seconds
 	health := healthv1.NewHealthClient(s.conn)
 	for _, name := range loops {
 		resp, err := health.Check(ctx, &healthv1.HealthCheckRequest{Service: server.LoopService(name)})
@@ -121,8 +124,22 @@ func TestServeLoops(t *testing.T) {
 	if panics, ok := value(`workspaced_loop_panics_total{loop="containerd-process"}`); !ok || panics != 0 {
 		t.Errorf("panics: %v, %v", panics, ok)
 	}
+	// A refused call is in the copy of the audit log once the daemon has ended, at the
+	// latest.
+	_, err = workspacev1.NewWorkspaceControlClient(s.conn).RestartWorkspace(ctx, &workspacev1.RestartWorkspaceRequest{Name: "workspaces/none"})
+	if status.Code(err) != codes.NotFound {
+		t.Error(err)
+	}
+	_, err = workspacev1.NewAdminControlClient(s.conn).ListAuditEntries(ctx, &workspacev1.ListAuditEntriesRequest{})
+	if err != nil {
+		t.Error(err)
+	}
 	if err := s.stop(); err != nil {
 		t.Error(err)
+	}
+	lines := checkAuditLines(t, read(t, in.path("audit.log")), make([]byte, 32))
+	if got := mode(t, in.path("audit.log")); len(lines) != 1 || !strings.Contains(lines[0], "RestartWorkspace") || got != 0o600 {
+		t.Errorf("the copy of the audit log has mode %o and %q", got, lines)
 	}
 	if exists(metrics) {
 		t.Error("the socket of metrics is still there")
@@ -131,7 +148,7 @@ func TestServeLoops(t *testing.T) {
 
 // loopNames are the loops of a daemon with a private containerd under a service
 // manager with a watchdog.
-var loopNames = []string{"hub", "sweep", "logs", "store", "containerd", "containerd-process", "health", "watchdog"}
+var loopNames = []string{"hub", "sweep", "logs", "store", "containerd", "containerd-process", "audit", "audit-copy", "health", "watchdog"}
 
 // The watchdog is fed while loops fail, but not while one hangs.
 func TestFeedWatchdog(t *testing.T) {

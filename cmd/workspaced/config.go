@@ -24,6 +24,7 @@ import (
 
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/server/access"
+	"github.com/workspaced/workspaced/store"
 )
 
 const (
@@ -61,6 +62,9 @@ type config struct {
 	LogLevel            string        `koanf:"log_level" help:"debug, info, warn or error"`
 	LogFormat           string        `koanf:"log_format" help:"text or json"`
 	MaxConcurrentCycles int           `koanf:"max_concurrent_cycles" help:"how many workspaces may replace their container at the same time"`
+	AuditMaxAge         time.Duration `koanf:"audit_max_age" help:"how long the audit log keeps an entry; 0: as long as there is room"`
+	AuditMaxMiB         int           `koanf:"audit_max_mib" help:"how much of the database the audit log may take, in MiB; its oldest entries go then, about 2,300 are one"`
+	AuditCopy           string        `koanf:"audit_copy" help:"where else the audit log's entries go, as lines of JSON: the path of a file, which may be rotated, or syslog (default: nowhere)"`
 	DrainTimeout        time.Duration `koanf:"drain_timeout" help:"how long calls and cycles in flight have to finish after SIGTERM"`
 }
 
@@ -80,6 +84,8 @@ func defaultConfig() config {
 		LogLevel:            "info",
 		LogFormat:           "text",
 		MaxConcurrentCycles: 4,
+		AuditMaxAge:         90 * 24 * time.Hour,
+		AuditMaxMiB:         store.DefaultAuditBytes >> 20,
 		DrainTimeout:        30 * time.Second,
 	}
 }
@@ -381,10 +387,31 @@ func (c *config) check() error {
 			return bad(key, "%q is none of public, authenticated, off", exposure)
 		}
 	}
+	if err := c.checkAudit(); err != nil {
+		return err
+	}
 	if err := c.checkListen(); err != nil {
 		return err
 	}
 	return c.checkMetricsListen()
+}
+
+func (c *config) checkAudit() error {
+	if c.AuditMaxAge < 0 {
+		return bad("audit_max_age", "%v is less than 0", c.AuditMaxAge)
+	}
+	if c.AuditMaxMiB < 1 || c.AuditMaxMiB > 4096 {
+		return bad("audit_max_mib", "%d is not between 1 and 4096", c.AuditMaxMiB)
+	}
+	if c.AuditCopy == "" || c.AuditCopy == auditSyslog {
+		return nil
+	}
+	path, err := filepath.Abs(c.AuditCopy)
+	if err != nil {
+		return &settingError{"audit_copy", err}
+	}
+	c.AuditCopy = path
+	return nil
 }
 
 func checkSocketPath(key, path string) error {

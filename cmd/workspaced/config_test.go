@@ -126,6 +126,8 @@ func TestConfigRefused(t *testing.T) {
 		{name: "map for string", file: "data_dir: {a: b}\n", want: []string{"data_dir"}},
 		{name: "no cycles", args: []string{"--max-concurrent-cycles=0"}, want: []string{"max_concurrent_cycles", "from flag --max-concurrent-cycles"}},
 		{name: "no drain timeout", args: []string{"--drain-timeout=0s"}, want: []string{"drain_timeout"}},
+		{name: "audit age", args: []string{"--audit-max-age=-1s"}, want: []string{"audit_max_age"}},
+		{name: "no audit log", args: []string{"--audit-max-mib=0"}, want: []string{"audit_max_mib", "4096"}},
 		{name: "log level", args: []string{"--log-level=loud"}, want: []string{"log_level", "loud"}},
 		{name: "log format", args: []string{"--log-format=xml"}, want: []string{"log_format", "xml"}},
 		{name: "empty data dir", args: []string{"--data-dir="}, want: []string{"data_dir"}},

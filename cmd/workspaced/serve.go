@@ -247,5 +247,8 @@ func openStore(cfg config, log *slog.Logger, onCommit func([]store.Change)) (*st
 	if err != nil {
 		return nil, err
 	}
-	return store.Open(store.Config{Path: cfg.database(), Sealer: sealer, OnCommit: onCommit, Logger: log, Around: faultPoints()})
+	return store.Open(store.Config{
+		Path: cfg.database(), Sealer: sealer, OnCommit: onCommit, Logger: log, Around: faultPoints(),
+		Audit: store.AuditPolicy{MaxBytes: int64(cfg.AuditMaxMiB) << 20, MaxAge: cfg.AuditMaxAge},
+	})
 }

@@ -7,6 +7,7 @@
 package workspacev1
 
 import (
+	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
@@ -21,6 +22,67 @@ const (
 	// Verify that runtime/protoimpl is sufficiently up-to-date.
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
+
+// What a call has done.
+type AuditEffect int32
+
+const (
+	// It failed, or it changed nothing in the database.
+	AuditEffect_AUDIT_EFFECT_UNSPECIFIED AuditEffect = 0
+	// The change was made.
+	AuditEffect_AUDIT_EFFECT_CHANGED AuditEffect = 1
+	// Everything had the asked-for value already.
+	AuditEffect_AUDIT_EFFECT_UNCHANGED AuditEffect = 2
+	// It was only asked what would be, with validate_only.
+	AuditEffect_AUDIT_EFFECT_VALIDATED AuditEffect = 3
+	// It was done before, under the same request_id, and not again.
+	AuditEffect_AUDIT_EFFECT_REPEATED AuditEffect = 4
+)
+
+// Enum value maps for AuditEffect.
+var (
+	AuditEffect_name = map[int32]string{
+		0: "AUDIT_EFFECT_UNSPECIFIED",
+		1: "AUDIT_EFFECT_CHANGED",
+		2: "AUDIT_EFFECT_UNCHANGED",
+		3: "AUDIT_EFFECT_VALIDATED",
+		4: "AUDIT_EFFECT_REPEATED",
+	}
+	AuditEffect_value = map[string]int32{
+		"AUDIT_EFFECT_UNSPECIFIED": 0,
+		"AUDIT_EFFECT_CHANGED":     1,
+		"AUDIT_EFFECT_UNCHANGED":   2,
+		"AUDIT_EFFECT_VALIDATED":   3,
+		"AUDIT_EFFECT_REPEATED":    4,
+	}
+)
+
+func (x AuditEffect) Enum() *AuditEffect {
+	p := new(AuditEffect)
+	*p = x
+	return p
+}
+
+func (x AuditEffect) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (AuditEffect) Descriptor() protoreflect.EnumDescriptor {
+	return file_workspace_v1_admin_control_proto_enumTypes[0].Descriptor()
+}
+
+func (AuditEffect) Type() protoreflect.EnumType {
+	return &file_workspace_v1_admin_control_proto_enumTypes[0]
+}
+
+func (x AuditEffect) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use AuditEffect.Descriptor instead.
+func (AuditEffect) EnumDescriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{0}
+}
 
 // Request of GetServerInfo.
 type GetServerInfoRequest struct {
@@ -69,9 +131,12 @@ type GetServerInfoResponse struct {
 	// When the daemon was started.
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
 	// For whom the daemon takes who asks.
-	Caller        *Caller `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Caller *Caller `protobuf:"bytes,4,opt,name=caller,proto3" json:"caller,omitempty"`
+	// What is wrong with the audit log, as found when it was last verified, which is
+	// done once an hour; empty: nothing is known to be. VerifyAuditLog looks now.
+	AuditLogProblem string `protobuf:"bytes,5,opt,name=audit_log_problem,json=auditLogProblem,proto3" json:"audit_log_problem,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *GetServerInfoResponse) Reset() {
@@ -130,6 +195,13 @@ func (x *GetServerInfoResponse) GetCaller() *Caller {
 		return x.Caller
 	}
 	return nil
+}
+
+func (x *GetServerInfoResponse) GetAuditLogProblem() string {
+	if x != nil {
+		return x.AuditLogProblem
+	}
+	return ""
 }
 
 // Somebody who calls.
@@ -196,26 +268,587 @@ func (x *Caller) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
+// Request of ListAuditEntries. Only entries that meet everything that is set are
+// listed.
+type ListAuditEntriesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most this many; 0 is 100, the most are 1000. A page can have fewer, or none,
+	// and yet not be the last: what counts is the next page's token.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the page before; everything else must be the same.
+	PageToken string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	// The newest entries come first.
+	NewestFirst bool `protobuf:"varint,3,opt,name=newest_first,json=newestFirst,proto3" json:"newest_first,omitempty"`
+	// Calls that ended then or later.
+	StartTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
+	// Calls that ended before.
+	EndTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	// Who called.
+	Subject string `protobuf:"bytes,6,opt,name=subject,proto3" json:"subject,omitempty"`
+	// The RPC, as in `AuditEntry.method`, or its last part: `SetSecret`.
+	Method string `protobuf:"bytes,7,opt,name=method,proto3" json:"method,omitempty"`
+	// What the call was about, or a workspace whose secrets the call was about.
+	Resource string `protobuf:"bytes,8,opt,name=resource,proto3" json:"resource,omitempty"`
+	// How the call ended, as in `AuditEntry.code`.
+	Code          string `protobuf:"bytes,9,opt,name=code,proto3" json:"code,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditEntriesRequest) Reset() {
+	*x = ListAuditEntriesRequest{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditEntriesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditEntriesRequest) ProtoMessage() {}
+
+func (x *ListAuditEntriesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditEntriesRequest.ProtoReflect.Descriptor instead.
+func (*ListAuditEntriesRequest) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *ListAuditEntriesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListAuditEntriesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+func (x *ListAuditEntriesRequest) GetNewestFirst() bool {
+	if x != nil {
+		return x.NewestFirst
+	}
+	return false
+}
+
+func (x *ListAuditEntriesRequest) GetStartTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartTime
+	}
+	return nil
+}
+
+func (x *ListAuditEntriesRequest) GetEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndTime
+	}
+	return nil
+}
+
+func (x *ListAuditEntriesRequest) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *ListAuditEntriesRequest) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *ListAuditEntriesRequest) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *ListAuditEntriesRequest) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+// Response of ListAuditEntries.
+type ListAuditEntriesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The entries.
+	AuditEntries []*AuditEntry `protobuf:"bytes,1,rep,name=audit_entries,json=auditEntries,proto3" json:"audit_entries,omitempty"`
+	// Continues the list; empty: there is no more.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListAuditEntriesResponse) Reset() {
+	*x = ListAuditEntriesResponse{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListAuditEntriesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListAuditEntriesResponse) ProtoMessage() {}
+
+func (x *ListAuditEntriesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListAuditEntriesResponse.ProtoReflect.Descriptor instead.
+func (*ListAuditEntriesResponse) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *ListAuditEntriesResponse) GetAuditEntries() []*AuditEntry {
+	if x != nil {
+		return x.AuditEntries
+	}
+	return nil
+}
+
+func (x *ListAuditEntriesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// A call, or several that are alike. It never has a secret's value.
+type AuditEntry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Counts the entries, from 1 on, without a gap. Refused calls are written some
+	// seconds later: `time` is the order in which calls ended.
+	Sequence int64 `protobuf:"varint,1,opt,name=sequence,proto3" json:"sequence,omitempty"`
+	// SHA-256 over the hash of the entry before, the sequence, and the entry.
+	Hash []byte `protobuf:"bytes,2,opt,name=hash,proto3" json:"hash,omitempty"`
+	// When the call ended; of several, the first.
+	Time *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
+	// Who called; empty: nobody who is known.
+	Subject string `protobuf:"bytes,4,opt,name=subject,proto3" json:"subject,omitempty"`
+	// Where from.
+	Peer string `protobuf:"bytes,5,opt,name=peer,proto3" json:"peer,omitempty"`
+	// The RPC, like `workspace.v1.WorkspaceControl/SetSecret`. It is `unknown` if
+	// there is no such RPC, and `audit` in an entry that the daemon has made because
+	// it found the log damaged.
+	Method string `protobuf:"bytes,6,opt,name=method,proto3" json:"method,omitempty"`
+	// The name of what the call was about; of a refused call only if it is one.
+	Resource string `protobuf:"bytes,7,opt,name=resource,proto3" json:"resource,omitempty"`
+	// The keys of secrets in a call that has several; the first 64.
+	Keys []string `protobuf:"bytes,8,rep,name=keys,proto3" json:"keys,omitempty"`
+	// How the call ended: the name of a google.rpc.Code, like `PERMISSION_DENIED`. A
+	// request that can't be parsed is INVALID_ARGUMENT here, and by gRPC INTERNAL for
+	// its caller.
+	Code string `protobuf:"bytes,9,opt,name=code,proto3" json:"code,omitempty"`
+	// The reason in the google.rpc.ErrorInfo.
+	Reason string `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What the call has done.
+	Effect AuditEffect `protobuf:"varint,11,opt,name=effect,proto3,enum=workspace.v1.AuditEffect" json:"effect,omitempty"`
+	// The workspace's generation after the call, if it has one.
+	Generation int64 `protobuf:"varint,12,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The caller's.
+	RequestId string `protobuf:"bytes,13,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// The one under which the daemon's log has the call.
+	CallId string `protobuf:"bytes,14,opt,name=call_id,json=callId,proto3" json:"call_id,omitempty"`
+	// How many calls the entry stands for. They were within some seconds and have
+	// everything in common that the entry tells, but for request_id, call_id and the
+	// peer's port, which are the first one's.
+	Count int64 `protobuf:"varint,15,opt,name=count,proto3" json:"count,omitempty"`
+	// When the last one of several ended.
+	LastTime      *timestamppb.Timestamp `protobuf:"bytes,16,opt,name=last_time,json=lastTime,proto3" json:"last_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AuditEntry) Reset() {
+	*x = AuditEntry{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AuditEntry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AuditEntry) ProtoMessage() {}
+
+func (x *AuditEntry) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
+func (*AuditEntry) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *AuditEntry) GetSequence() int64 {
+	if x != nil {
+		return x.Sequence
+	}
+	return 0
+}
+
+func (x *AuditEntry) GetHash() []byte {
+	if x != nil {
+		return x.Hash
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Time
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetPeer() string {
+	if x != nil {
+		return x.Peer
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetMethod() string {
+	if x != nil {
+		return x.Method
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetResource() string {
+	if x != nil {
+		return x.Resource
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetKeys() []string {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *AuditEntry) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetEffect() AuditEffect {
+	if x != nil {
+		return x.Effect
+	}
+	return AuditEffect_AUDIT_EFFECT_UNSPECIFIED
+}
+
+func (x *AuditEntry) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *AuditEntry) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetCallId() string {
+	if x != nil {
+		return x.CallId
+	}
+	return ""
+}
+
+func (x *AuditEntry) GetCount() int64 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *AuditEntry) GetLastTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastTime
+	}
+	return nil
+}
+
+// Request of VerifyAuditLog.
+type VerifyAuditLogRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyAuditLogRequest) Reset() {
+	*x = VerifyAuditLogRequest{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyAuditLogRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyAuditLogRequest) ProtoMessage() {}
+
+func (x *VerifyAuditLogRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyAuditLogRequest.ProtoReflect.Descriptor instead.
+func (*VerifyAuditLogRequest) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{6}
+}
+
+// Response of VerifyAuditLog.
+type VerifyAuditLogResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Whether the log is what was written.
+	Intact bool `protobuf:"varint,1,opt,name=intact,proto3" json:"intact,omitempty"`
+	// What is wrong first, in a sentence; empty: nothing.
+	Problem string `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"`
+	// How much is wrong.
+	ProblemCount int32 `protobuf:"varint,3,opt,name=problem_count,json=problemCount,proto3" json:"problem_count,omitempty"`
+	// The oldest entry that is kept. The ones before went with their age, or because
+	// there was no room.
+	FirstSequence int64 `protobuf:"varint,4,opt,name=first_sequence,json=firstSequence,proto3" json:"first_sequence,omitempty"`
+	// The newest entry; `first_sequence` - 1 if there is none.
+	LastSequence int64 `protobuf:"varint,5,opt,name=last_sequence,json=lastSequence,proto3" json:"last_sequence,omitempty"`
+	// The hash of the newest entry.
+	HeadHash []byte `protobuf:"bytes,6,opt,name=head_hash,json=headHash,proto3" json:"head_hash,omitempty"`
+	// How many bytes the entries take.
+	SizeBytes     int64 `protobuf:"varint,7,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *VerifyAuditLogResponse) Reset() {
+	*x = VerifyAuditLogResponse{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *VerifyAuditLogResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*VerifyAuditLogResponse) ProtoMessage() {}
+
+func (x *VerifyAuditLogResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use VerifyAuditLogResponse.ProtoReflect.Descriptor instead.
+func (*VerifyAuditLogResponse) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *VerifyAuditLogResponse) GetIntact() bool {
+	if x != nil {
+		return x.Intact
+	}
+	return false
+}
+
+func (x *VerifyAuditLogResponse) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *VerifyAuditLogResponse) GetProblemCount() int32 {
+	if x != nil {
+		return x.ProblemCount
+	}
+	return 0
+}
+
+func (x *VerifyAuditLogResponse) GetFirstSequence() int64 {
+	if x != nil {
+		return x.FirstSequence
+	}
+	return 0
+}
+
+func (x *VerifyAuditLogResponse) GetLastSequence() int64 {
+	if x != nil {
+		return x.LastSequence
+	}
+	return 0
+}
+
+func (x *VerifyAuditLogResponse) GetHeadHash() []byte {
+	if x != nil {
+		return x.HeadHash
+	}
+	return nil
+}
+
+func (x *VerifyAuditLogResponse) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
 var File_workspace_v1_admin_control_proto protoreflect.FileDescriptor
 
 const file_workspace_v1_admin_control_proto_rawDesc = "" +
 	"\n" +
-	" workspace/v1/admin_control.proto\x12\fworkspace.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19workspace/v1/access.proto\"\x16\n" +
-	"\x14GetServerInfoRequest\"\xbd\x01\n" +
+	" workspace/v1/admin_control.proto\x12\fworkspace.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19workspace/v1/access.proto\"\x16\n" +
+	"\x14GetServerInfoRequest\"\xe9\x01\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\fdatabase_uid\x18\x02 \x01(\tR\vdatabaseUid\x129\n" +
 	"\n" +
 	"start_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12,\n" +
-	"\x06caller\x18\x04 \x01(\v2\x14.workspace.v1.CallerR\x06caller\"\x92\x01\n" +
+	"\x06caller\x18\x04 \x01(\v2\x14.workspace.v1.CallerR\x06caller\x12*\n" +
+	"\x11audit_log_problem\x18\x05 \x01(\tR\x0fauditLogProblem\"\x92\x01\n" +
 	"\x06Caller\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x121\n" +
 	"\x06grants\x18\x02 \x03(\v2\x19.workspace.v1.AccessGrantR\x06grants\x12;\n" +
 	"\vexpire_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime2w\n" +
+	"expireTime\"\x86\x03\n" +
+	"\x17ListAuditEntriesRequest\x12$\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\tpageToken\x12!\n" +
+	"\fnewest_first\x18\x03 \x01(\bR\vnewestFirst\x129\n" +
+	"\n" +
+	"start_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x125\n" +
+	"\bend_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12\"\n" +
+	"\asubject\x18\x06 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\asubject\x12 \n" +
+	"\x06method\x18\a \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x06method\x12$\n" +
+	"\bresource\x18\b \x01(\tB\b\xbaH\x05r\x03\x18\x80\x04R\bresource\x12\x1b\n" +
+	"\x04code\x18\t \x01(\tB\a\xbaH\x04r\x02\x18@R\x04code\"\x81\x01\n" +
+	"\x18ListAuditEntriesResponse\x12=\n" +
+	"\raudit_entries\x18\x01 \x03(\v2\x18.workspace.v1.AuditEntryR\fauditEntries\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe8\x03\n" +
+	"\n" +
+	"AuditEntry\x12\x1a\n" +
+	"\bsequence\x18\x01 \x01(\x03R\bsequence\x12\x12\n" +
+	"\x04hash\x18\x02 \x01(\fR\x04hash\x12.\n" +
+	"\x04time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12\x18\n" +
+	"\asubject\x18\x04 \x01(\tR\asubject\x12\x12\n" +
+	"\x04peer\x18\x05 \x01(\tR\x04peer\x12\x16\n" +
+	"\x06method\x18\x06 \x01(\tR\x06method\x12\x1a\n" +
+	"\bresource\x18\a \x01(\tR\bresource\x12\x12\n" +
+	"\x04keys\x18\b \x03(\tR\x04keys\x12\x12\n" +
+	"\x04code\x18\t \x01(\tR\x04code\x12\x16\n" +
+	"\x06reason\x18\n" +
+	" \x01(\tR\x06reason\x121\n" +
+	"\x06effect\x18\v \x01(\x0e2\x19.workspace.v1.AuditEffectR\x06effect\x12\x1e\n" +
+	"\n" +
+	"generation\x18\f \x01(\x03R\n" +
+	"generation\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\r \x01(\tR\trequestId\x12\x17\n" +
+	"\acall_id\x18\x0e \x01(\tR\x06callId\x12\x14\n" +
+	"\x05count\x18\x0f \x01(\x03R\x05count\x127\n" +
+	"\tlast_time\x18\x10 \x01(\v2\x1a.google.protobuf.TimestampR\blastTime\"\x17\n" +
+	"\x15VerifyAuditLogRequest\"\xf7\x01\n" +
+	"\x16VerifyAuditLogResponse\x12\x16\n" +
+	"\x06intact\x18\x01 \x01(\bR\x06intact\x12\x18\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem\x12#\n" +
+	"\rproblem_count\x18\x03 \x01(\x05R\fproblemCount\x12%\n" +
+	"\x0efirst_sequence\x18\x04 \x01(\x03R\rfirstSequence\x12#\n" +
+	"\rlast_sequence\x18\x05 \x01(\x03R\flastSequence\x12\x1b\n" +
+	"\thead_hash\x18\x06 \x01(\fR\bheadHash\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\a \x01(\x03R\tsizeBytes*\x98\x01\n" +
+	"\vAuditEffect\x12\x1c\n" +
+	"\x18AUDIT_EFFECT_UNSPECIFIED\x10\x00\x12\x18\n" +
+	"\x14AUDIT_EFFECT_CHANGED\x10\x01\x12\x1a\n" +
+	"\x16AUDIT_EFFECT_UNCHANGED\x10\x02\x12\x1a\n" +
+	"\x16AUDIT_EFFECT_VALIDATED\x10\x03\x12\x19\n" +
+	"\x15AUDIT_EFFECT_REPEATED\x10\x042\xcf\x02\n" +
 	"\fAdminControl\x12g\n" +
 	"\rGetServerInfo\x12\".workspace.v1.GetServerInfoRequest\x1a#.workspace.v1.GetServerInfoResponse\"\r\xba\xd2\x18\x06\n" +
-	"\x02\x01\x05\x10\x02\x90\x02\x01B?Z=github.com/workspaced/workspaced/gen/workspace/v1;workspacev1b\x06proto3"
+	"\x02\x01\x05\x10\x02\x90\x02\x01\x12m\n" +
+	"\x10ListAuditEntries\x12%.workspace.v1.ListAuditEntriesRequest\x1a&.workspace.v1.ListAuditEntriesResponse\"\n" +
+	"\xba\xd2\x18\x03\n" +
+	"\x01\x04\x90\x02\x01\x12g\n" +
+	"\x0eVerifyAuditLog\x12#.workspace.v1.VerifyAuditLogRequest\x1a$.workspace.v1.VerifyAuditLogResponse\"\n" +
+	"\xba\xd2\x18\x03\n" +
+	"\x01\x04\x90\x02\x01B?Z=github.com/workspaced/workspaced/gen/workspace/v1;workspacev1b\x06proto3"
 
 var (
 	file_workspace_v1_admin_control_proto_rawDescOnce sync.Once
@@ -229,26 +862,43 @@ func file_workspace_v1_admin_control_proto_rawDescGZIP() []byte {
 	return file_workspace_v1_admin_control_proto_rawDescData
 }
 
-var file_workspace_v1_admin_control_proto_msgTypes = make([]protoimpl.MessageInfo, 3)
+var file_workspace_v1_admin_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
+var file_workspace_v1_admin_control_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
 var file_workspace_v1_admin_control_proto_goTypes = []any{
-	(*GetServerInfoRequest)(nil),  // 0: workspace.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil), // 1: workspace.v1.GetServerInfoResponse
-	(*Caller)(nil),                // 2: workspace.v1.Caller
-	(*timestamppb.Timestamp)(nil), // 3: google.protobuf.Timestamp
-	(*AccessGrant)(nil),           // 4: workspace.v1.AccessGrant
+	(AuditEffect)(0),                 // 0: workspace.v1.AuditEffect
+	(*GetServerInfoRequest)(nil),     // 1: workspace.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),    // 2: workspace.v1.GetServerInfoResponse
+	(*Caller)(nil),                   // 3: workspace.v1.Caller
+	(*ListAuditEntriesRequest)(nil),  // 4: workspace.v1.ListAuditEntriesRequest
+	(*ListAuditEntriesResponse)(nil), // 5: workspace.v1.ListAuditEntriesResponse
+	(*AuditEntry)(nil),               // 6: workspace.v1.AuditEntry
+	(*VerifyAuditLogRequest)(nil),    // 7: workspace.v1.VerifyAuditLogRequest
+	(*VerifyAuditLogResponse)(nil),   // 8: workspace.v1.VerifyAuditLogResponse
+	(*timestamppb.Timestamp)(nil),    // 9: google.protobuf.Timestamp
+	(*AccessGrant)(nil),              // 10: workspace.v1.AccessGrant
 }
 var file_workspace_v1_admin_control_proto_depIdxs = []int32{
-	3, // 0: workspace.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
-	2, // 1: workspace.v1.GetServerInfoResponse.caller:type_name -> workspace.v1.Caller
-	4, // 2: workspace.v1.Caller.grants:type_name -> workspace.v1.AccessGrant
-	3, // 3: workspace.v1.Caller.expire_time:type_name -> google.protobuf.Timestamp
-	0, // 4: workspace.v1.AdminControl.GetServerInfo:input_type -> workspace.v1.GetServerInfoRequest
-	1, // 5: workspace.v1.AdminControl.GetServerInfo:output_type -> workspace.v1.GetServerInfoResponse
-	5, // [5:6] is the sub-list for method output_type
-	4, // [4:5] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	9,  // 0: workspace.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
+	3,  // 1: workspace.v1.GetServerInfoResponse.caller:type_name -> workspace.v1.Caller
+	10, // 2: workspace.v1.Caller.grants:type_name -> workspace.v1.AccessGrant
+	9,  // 3: workspace.v1.Caller.expire_time:type_name -> google.protobuf.Timestamp
+	9,  // 4: workspace.v1.ListAuditEntriesRequest.start_time:type_name -> google.protobuf.Timestamp
+	9,  // 5: workspace.v1.ListAuditEntriesRequest.end_time:type_name -> google.protobuf.Timestamp
+	6,  // 6: workspace.v1.ListAuditEntriesResponse.audit_entries:type_name -> workspace.v1.AuditEntry
+	9,  // 7: workspace.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	0,  // 8: workspace.v1.AuditEntry.effect:type_name -> workspace.v1.AuditEffect
+	9,  // 9: workspace.v1.AuditEntry.last_time:type_name -> google.protobuf.Timestamp
+	1,  // 10: workspace.v1.AdminControl.GetServerInfo:input_type -> workspace.v1.GetServerInfoRequest
+	4,  // 11: workspace.v1.AdminControl.ListAuditEntries:input_type -> workspace.v1.ListAuditEntriesRequest
+	7,  // 12: workspace.v1.AdminControl.VerifyAuditLog:input_type -> workspace.v1.VerifyAuditLogRequest
+	2,  // 13: workspace.v1.AdminControl.GetServerInfo:output_type -> workspace.v1.GetServerInfoResponse
+	5,  // 14: workspace.v1.AdminControl.ListAuditEntries:output_type -> workspace.v1.ListAuditEntriesResponse
+	8,  // 15: workspace.v1.AdminControl.VerifyAuditLog:output_type -> workspace.v1.VerifyAuditLogResponse
+	13, // [13:16] is the sub-list for method output_type
+	10, // [10:13] is the sub-list for method input_type
+	10, // [10:10] is the sub-list for extension type_name
+	10, // [10:10] is the sub-list for extension extendee
+	0,  // [0:10] is the sub-list for field type_name
 }
 
 func init() { file_workspace_v1_admin_control_proto_init() }
@@ -262,13 +912,14 @@ func file_workspace_v1_admin_control_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_workspace_v1_admin_control_proto_rawDesc), len(file_workspace_v1_admin_control_proto_rawDesc)),
-			NumEnums:      0,
-			NumMessages:   3,
+			NumEnums:      1,
+			NumMessages:   8,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
 		GoTypes:           file_workspace_v1_admin_control_proto_goTypes,
 		DependencyIndexes: file_workspace_v1_admin_control_proto_depIdxs,
+		EnumInfos:         file_workspace_v1_admin_control_proto_enumTypes,
 		MessageInfos:      file_workspace_v1_admin_control_proto_msgTypes,
 	}.Build()
 	File_workspace_v1_admin_control_proto = out.File

@@ -19,7 +19,9 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	AdminControl_GetServerInfo_FullMethodName = "/workspace.v1.AdminControl/GetServerInfo"
+	AdminControl_GetServerInfo_FullMethodName    = "/workspace.v1.AdminControl/GetServerInfo"
+	AdminControl_ListAuditEntries_FullMethodName = "/workspace.v1.AdminControl/ListAuditEntries"
+	AdminControl_VerifyAuditLog_FullMethodName   = "/workspace.v1.AdminControl/VerifyAuditLog"
 )
 
 // AdminControlClient is the client API for AdminControl service.
@@ -31,6 +33,15 @@ const (
 type AdminControlClient interface {
 	// Tells what this daemon is, and for whom it takes the caller.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
+	// Lists what the audit log has: every call that changed something, in the order
+	// in which they were written, every call that was refused, and every call of an
+	// RPC that gives away a secret. What was refused before is listed as well.
+	ListAuditEntries(ctx context.Context, in *ListAuditEntriesRequest, opts ...grpc.CallOption) (*ListAuditEntriesResponse, error)
+	// Reads the whole audit log and tells whether it is what was written: that no
+	// entry was changed, moved, added or taken out, at the newest end neither. A
+	// database that was put back as a whole, with its log, is not recognized: who
+	// keeps `head_hash` elsewhere recognizes it.
+	VerifyAuditLog(ctx context.Context, in *VerifyAuditLogRequest, opts ...grpc.CallOption) (*VerifyAuditLogResponse, error)
 }
 
 type adminControlClient struct {
@@ -51,6 +62,26 @@ func (c *adminControlClient) GetServerInfo(ctx context.Context, in *GetServerInf
 	return out, nil
 }
 
+func (c *adminControlClient) ListAuditEntries(ctx context.Context, in *ListAuditEntriesRequest, opts ...grpc.CallOption) (*ListAuditEntriesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListAuditEntriesResponse)
+	err := c.cc.Invoke(ctx, AdminControl_ListAuditEntries_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminControlClient) VerifyAuditLog(ctx context.Context, in *VerifyAuditLogRequest, opts ...grpc.CallOption) (*VerifyAuditLogResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(VerifyAuditLogResponse)
+	err := c.cc.Invoke(ctx, AdminControl_VerifyAuditLog_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminControlServer is the server API for AdminControl service.
 // All implementations must embed UnimplementedAdminControlServer
 // for forward compatibility.
@@ -60,6 +91,15 @@ func (c *adminControlClient) GetServerInfo(ctx context.Context, in *GetServerInf
 type AdminControlServer interface {
 	// Tells what this daemon is, and for whom it takes the caller.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
+	// Lists what the audit log has: every call that changed something, in the order
+	// in which they were written, every call that was refused, and every call of an
+	// RPC that gives away a secret. What was refused before is listed as well.
+	ListAuditEntries(context.Context, *ListAuditEntriesRequest) (*ListAuditEntriesResponse, error)
+	// Reads the whole audit log and tells whether it is what was written: that no
+	// entry was changed, moved, added or taken out, at the newest end neither. A
+	// database that was put back as a whole, with its log, is not recognized: who
+	// keeps `head_hash` elsewhere recognizes it.
+	VerifyAuditLog(context.Context, *VerifyAuditLogRequest) (*VerifyAuditLogResponse, error)
 	mustEmbedUnimplementedAdminControlServer()
 }
 
@@ -72,6 +112,12 @@ type UnimplementedAdminControlServer struct{}
 
 func (UnimplementedAdminControlServer) GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetServerInfo not implemented")
+}
+func (UnimplementedAdminControlServer) ListAuditEntries(context.Context, *ListAuditEntriesRequest) (*ListAuditEntriesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListAuditEntries not implemented")
+}
+func (UnimplementedAdminControlServer) VerifyAuditLog(context.Context, *VerifyAuditLogRequest) (*VerifyAuditLogResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method VerifyAuditLog not implemented")
 }
 func (UnimplementedAdminControlServer) mustEmbedUnimplementedAdminControlServer() {}
 func (UnimplementedAdminControlServer) testEmbeddedByValue()                      {}
@@ -112,6 +158,42 @@ func _AdminControl_GetServerInfo_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminControl_ListAuditEntries_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListAuditEntriesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminControlServer).ListAuditEntries(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminControl_ListAuditEntries_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminControlServer).ListAuditEntries(ctx, req.(*ListAuditEntriesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminControl_VerifyAuditLog_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(VerifyAuditLogRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminControlServer).VerifyAuditLog(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminControl_VerifyAuditLog_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminControlServer).VerifyAuditLog(ctx, req.(*VerifyAuditLogRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminControl_ServiceDesc is the grpc.ServiceDesc for AdminControl service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -122,6 +204,14 @@ var AdminControl_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetServerInfo",
 			Handler:    _AdminControl_GetServerInfo_Handler,
+		},
+		{
+			MethodName: "ListAuditEntries",
+			Handler:    _AdminControl_ListAuditEntries_Handler,
+		},
+		{
+			MethodName: "VerifyAuditLog",
+			Handler:    _AdminControl_VerifyAuditLog_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

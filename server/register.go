@@ -1,0 +1,69 @@
+package server
+
+import (
+	"context"
+	"fmt"
+	"slices"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// registrar registers services so that what gRPC can't make a request of goes
+// through the interceptors as well, which log it and write it into the audit log:
+// by itself gRPC would answer before any of them sees it.
+type registrar struct{ *grpc.Server }
+
+// RegisterService implements grpc.ServiceRegistrar.
+func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
+	own := *desc
+	own.Methods = slices.Clone(desc.Methods)
+	for i := range own.Methods {
+		m := &own.Methods[i]
+		next := m.Handler
+		info := grpc.UnaryServerInfo{FullMethod: fmt.Sprintf("/%s/%s", desc.ServiceName, m.MethodName)}
+		m.Handler = func(srv any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
+			var bad error
+			resp, err := next(srv, ctx, func(req any) error {
+				bad = decode(req)
+				return bad
+			}, interceptor)
+			if bad == nil || interceptor == nil {
+				return resp, err
+			}
+			info := info
+			info.Server = srv
+			return interceptor(ctx, nil, &info, func(context.Context, any) (any, error) { return nil, undecodable(bad) })
+		}
+	}
+	r.Server.RegisterService(&own, impl)
+}
+
+// undecodable says, for log and audit log, what is wrong with a request that gRPC
+// has refused: its caller has the answer already, with gRPC's own code and words.
+func undecodable(err error) error {
+	switch status.Code(err) {
+	case codes.ResourceExhausted:
+		return &apiError{
+			code: codes.ResourceExhausted, reason: ReasonRequestTooLarge,
+			message: fmt.Sprintf("the request is larger than %d bytes", MaxRequestBytes),
+		}
+	case codes.Internal:
+		return &apiError{
+			code: codes.InvalidArgument, reason: ReasonMalformed,
+			message: "the request is not a message of this method: it can't be parsed",
+		}
+	}
+	return err // the caller went away
+}
+
+// unknownRPC answers calls of methods that there are not, as gRPC would, so that
+// they go through the interceptors.
+func (s *Server) unknownRPC(_ any, stream grpc.ServerStream) error {
+	method, _ := grpc.MethodFromServerStream(stream)
+	return &apiError{
+		code: codes.Unimplemented, reason: ReasonUnknownMethod,
+		message: fmt.Sprintf("there is no method %s", shorten(method, maxFieldBytes)),
+	}
+}
