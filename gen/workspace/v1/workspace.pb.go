@@ -132,16 +132,17 @@ const (
 	//   - Setuid programs and file capabilities work.
 	//   - Also capabilities AUDIT_WRITE, MKNOD, NET_BIND_SERVICE, SETFCAP, SETPCAP,
 	//     SYS_CHROOT: what the Kubernetes profile of this name allows. No raw or
-	//     packet sockets.
+	//     packet sockets, and so no `ping`.
 	SecurityProfile_SECURITY_PROFILE_BASELINE SecurityProfile = 2
 	// The container is the machine's root: every capability that the daemon has,
 	// every device, no seccomp, nothing masked or read-only, no limit of processes
 	// but what `resources.pids` names.
 	//
-	// A change that leaves a workspace with this profile is FAILED_PRECONDITION,
-	// reason PRIVILEGED_NOT_ALLOWED, unless the daemon's setting `allow_privileged`
-	// allows it; where the setting was taken back, so is the next container made
-	// of one: NOT_ALLOWED in `last_error`.
+	// A change of a spec that has this profile afterwards is PERMISSION_DENIED but
+	// for ROLE_ADMIN for all workspaces, and FAILED_PRECONDITION, reason
+	// PRIVILEGED_NOT_ALLOWED, unless the daemon's setting `allow_privileged` allows
+	// it. Where the setting was taken back no such container is made any more:
+	// NOT_ALLOWED in `last_error`.
 	SecurityProfile_SECURITY_PROFILE_PRIVILEGED SecurityProfile = 3
 )
 
