@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"regexp"
 	"slices"
 	"strings"
 	"sync"
@@ -57,7 +58,7 @@ func brief(entries []*auditEntry) []string {
 	var all []string
 	for _, e := range entries {
 		effect := strings.TrimPrefix(e.GetEffect().String(), "AUDIT_EFFECT_")
-		all = append(all, fmt.Sprintf("%s %s %s %s gen %d x%d", e.GetMethod()[strings.LastIndex(e.GetMethod(), "/")+1:], e.GetResource(), e.GetCode(), effect, e.GetGeneration(), e.GetCount()))
+		all = append(all, fmt.Sprintf("%s %s %s %s gen %d x%d", e.GetMethod()[strings.LastIndex(e.GetMethod(), "/")+1:], tokenName.ReplaceAllString(e.GetResource(), "tokens/ID"), e.GetCode(), effect, e.GetGeneration(), e.GetCount()))
 	}
 	return all
 }
@@ -107,7 +108,18 @@ var auditedCalls = []struct {
 		_, err := h.Client.DeleteWorkspace(h.ctx(), &workspacev1.DeleteWorkspaceRequest{Name: "workspaces/w"})
 		return err
 	}, "DeleteWorkspace workspaces/w OK CHANGED gen 8 x1"},
+	{"CreateToken", func(h *harness) error {
+		h.token(&workspacev1.Token{Subject: "ci", Roles: []workspacev1.Role{viewer}}, 0)
+		return nil
+	}, "CreateToken tokens/ID OK CHANGED gen 0 x1"},
+	{"RevokeToken", func(h *harness) error {
+		_, err := h.Admin.RevokeToken(h.ctx(), &workspacev1.RevokeTokenRequest{Name: h.tokens()[0].GetName()})
+		return err
+	}, "RevokeToken tokens/ID OK CHANGED gen 0 x1"},
 }
+
+// tokenName is a token's, which nobody can know before.
+var tokenName = regexp.MustCompile(`^tokens/[a-z0-9]{16}$`)
 
 // ourMethods are those of our services, and whether they have side effects.
 func ourMethods() map[string]bool {

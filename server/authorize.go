@@ -27,13 +27,24 @@ func (s *Server) expose(exposure access.Exposure, files ...protoreflect.FileDesc
 }
 
 // identifyUnary finds out who calls. It refuses nobody: the call is logged first.
-func (s *Server) identifyUnary(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	return handler(access.WithIdentity(ctx, s.authn.Identify(ctx)), req)
+// What only reads, and may wait for long, ends with its caller's credentials; a
+// change that was begun is finished.
+func (s *Server) identifyUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
+	id := s.authn.Identify(ctx)
+	ctx = access.WithIdentity(ctx, id)
+	if s.readOnly[info.FullMethod] {
+		held, release := s.authn.Hold(ctx, id)
+		defer release()
+		ctx = held
+	}
+	return handler(ctx, req)
 }
 
 func (s *Server) identifyStream(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
-	ctx := stream.Context()
-	return handler(srv, &streamWithContext{stream, access.WithIdentity(ctx, s.authn.Identify(ctx))})
+	id := s.authn.Identify(stream.Context())
+	ctx, release := s.authn.Hold(access.WithIdentity(stream.Context(), id), id)
+	defer release()
+	return handler(srv, &streamWithContext{stream, ctx})
 }
 
 // authorizeUnary refuses a call that its caller may not make, before anything else
@@ -42,11 +53,16 @@ func (s *Server) authorizeUnary(ctx context.Context, req any, info *grpc.UnarySe
 	if err := s.authorize(ctx, info.FullMethod, req); err != nil {
 		return nil, err
 	}
-	return handler(ctx, req)
+	resp, err := handler(ctx, req)
+	if err != nil {
+		return nil, cmp.Or(access.Ended(ctx), err)
+	}
+	return resp, nil
 }
 
 // authorizeStream is authorizeUnary without the request, which comes later: see
-// guardedStream.
+// guardedStream. A stream that is told to end because its caller's credentials
+// have ended says so.
 func (s *Server) authorizeStream(srv any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handler grpc.StreamHandler) error {
 	if !s.serves(info.FullMethod) {
 		return handler(srv, stream) // unknownRPC, which tells everybody the same
@@ -54,7 +70,11 @@ func (s *Server) authorizeStream(srv any, stream grpc.ServerStream, info *grpc.S
 	if _, err := s.policy.Admit(info.FullMethod, access.IdentityOf(stream.Context())); err != nil {
 		return err
 	}
-	return handler(srv, stream)
+	err := handler(srv, stream)
+	if err != nil {
+		return cmp.Or(access.Ended(stream.Context()), err)
+	}
+	return nil
 }
 
 // serves reports whether NewGRPC has registered the method.

@@ -54,6 +54,8 @@ const (
 	ReasonRequestTooLarge   = "REQUEST_TOO_LARGE"
 	ReasonMalformed         = "MALFORMED_REQUEST"
 	ReasonUnknownMethod     = "UNKNOWN_METHOD"
+	ReasonTokenNotFound     = "TOKEN_NOT_FOUND"
+	ReasonTooManyTokens     = "TOO_MANY_TOKENS"
 )
 
 // How long callers are asked to wait before they try again.
@@ -253,6 +255,9 @@ func publicError(err error, method string, req any) error {
 			message: "the server is shutting down: try again",
 			details: []protoadapt.MessageV1{retryInfo(retryAfterDraining)},
 		}
+	}
+	if public := tokenError(err, req); public != nil {
+		return public
 	}
 	if st, ok := status.FromError(err); ok && st.Code() != codes.Unknown && st.Code() != codes.Internal {
 		return err // gRPC's own, like that of a Send on a broken connection

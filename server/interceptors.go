@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/proto"
 
+	"github.com/workspaced/workspaced/server/access"
 	"github.com/workspaced/workspaced/store"
 )
 
@@ -183,6 +184,10 @@ func (g *guardedStream) RecvMsg(m any) error {
 }
 
 func (g *guardedStream) SendMsg(m any) error {
+	// Who reads slowly gets nothing more after its end.
+	if err := access.Ended(g.Context()); err != nil {
+		return err
+	}
 	if err := g.ServerStream.SendMsg(m); err != nil {
 		return err
 	}

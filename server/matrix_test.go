@@ -132,7 +132,7 @@ func requestFor(t *testing.T, m protoreflect.MethodDescriptor, id string) (proto
 		r.Workspace = &ws{Name: name, Spec: spec(), Labels: labels}
 		return r, id != daemon
 	}
-	set("name", name, secrets)
+	set("name", name, secrets, "tokens/none")
 	if id == daemon {
 		set("parent", global)
 	} else {

@@ -71,7 +71,7 @@ func parseSecretName(field, name string) (scope store.Scope, key string, err err
 
 // What names and request ids are made of, as the rules in the .proto say.
 var (
-	resourceName  = regexp.MustCompile(`^(global|workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?(/secrets/[A-Za-z_][A-Za-z0-9_]{0,127})?|secrets/[A-Za-z_][A-Za-z0-9_]{0,127})$`)
+	resourceName  = regexp.MustCompile(`^(global|workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?(/secrets/[A-Za-z_][A-Za-z0-9_]{0,127})?|secrets/[A-Za-z_][A-Za-z0-9_]{0,127}|tokens/[a-z0-9]{1,63})$`)
 	requestIDName = regexp.MustCompile(`^[\x21-\x7e]{1,128}$`)
 )
 

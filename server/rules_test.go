@@ -24,7 +24,7 @@ func TestPatternsHaveWords(t *testing.T) {
 	}
 	for _, file := range []protoreflect.FileDescriptor{
 		workspacev1.File_workspace_v1_workspace_proto, workspacev1.File_workspace_v1_workspace_control_proto,
-		workspacev1.File_workspace_v1_admin_control_proto,
+		workspacev1.File_workspace_v1_admin_control_proto, workspacev1.File_workspace_v1_access_proto,
 	} {
 		messages := file.Messages()
 		for i := range messages.Len() {

@@ -55,6 +55,8 @@ func validateRequest(req proto.Message) error {
 		checkValue(&vs, "", req)
 	case *workspacev1.BatchUpdateSecretsRequest:
 		checkSecretValues(&vs, req.GetSecrets(), req.GetDeleteKeys())
+	case *workspacev1.CreateTokenRequest:
+		checkToken(&vs, req.GetToken())
 	}
 	return vs.err()
 }

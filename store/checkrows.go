@@ -35,6 +35,9 @@ func checkRows(tx *bolt.Tx, beside func(func(*bolt.Tx) error) (wait func() error
 	if err == nil {
 		err = checkRequests(tx)
 	}
+	if err == nil {
+		_, err = tokensOf(tx)
+	}
 	return err
 }
 

@@ -7,7 +7,7 @@
 //
 // # Schema
 //
-// Version 6. Numbers are 8 bytes big endian, records are JSON.
+// Version 7. Numbers are 8 bytes big endian, records are JSON.
 //
 //	meta
 //	├── schema      number  version of this schema
@@ -39,6 +39,8 @@
 //	└── REVISION            record  rollout: the keys, see rollout.go
 //	audit                   who did what, see audit.go
 //	└── SEQUENCE            32 bytes of hash, then a record  AuditEntry
+//	tokens
+//	└── ID                  record  Token: its SHA-256, and what it lets do
 //
 // # Sealing
 //

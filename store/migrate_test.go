@@ -29,6 +29,7 @@ type facts struct {
 	Feed       []FeedEntry
 	Replayed   Result
 	Audit      []AuditEntry `json:",omitempty"`
+	Tokens     []Token      `json:",omitempty"`
 }
 
 func readFacts(t *testing.T, s *Store) facts {
@@ -63,6 +64,7 @@ func readFacts(t *testing.T, s *Store) facts {
 	if r := must(s.VerifyAudit(ctx))(t); r.Problems != 0 || r.Last != uint64(len(f.Audit)) {
 		t.Errorf("the audit log is not whole: %+v", r)
 	}
+	f.Tokens = must(s.Tokens())(t)
 	f.Replayed = must(s.RestartWorkspace(ctx, "full", request("id", "fingerprint")))(t)
 	return f
 }
@@ -179,6 +181,15 @@ func writeFixture(t *testing.T) {
 	h.create("removed")
 	h.remove("removed")
 	must(h.UpdateSecrets(ctx, Scope{}, set("H", "global 2"), Options{}))(t)
+	h.token(Token{
+		ID: "id", Subject: "ci", Roles: []string{"viewer", "operator"}, Workspaces: "a-*", Labels: map[string]string{"team": "a"}, Creator: "unix:uid=0",
+	})
+	if err := h.UseTokens(ctx, map[string]time.Time{"id": h.clock.Now()}); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := h.RevokeToken(ctx, "id", Options{}); err != nil {
+		t.Fatal(err)
+	}
 	restart := request("id", "fingerprint")
 	restart.Audit = &AuditEntry{
 		Subject: "token:a", Peer: "10.0.0.1:2", Method: "m", Resource: "workspaces/full", Keys: []string{"K"}, Reason: "R", RequestID: "id", CallID: "c",

@@ -11,7 +11,7 @@ import (
 )
 
 // schemaVersion is the version that this program reads and writes.
-const schemaVersion = 6
+const schemaVersion = 7
 
 // auditVersion is the first version with an audit log, which a migration begins
 // empty.
@@ -33,6 +33,8 @@ var migrations = []func(*bolt.Tx) error{
 	func(*bolt.Tx) error { return nil },
 	// 6: the audit log. Its key needs the sealer: see Store.load.
 	func(tx *bolt.Tx) error { _, err := tx.CreateBucket(bucketAudit); return err },
+	// 7: tokens.
+	func(tx *bolt.Tx) error { _, err := tx.CreateBucket(bucketTokens); return err },
 }
 
 var (
@@ -47,11 +49,12 @@ var (
 	bucketRequestsByExpiry = []byte("requests_by_expiry")
 	bucketRollouts         = []byte("rollouts")
 	bucketAudit            = []byte("audit")
+	bucketTokens           = []byte("tokens")
 
 	allBuckets = [][]byte{
 		bucketMeta, bucketWorkspaces, bucketFeed, bucketRemoved, bucketOwners,
 		bucketSecrets, bucketSealed, bucketRequests, bucketRequestsByExpiry, bucketRollouts,
-		bucketAudit,
+		bucketAudit, bucketTokens,
 	}
 
 	metaSchema     = []byte("schema")

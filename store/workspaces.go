@@ -34,24 +34,12 @@ type Editable struct {
 // gets the same answer again and does nothing.
 func (s *Store) mutate(ctx context.Context, opts Options, f func(*txn) (Result, error)) (Result, error) {
 	fingerprint := sha256.Sum256(opts.Fingerprint)
-	var later *AuditEntry // of the last run
-	audit := func(t *txn, result *Result, effect AuditEffect) {
-		if later = nil; opts.Audit == nil {
-			return
-		}
-		e := *opts.Audit
-		e.Time, e.Code, e.Effect, e.Generation = t.now, auditOK, effect, result.Workspace.Generation
-		if t.dirty && !opts.ValidateOnly {
-			t.entries = append(t.entries, e)
-		} else {
-			later = &e
-		}
-	}
+	audit := changeAudit{opts: &opts}
 	result, err := change(ctx, s, opts.ValidateOnly, func(t *txn) (Result, error) {
 		if opts.RequestID != "" {
 			result, found, err := t.replay(opts.RequestID, fingerprint)
 			if err == nil && found {
-				audit(t, &result, AuditRepeated)
+				audit.note(t, result.Workspace.Generation, AuditRepeated)
 			}
 			if err != nil || found {
 				return result, err
@@ -62,24 +50,51 @@ func (s *Store) mutate(ctx context.Context, opts Options, f func(*txn) (Result, 
 			err = t.remember(opts.RequestID, fingerprint, result)
 		}
 		if err == nil {
-			audit(t, &result, effectOf(&result, &opts))
+			audit.note(t, result.Workspace.Generation, effectOf(result.Changed, &opts))
 		}
 		return result, err
 	})
-	if err == nil && later != nil {
-		s.AuditLater(*later)
+	if err == nil {
+		audit.done(s)
 	}
 	return result, err
+}
+
+// changeAudit makes the entry of a change in the audit log.
+type changeAudit struct {
+	opts  *Options
+	later *AuditEntry // of the last run, if it wrote nothing
+}
+
+// note takes down what was done in a transaction.
+func (a *changeAudit) note(t *txn, generation int64, effect AuditEffect) {
+	if a.later = nil; a.opts.Audit == nil {
+		return
+	}
+	e := *a.opts.Audit
+	e.Time, e.Code, e.Effect, e.Generation = t.now, auditOK, effect, generation
+	if t.dirty && !a.opts.ValidateOnly {
+		t.entries = append(t.entries, e)
+	} else {
+		a.later = &e
+	}
+}
+
+// done is called once the transaction has succeeded.
+func (a *changeAudit) done(s *Store) {
+	if a.later != nil {
+		s.AuditLater(*a.later)
+	}
 }
 
 // auditOK is the code of a call that has not failed.
 const auditOK = "OK"
 
-func effectOf(result *Result, opts *Options) AuditEffect {
+func effectOf(changed bool, opts *Options) AuditEffect {
 	switch {
 	case opts.ValidateOnly:
 		return AuditValidated
-	case result.Changed:
+	case changed:
 		return AuditChanged
 	}
 	return AuditUnchanged

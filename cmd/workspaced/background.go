@@ -18,6 +18,7 @@ func (d *running) background(ctx context.Context) {
 	d.loops.Run(ctx, "hub", 3*workspace.HubBeat, d.hub.Run)
 	d.loops.Every(ctx, "sweep", workspace.SweepInterval, time.Minute, d.supervisor.Sweep)
 	d.loops.Every(ctx, "logs", 10*time.Second, time.Minute, d.driver.BoundLogs)
+	d.door.background(ctx, d.loops)
 	// Is the writer free?
 	d.loops.Every(ctx, "store", 10*time.Second, 5*time.Second, d.store.Ping)
 	// Does containerd answer, the private one or the one that was given?

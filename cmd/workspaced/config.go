@@ -44,8 +44,11 @@ type config struct {
 	Bindings            []string      `koanf:"bindings" help:"who may do what, each SUBJECT ROLE[+ROLE...] [name=ID-OR-PREFIX*] [label=KEY=VALUE]...; subjects: unix:user=, unix:uid=, unix:group=, unix:gid=, unix:socket-group, cert:spiffe://, cert:dns=, cert:cn=, insecure; roles: viewer, operator, secret-writer, admin; root is always an admin"`
 	Health              string        `koanf:"health" help:"who may ask how the daemon does (grpc.health.v1): public, authenticated or off"`
 	Reflection          string        `koanf:"reflection" help:"who may ask which RPCs there are (grpc.reflection): public, authenticated or off"`
-	Listen              string        `koanf:"listen" help:"also serve the API on this TCP address, host:port; loopback only, with --insecure"`
+	Listen              string        `koanf:"listen" help:"also serve the API on this TCP address, host:port: with TLS, or on loopback in plain text with --insecure"`
 	Insecure            bool          `koanf:"insecure" help:"allow --listen in plain text: who sends no token is the subject insecure, whom the default bindings make admin: whoever can reach the address then rules every workspace"`
+	TLSCertFile         string        `koanf:"tls_cert_file" help:"certificate of the API on --listen, PEM; with it TLS 1.3 is spoken there, and clients need a certificate"`
+	TLSKeyFile          string        `koanf:"tls_key_file" help:"key of that certificate, PEM"`
+	TLSClientCAFile     string        `koanf:"tls_client_ca_file" help:"authorities whose certificates clients may have, PEM; the three files are read again when they change"`
 	MetricsListen       string        `koanf:"metrics_listen" help:"serve metrics for Prometheus over HTTP on this address: a loopback host:port, or the path of a unix socket (default: nowhere)"`
 	InitPath            string        `koanf:"init_path" help:"the workspace-init program (default: beside this one)"`
 	Containerd          string        `koanf:"containerd" help:"socket of the containerd to use (default: /run/containerd/containerd.sock if it answers, else a private one is started)"`
@@ -331,7 +334,7 @@ func (c *config) check() error {
 	for _, p := range []struct {
 		key  string
 		path *string
-	}{{"data_dir", &c.DataDir}, {"state_dir", &c.StateDir}, {"socket", &c.Socket}, {"init_path", &c.InitPath}, {"containerd", &c.Containerd}, {"registry_certs_dir", &c.RegistryCertsDir}} {
+	}{{"data_dir", &c.DataDir}, {"state_dir", &c.StateDir}, {"socket", &c.Socket}, {"init_path", &c.InitPath}, {"containerd", &c.Containerd}, {"registry_certs_dir", &c.RegistryCertsDir}, {"tls_cert_file", &c.TLSCertFile}, {"tls_key_file", &c.TLSKeyFile}, {"tls_client_ca_file", &c.TLSClientCAFile}} {
 		if *p.path == "" {
 			if p.key == "data_dir" || p.key == "state_dir" {
 				return bad(p.key, "must not be empty")
@@ -428,18 +431,38 @@ func isLoopback(address string) (bool, error) {
 	return host == "localhost" || ip != nil && ip.IsLoopback(), err
 }
 
+// checkListen allows TCP with TLS anywhere, in plain text on loopback if that was
+// asked for, and nothing else.
 func (c *config) checkListen() error {
+	files := []struct{ key, path string }{
+		{"tls_cert_file", c.TLSCertFile}, {"tls_key_file", c.TLSKeyFile}, {"tls_client_ca_file", c.TLSClientCAFile},
+	}
+	set := slices.IndexFunc(files, func(f struct{ key, path string }) bool { return f.path != "" })
+	if set >= 0 {
+		for _, f := range files {
+			if f.path == "" {
+				return bad(f.key, "is missing: TLS needs tls_cert_file, tls_key_file and tls_client_ca_file")
+			}
+		}
+	}
 	if c.Listen == "" {
+		if set >= 0 {
+			return bad(files[set].key, "is for the API on TCP, and listen is not set")
+		}
 		return nil
 	}
-	switch local, err := isLoopback(c.Listen); {
+	local, err := isLoopback(c.Listen)
+	switch {
 	case err != nil:
 		return bad("listen", "%q is no host:port", c.Listen)
+	case set >= 0 && c.Insecure:
+		return bad("insecure", "is for plain text, and there are TLS files: set one or the other")
+	case set >= 0:
+		return nil
 	case !local:
-		return bad("listen", "%s is no loopback address, and the API has no authentication on TCP: use 127.0.0.1, or the unix socket over SSH", c.Listen)
-	}
-	if !c.Insecure {
-		return bad("listen", "the API on %s would be plain text, open to every local user: say --insecure if that is meant", c.Listen)
+		return bad("listen", "%s is no loopback address, and without TLS everybody could read and write what is said: set tls_cert_file, tls_key_file and tls_client_ca_file", c.Listen)
+	case !c.Insecure:
+		return bad("listen", "the API on %s would be plain text, open to every local user: set the three tls_ files, or say --insecure if that is meant", c.Listen)
 	}
 	return nil
 }

@@ -93,8 +93,13 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		MaxConcurrentCycles: cfg.MaxConcurrentCycles,
 		Around:              faultPoints(),
 	})
+	if door.authn.Tokens, err = access.NewTokens(st, nil, door.authn.Recheck); err != nil {
+		return err
+	}
+	defer door.flush(hard, log) // before the store is closed
 	api := server.New(server.Config{
-		Store: st, Hub: hub, Logger: log, Version: version, SpecPolicy: cfg.policy(),
+		Authenticator: &door.authn,
+		Store:         st, Hub: hub, Logger: log, Version: version, SpecPolicy: cfg.policy(),
 		Health: access.Exposure(cfg.Health), Reflection: access.Exposure(cfg.Reflection),
 	})
 	sockets, err := listen(soft, cfg)
@@ -104,8 +109,8 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 	d := &running{
 		cfg: cfg, log: log, sockets: sockets,
 		store: st, driver: driver, supervisor: supervisor, hub: hub,
-		api: api, grpc: api.NewGRPC(grpc.Creds(door)), commits: commits,
-		containerd: address, private: private, loops: loop.New(log),
+		api: api, grpc: api.NewGRPC(grpc.Creds(door.creds)), commits: commits,
+		containerd: address, private: private, loops: loop.New(log), door: door,
 	}
 	return d.run(soft, hard)
 }
@@ -134,6 +139,7 @@ type running struct {
 	containerd string               // its address
 	private    *embedded.Containerd // nil: it is not ours
 	loops      *loop.Group
+	door       *door
 }
 
 // run is the process as tasks: the first error, or the end of soft, ends all of

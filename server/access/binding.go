@@ -80,11 +80,11 @@ func parseBinding(line string, socketGID uint32) (b Binding, err error) {
 			return b, err
 		}
 	}
-	return b, b.Grant.check()
+	return b, b.Grant.Check()
 }
 
-// check refuses what makes no sense.
-func (g *Grant) check() error {
+// Check refuses what makes no sense.
+func (g *Grant) Check() error {
 	if g.Roles&RolesOf(workspacev1.Role_ROLE_ADMIN) != 0 && !g.Scope.All() {
 		return errors.New("the role admin is never for some workspaces only")
 	}
@@ -137,7 +137,11 @@ func parseIdentity(subject string, socketGID uint32) (string, error) {
 	}
 	if name, ok := strings.CutPrefix(subject, "cert:"); ok {
 		for _, form := range []string{"spiffe://", "dns=", "cn="} {
-			if rest, ok := strings.CutPrefix(name, form); ok && rest != "" {
+			switch rest, ok := strings.CutPrefix(name, form); {
+			case !ok || rest == "":
+			case form == "dns=":
+				return dnsIdentity(rest), nil
+			default:
 				return subject, nil
 			}
 		}

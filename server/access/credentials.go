@@ -18,8 +18,6 @@ import (
 type AuthInfo struct {
 	credentials.CommonAuthInfo
 	identity *Identity
-	// valid returns why the identity no longer holds; nil: it always does.
-	valid func() error
 }
 
 // AuthType implements credentials.AuthInfo.
@@ -32,13 +30,11 @@ func connection(ctx context.Context) *Identity {
 		return &Identity{}
 	}
 	info, ok := p.AuthInfo.(AuthInfo)
-	switch {
-	case !ok:
+	if !ok {
 		return &Identity{}
-	case info.valid != nil:
-		if err := info.valid(); err != nil {
-			return &Identity{Err: &UnauthenticatedError{Why: info.identity.Subject.Name + ": " + err.Error()}}
-		}
+	}
+	if err := info.identity.check(); err != nil {
+		return &Identity{Err: err}
 	}
 	return info.identity
 }

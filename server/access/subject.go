@@ -150,6 +150,21 @@ type Identity struct {
 	// Err is why the credentials count for nothing; nil: they do, or the subject
 	// is nobody.
 	Err *UnauthenticatedError
+
+	// valid returns why the credentials no longer count; nil: they always do.
+	valid func() error
+	token bool // the credentials are a token
+}
+
+// check returns why the identity's credentials count for nothing by now.
+func (id *Identity) check() *UnauthenticatedError {
+	if id.valid == nil {
+		return nil
+	}
+	if err := id.valid(); err != nil {
+		return &UnauthenticatedError{Token: id.token, Why: id.Subject.Name + ": " + err.Error()}
+	}
+	return nil
 }
 
 // identityKey is the context's key for a call's *Identity.

@@ -8,8 +8,10 @@ package workspacev1
 
 import (
 	_ "buf.build/gen/go/bufbuild/protovalidate/protocolbuffers/go/buf/validate"
+	_ "google.golang.org/genproto/googleapis/api/annotations"
 	protoreflect "google.golang.org/protobuf/reflect/protoreflect"
 	protoimpl "google.golang.org/protobuf/runtime/protoimpl"
+	durationpb "google.golang.org/protobuf/types/known/durationpb"
 	timestamppb "google.golang.org/protobuf/types/known/timestamppb"
 	reflect "reflect"
 	sync "sync"
@@ -769,11 +771,470 @@ func (x *VerifyAuditLogResponse) GetSizeBytes() int64 {
 	return 0
 }
 
+// A bearer token's record.
+type Token struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `tokens/{token}`.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// For whom it is: `ci` makes its callers the subject `token:ci`. Several tokens
+	// may be for the same, while one takes the other's place.
+	Subject string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	// What it lets do; not ROLE_WORKSPACE.
+	Roles []Role `protobuf:"varint,3,rep,packed,name=roles,proto3,enum=workspace.v1.Role" json:"roles,omitempty"`
+	// For which workspaces; unset: for all. ROLE_ADMIN has none.
+	Scope *AccessScope `protobuf:"bytes,4,opt,name=scope,proto3" json:"scope,omitempty"`
+	// How the token begins, to recognize it by.
+	Prefix string `protobuf:"bytes,5,opt,name=prefix,proto3" json:"prefix,omitempty"`
+	// The subject that made it.
+	Creator string `protobuf:"bytes,6,opt,name=creator,proto3" json:"creator,omitempty"`
+	// When it was made.
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When it ends.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// When it was used last; unset: never. After a crash of the daemon up to two
+	// minutes are forgotten.
+	LastUseTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=last_use_time,json=lastUseTime,proto3" json:"last_use_time,omitempty"`
+	// When it was revoked; unset: it was not.
+	RevokeTime    *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=revoke_time,json=revokeTime,proto3" json:"revoke_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Token) Reset() {
+	*x = Token{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Token) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Token) ProtoMessage() {}
+
+func (x *Token) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Token.ProtoReflect.Descriptor instead.
+func (*Token) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *Token) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Token) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
+}
+
+func (x *Token) GetRoles() []Role {
+	if x != nil {
+		return x.Roles
+	}
+	return nil
+}
+
+func (x *Token) GetScope() *AccessScope {
+	if x != nil {
+		return x.Scope
+	}
+	return nil
+}
+
+func (x *Token) GetPrefix() string {
+	if x != nil {
+		return x.Prefix
+	}
+	return ""
+}
+
+func (x *Token) GetCreator() string {
+	if x != nil {
+		return x.Creator
+	}
+	return ""
+}
+
+func (x *Token) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Token) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
+	}
+	return nil
+}
+
+func (x *Token) GetLastUseTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastUseTime
+	}
+	return nil
+}
+
+func (x *Token) GetRevokeTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RevokeTime
+	}
+	return nil
+}
+
+// Request of CreateToken.
+type CreateTokenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What it is to be.
+	Token *Token `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// How long it lasts: from a minute to 366 days; 90 days when unset.
+	Ttl *durationpb.Duration `protobuf:"bytes,2,opt,name=ttl,proto3" json:"ttl,omitempty"`
+	// Everything is checked, and no token made.
+	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenRequest) Reset() {
+	*x = CreateTokenRequest{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenRequest) ProtoMessage() {}
+
+func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
+func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *CreateTokenRequest) GetToken() *Token {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *CreateTokenRequest) GetTtl() *durationpb.Duration {
+	if x != nil {
+		return x.Ttl
+	}
+	return nil
+}
+
+func (x *CreateTokenRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+// Response of CreateToken.
+type CreateTokenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its record.
+	Token *Token `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// The token itself, this once; empty with validate_only.
+	Secret        string `protobuf:"bytes,2,opt,name=secret,proto3" json:"secret,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateTokenResponse) Reset() {
+	*x = CreateTokenResponse{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateTokenResponse) ProtoMessage() {}
+
+func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
+func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *CreateTokenResponse) GetToken() *Token {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *CreateTokenResponse) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+// Request of ListTokens.
+type ListTokensRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most so many, up to 1000; 100 when 0. Fewer may come.
+	PageSize int32 `protobuf:"varint,1,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the page before.
+	PageToken     string `protobuf:"bytes,2,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensRequest) Reset() {
+	*x = ListTokensRequest{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensRequest) ProtoMessage() {}
+
+func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
+func (*ListTokensRequest) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ListTokensRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListTokensRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// Response of ListTokens.
+type ListTokensResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The page.
+	Tokens []*Token `protobuf:"bytes,1,rep,name=tokens,proto3" json:"tokens,omitempty"`
+	// For the next page; empty on the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListTokensResponse) Reset() {
+	*x = ListTokensResponse{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListTokensResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListTokensResponse) ProtoMessage() {}
+
+func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
+func (*ListTokensResponse) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ListTokensResponse) GetTokens() []*Token {
+	if x != nil {
+		return x.Tokens
+	}
+	return nil
+}
+
+func (x *ListTokensResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// Request of RevokeToken.
+type RevokeTokenRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `tokens/{token}`.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenRequest) Reset() {
+	*x = RevokeTokenRequest{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenRequest) ProtoMessage() {}
+
+func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
+func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *RevokeTokenRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// Response of RevokeToken.
+type RevokeTokenResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its record.
+	Token *Token `protobuf:"bytes,1,opt,name=token,proto3" json:"token,omitempty"`
+	// False when it was revoked before.
+	Changed       bool `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RevokeTokenResponse) Reset() {
+	*x = RevokeTokenResponse{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RevokeTokenResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RevokeTokenResponse) ProtoMessage() {}
+
+func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
+func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *RevokeTokenResponse) GetToken() *Token {
+	if x != nil {
+		return x.Token
+	}
+	return nil
+}
+
+func (x *RevokeTokenResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
 var File_workspace_v1_admin_control_proto protoreflect.FileDescriptor
 
 const file_workspace_v1_admin_control_proto_rawDesc = "" +
 	"\n" +
-	" workspace/v1/admin_control.proto\x12\fworkspace.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19workspace/v1/access.proto\"\x16\n" +
+	" workspace/v1/admin_control.proto\x12\fworkspace.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19workspace/v1/access.proto\"\x16\n" +
 	"\x14GetServerInfoRequest\"\xe9\x01\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
@@ -833,13 +1294,48 @@ const file_workspace_v1_admin_control_proto_rawDesc = "" +
 	"\rlast_sequence\x18\x05 \x01(\x03R\flastSequence\x12\x1b\n" +
 	"\thead_hash\x18\x06 \x01(\fR\bheadHash\x12\x1d\n" +
 	"\n" +
-	"size_bytes\x18\a \x01(\x03R\tsizeBytes*\x98\x01\n" +
+	"size_bytes\x18\a \x01(\x03R\tsizeBytes\"\xb5\x04\n" +
+	"\x05Token\x12\x18\n" +
+	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\x03R\x04name\x12M\n" +
+	"\asubject\x18\x02 \x01(\tB3\xe2A\x01\x02\xbaH,r*2(^[a-z0-9]([a-z0-9._@/-]{0,61}[a-z0-9])?$R\asubject\x12E\n" +
+	"\x05roles\x18\x03 \x03(\x0e2\x12.workspace.v1.RoleB\x1b\xe2A\x01\x02\xbaH\x14\x92\x01\x11\b\x01\x18\x01\"\v\x82\x01\b\x18\x01\x18\x02\x18\x03\x18\x04R\x05roles\x12/\n" +
+	"\x05scope\x18\x04 \x01(\v2\x19.workspace.v1.AccessScopeR\x05scope\x12\x1c\n" +
+	"\x06prefix\x18\x05 \x01(\tB\x04\xe2A\x01\x03R\x06prefix\x12\x1e\n" +
+	"\acreator\x18\x06 \x01(\tB\x04\xe2A\x01\x03R\acreator\x12A\n" +
+	"\vcreate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
+	"createTime\x12A\n" +
+	"\vexpire_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
+	"expireTime\x12D\n" +
+	"\rlast_use_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\vlastUseTime\x12A\n" +
+	"\vrevoke_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
+	"revokeTime\"\xb0\x01\n" +
+	"\x12CreateTokenRequest\x125\n" +
+	"\x05token\x18\x01 \x01(\v2\x13.workspace.v1.TokenB\n" +
+	"\xe2A\x01\x02\xbaH\x03\xc8\x01\x01R\x05token\x12>\n" +
+	"\x03ttl\x18\x02 \x01(\v2\x19.google.protobuf.DurationB\x11\xbaH\x0e\xaa\x01\v\"\x05\b\x80\x8a\x8a\x0f2\x02\b<R\x03ttl\x12#\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\"]\n" +
+	"\x13CreateTokenResponse\x12)\n" +
+	"\x05token\x18\x01 \x01(\v2\x13.workspace.v1.TokenR\x05token\x12\x1b\n" +
+	"\x06secret\x18\x02 \x01(\tB\x03\x80\x01\x01R\x06secret\"b\n" +
+	"\x11ListTokensRequest\x12$\n" +
+	"\tpage_size\x18\x01 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\tpageToken\"i\n" +
+	"\x12ListTokensResponse\x12+\n" +
+	"\x06tokens\x18\x01 \x03(\v2\x13.workspace.v1.TokenR\x06tokens\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"L\n" +
+	"\x12RevokeTokenRequest\x126\n" +
+	"\x04name\x18\x01 \x01(\tB\"\xe2A\x01\x02\xbaH\x1br\x192\x17^tokens/[a-z0-9]{1,63}$R\x04name\"Z\n" +
+	"\x13RevokeTokenResponse\x12)\n" +
+	"\x05token\x18\x01 \x01(\v2\x13.workspace.v1.TokenR\x05token\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged*\x98\x01\n" +
 	"\vAuditEffect\x12\x1c\n" +
 	"\x18AUDIT_EFFECT_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14AUDIT_EFFECT_CHANGED\x10\x01\x12\x1a\n" +
 	"\x16AUDIT_EFFECT_UNCHANGED\x10\x02\x12\x1a\n" +
 	"\x16AUDIT_EFFECT_VALIDATED\x10\x03\x12\x19\n" +
-	"\x15AUDIT_EFFECT_REPEATED\x10\x042\xcf\x02\n" +
+	"\x15AUDIT_EFFECT_REPEATED\x10\x042\xe9\x04\n" +
 	"\fAdminControl\x12g\n" +
 	"\rGetServerInfo\x12\".workspace.v1.GetServerInfoRequest\x1a#.workspace.v1.GetServerInfoResponse\"\r\xba\xd2\x18\x06\n" +
 	"\x02\x01\x05\x10\x02\x90\x02\x01\x12m\n" +
@@ -848,7 +1344,16 @@ const file_workspace_v1_admin_control_proto_rawDesc = "" +
 	"\x01\x04\x90\x02\x01\x12g\n" +
 	"\x0eVerifyAuditLog\x12#.workspace.v1.VerifyAuditLogRequest\x1a$.workspace.v1.VerifyAuditLogResponse\"\n" +
 	"\xba\xd2\x18\x03\n" +
-	"\x01\x04\x90\x02\x01B?Z=github.com/workspaced/workspaced/gen/workspace/v1;workspacev1b\x06proto3"
+	"\x01\x04\x90\x02\x01\x12[\n" +
+	"\vCreateToken\x12 .workspace.v1.CreateTokenRequest\x1a!.workspace.v1.CreateTokenResponse\"\a\xba\xd2\x18\x03\n" +
+	"\x01\x04\x12[\n" +
+	"\n" +
+	"ListTokens\x12\x1f.workspace.v1.ListTokensRequest\x1a .workspace.v1.ListTokensResponse\"\n" +
+	"\xba\xd2\x18\x03\n" +
+	"\x01\x04\x90\x02\x01\x12^\n" +
+	"\vRevokeToken\x12 .workspace.v1.RevokeTokenRequest\x1a!.workspace.v1.RevokeTokenResponse\"\n" +
+	"\xba\xd2\x18\x03\n" +
+	"\x01\x04\x90\x02\x02B?Z=github.com/workspaced/workspaced/gen/workspace/v1;workspacev1b\x06proto3"
 
 var (
 	file_workspace_v1_admin_control_proto_rawDescOnce sync.Once
@@ -863,7 +1368,7 @@ func file_workspace_v1_admin_control_proto_rawDescGZIP() []byte {
 }
 
 var file_workspace_v1_admin_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_workspace_v1_admin_control_proto_msgTypes = make([]protoimpl.MessageInfo, 8)
+var file_workspace_v1_admin_control_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
 var file_workspace_v1_admin_control_proto_goTypes = []any{
 	(AuditEffect)(0),                 // 0: workspace.v1.AuditEffect
 	(*GetServerInfoRequest)(nil),     // 1: workspace.v1.GetServerInfoRequest
@@ -874,31 +1379,58 @@ var file_workspace_v1_admin_control_proto_goTypes = []any{
 	(*AuditEntry)(nil),               // 6: workspace.v1.AuditEntry
 	(*VerifyAuditLogRequest)(nil),    // 7: workspace.v1.VerifyAuditLogRequest
 	(*VerifyAuditLogResponse)(nil),   // 8: workspace.v1.VerifyAuditLogResponse
-	(*timestamppb.Timestamp)(nil),    // 9: google.protobuf.Timestamp
-	(*AccessGrant)(nil),              // 10: workspace.v1.AccessGrant
+	(*Token)(nil),                    // 9: workspace.v1.Token
+	(*CreateTokenRequest)(nil),       // 10: workspace.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),      // 11: workspace.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),        // 12: workspace.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),       // 13: workspace.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),       // 14: workspace.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),      // 15: workspace.v1.RevokeTokenResponse
+	(*timestamppb.Timestamp)(nil),    // 16: google.protobuf.Timestamp
+	(*AccessGrant)(nil),              // 17: workspace.v1.AccessGrant
+	(Role)(0),                        // 18: workspace.v1.Role
+	(*AccessScope)(nil),              // 19: workspace.v1.AccessScope
+	(*durationpb.Duration)(nil),      // 20: google.protobuf.Duration
 }
 var file_workspace_v1_admin_control_proto_depIdxs = []int32{
-	9,  // 0: workspace.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
+	16, // 0: workspace.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
 	3,  // 1: workspace.v1.GetServerInfoResponse.caller:type_name -> workspace.v1.Caller
-	10, // 2: workspace.v1.Caller.grants:type_name -> workspace.v1.AccessGrant
-	9,  // 3: workspace.v1.Caller.expire_time:type_name -> google.protobuf.Timestamp
-	9,  // 4: workspace.v1.ListAuditEntriesRequest.start_time:type_name -> google.protobuf.Timestamp
-	9,  // 5: workspace.v1.ListAuditEntriesRequest.end_time:type_name -> google.protobuf.Timestamp
+	17, // 2: workspace.v1.Caller.grants:type_name -> workspace.v1.AccessGrant
+	16, // 3: workspace.v1.Caller.expire_time:type_name -> google.protobuf.Timestamp
+	16, // 4: workspace.v1.ListAuditEntriesRequest.start_time:type_name -> google.protobuf.Timestamp
+	16, // 5: workspace.v1.ListAuditEntriesRequest.end_time:type_name -> google.protobuf.Timestamp
 	6,  // 6: workspace.v1.ListAuditEntriesResponse.audit_entries:type_name -> workspace.v1.AuditEntry
-	9,  // 7: workspace.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	16, // 7: workspace.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
 	0,  // 8: workspace.v1.AuditEntry.effect:type_name -> workspace.v1.AuditEffect
-	9,  // 9: workspace.v1.AuditEntry.last_time:type_name -> google.protobuf.Timestamp
-	1,  // 10: workspace.v1.AdminControl.GetServerInfo:input_type -> workspace.v1.GetServerInfoRequest
-	4,  // 11: workspace.v1.AdminControl.ListAuditEntries:input_type -> workspace.v1.ListAuditEntriesRequest
-	7,  // 12: workspace.v1.AdminControl.VerifyAuditLog:input_type -> workspace.v1.VerifyAuditLogRequest
-	2,  // 13: workspace.v1.AdminControl.GetServerInfo:output_type -> workspace.v1.GetServerInfoResponse
-	5,  // 14: workspace.v1.AdminControl.ListAuditEntries:output_type -> workspace.v1.ListAuditEntriesResponse
-	8,  // 15: workspace.v1.AdminControl.VerifyAuditLog:output_type -> workspace.v1.VerifyAuditLogResponse
-	13, // [13:16] is the sub-list for method output_type
-	10, // [10:13] is the sub-list for method input_type
-	10, // [10:10] is the sub-list for extension type_name
-	10, // [10:10] is the sub-list for extension extendee
-	0,  // [0:10] is the sub-list for field type_name
+	16, // 9: workspace.v1.AuditEntry.last_time:type_name -> google.protobuf.Timestamp
+	18, // 10: workspace.v1.Token.roles:type_name -> workspace.v1.Role
+	19, // 11: workspace.v1.Token.scope:type_name -> workspace.v1.AccessScope
+	16, // 12: workspace.v1.Token.create_time:type_name -> google.protobuf.Timestamp
+	16, // 13: workspace.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
+	16, // 14: workspace.v1.Token.last_use_time:type_name -> google.protobuf.Timestamp
+	16, // 15: workspace.v1.Token.revoke_time:type_name -> google.protobuf.Timestamp
+	9,  // 16: workspace.v1.CreateTokenRequest.token:type_name -> workspace.v1.Token
+	20, // 17: workspace.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	9,  // 18: workspace.v1.CreateTokenResponse.token:type_name -> workspace.v1.Token
+	9,  // 19: workspace.v1.ListTokensResponse.tokens:type_name -> workspace.v1.Token
+	9,  // 20: workspace.v1.RevokeTokenResponse.token:type_name -> workspace.v1.Token
+	1,  // 21: workspace.v1.AdminControl.GetServerInfo:input_type -> workspace.v1.GetServerInfoRequest
+	4,  // 22: workspace.v1.AdminControl.ListAuditEntries:input_type -> workspace.v1.ListAuditEntriesRequest
+	7,  // 23: workspace.v1.AdminControl.VerifyAuditLog:input_type -> workspace.v1.VerifyAuditLogRequest
+	10, // 24: workspace.v1.AdminControl.CreateToken:input_type -> workspace.v1.CreateTokenRequest
+	12, // 25: workspace.v1.AdminControl.ListTokens:input_type -> workspace.v1.ListTokensRequest
+	14, // 26: workspace.v1.AdminControl.RevokeToken:input_type -> workspace.v1.RevokeTokenRequest
+	2,  // 27: workspace.v1.AdminControl.GetServerInfo:output_type -> workspace.v1.GetServerInfoResponse
+	5,  // 28: workspace.v1.AdminControl.ListAuditEntries:output_type -> workspace.v1.ListAuditEntriesResponse
+	8,  // 29: workspace.v1.AdminControl.VerifyAuditLog:output_type -> workspace.v1.VerifyAuditLogResponse
+	11, // 30: workspace.v1.AdminControl.CreateToken:output_type -> workspace.v1.CreateTokenResponse
+	13, // 31: workspace.v1.AdminControl.ListTokens:output_type -> workspace.v1.ListTokensResponse
+	15, // 32: workspace.v1.AdminControl.RevokeToken:output_type -> workspace.v1.RevokeTokenResponse
+	27, // [27:33] is the sub-list for method output_type
+	21, // [21:27] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_workspace_v1_admin_control_proto_init() }
@@ -913,7 +1445,7 @@ func file_workspace_v1_admin_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_workspace_v1_admin_control_proto_rawDesc), len(file_workspace_v1_admin_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   8,
+			NumMessages:   15,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

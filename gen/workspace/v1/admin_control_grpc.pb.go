@@ -22,6 +22,9 @@ const (
 	AdminControl_GetServerInfo_FullMethodName    = "/workspace.v1.AdminControl/GetServerInfo"
 	AdminControl_ListAuditEntries_FullMethodName = "/workspace.v1.AdminControl/ListAuditEntries"
 	AdminControl_VerifyAuditLog_FullMethodName   = "/workspace.v1.AdminControl/VerifyAuditLog"
+	AdminControl_CreateToken_FullMethodName      = "/workspace.v1.AdminControl/CreateToken"
+	AdminControl_ListTokens_FullMethodName       = "/workspace.v1.AdminControl/ListTokens"
+	AdminControl_RevokeToken_FullMethodName      = "/workspace.v1.AdminControl/RevokeToken"
 )
 
 // AdminControlClient is the client API for AdminControl service.
@@ -42,6 +45,23 @@ type AdminControlClient interface {
 	// database that was put back as a whole, with its log, is not recognized: who
 	// keeps `head_hash` elsewhere recognizes it.
 	VerifyAuditLog(ctx context.Context, in *VerifyAuditLogRequest, opts ...grpc.CallOption) (*VerifyAuditLogResponse, error)
+	// Makes a bearer token. Its caller sends it as `authorization: Bearer TOKEN` in
+	// the metadata of each call, on the unix socket and over TLS alike; the token then
+	// counts alone, whatever else the connection says of its caller.
+	//
+	// The token is in this answer and nowhere else, so there is no request_id: who
+	// lost the answer revokes the token by its name, and makes another one.
+	//
+	// RESOURCE_EXHAUSTED with ErrorInfo reason TOO_MANY_TOKENS: the subject has 50
+	// valid tokens, or there are 10,000 in all.
+	CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error)
+	// Lists tokens' records in pages, by name; those that have ended for a week.
+	ListTokens(ctx context.Context, in *ListTokensRequest, opts ...grpc.CallOption) (*ListTokensResponse, error)
+	// Ends a token: no call is begun with it any more, and its reads that last, watches
+	// and waits, are ended before this returns, with UNAUTHENTICATED. Idempotent.
+	//
+	// NOT_FOUND with ErrorInfo reason TOKEN_NOT_FOUND.
+	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
 }
 
 type adminControlClient struct {
@@ -82,6 +102,36 @@ func (c *adminControlClient) VerifyAuditLog(ctx context.Context, in *VerifyAudit
 	return out, nil
 }
 
+func (c *adminControlClient) CreateToken(ctx context.Context, in *CreateTokenRequest, opts ...grpc.CallOption) (*CreateTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(CreateTokenResponse)
+	err := c.cc.Invoke(ctx, AdminControl_CreateToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminControlClient) ListTokens(ctx context.Context, in *ListTokensRequest, opts ...grpc.CallOption) (*ListTokensResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListTokensResponse)
+	err := c.cc.Invoke(ctx, AdminControl_ListTokens_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *adminControlClient) RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RevokeTokenResponse)
+	err := c.cc.Invoke(ctx, AdminControl_RevokeToken_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminControlServer is the server API for AdminControl service.
 // All implementations must embed UnimplementedAdminControlServer
 // for forward compatibility.
@@ -100,6 +150,23 @@ type AdminControlServer interface {
 	// database that was put back as a whole, with its log, is not recognized: who
 	// keeps `head_hash` elsewhere recognizes it.
 	VerifyAuditLog(context.Context, *VerifyAuditLogRequest) (*VerifyAuditLogResponse, error)
+	// Makes a bearer token. Its caller sends it as `authorization: Bearer TOKEN` in
+	// the metadata of each call, on the unix socket and over TLS alike; the token then
+	// counts alone, whatever else the connection says of its caller.
+	//
+	// The token is in this answer and nowhere else, so there is no request_id: who
+	// lost the answer revokes the token by its name, and makes another one.
+	//
+	// RESOURCE_EXHAUSTED with ErrorInfo reason TOO_MANY_TOKENS: the subject has 50
+	// valid tokens, or there are 10,000 in all.
+	CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error)
+	// Lists tokens' records in pages, by name; those that have ended for a week.
+	ListTokens(context.Context, *ListTokensRequest) (*ListTokensResponse, error)
+	// Ends a token: no call is begun with it any more, and its reads that last, watches
+	// and waits, are ended before this returns, with UNAUTHENTICATED. Idempotent.
+	//
+	// NOT_FOUND with ErrorInfo reason TOKEN_NOT_FOUND.
+	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
 	mustEmbedUnimplementedAdminControlServer()
 }
 
@@ -118,6 +185,15 @@ func (UnimplementedAdminControlServer) ListAuditEntries(context.Context, *ListAu
 }
 func (UnimplementedAdminControlServer) VerifyAuditLog(context.Context, *VerifyAuditLogRequest) (*VerifyAuditLogResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method VerifyAuditLog not implemented")
+}
+func (UnimplementedAdminControlServer) CreateToken(context.Context, *CreateTokenRequest) (*CreateTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method CreateToken not implemented")
+}
+func (UnimplementedAdminControlServer) ListTokens(context.Context, *ListTokensRequest) (*ListTokensResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListTokens not implemented")
+}
+func (UnimplementedAdminControlServer) RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RevokeToken not implemented")
 }
 func (UnimplementedAdminControlServer) mustEmbedUnimplementedAdminControlServer() {}
 func (UnimplementedAdminControlServer) testEmbeddedByValue()                      {}
@@ -194,6 +270,60 @@ func _AdminControl_VerifyAuditLog_Handler(srv interface{}, ctx context.Context, 
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminControl_CreateToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(CreateTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminControlServer).CreateToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminControl_CreateToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminControlServer).CreateToken(ctx, req.(*CreateTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminControl_ListTokens_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListTokensRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminControlServer).ListTokens(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminControl_ListTokens_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminControlServer).ListTokens(ctx, req.(*ListTokensRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _AdminControl_RevokeToken_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RevokeTokenRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminControlServer).RevokeToken(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminControl_RevokeToken_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminControlServer).RevokeToken(ctx, req.(*RevokeTokenRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminControl_ServiceDesc is the grpc.ServiceDesc for AdminControl service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -212,6 +342,18 @@ var AdminControl_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "VerifyAuditLog",
 			Handler:    _AdminControl_VerifyAuditLog_Handler,
+		},
+		{
+			MethodName: "CreateToken",
+			Handler:    _AdminControl_CreateToken_Handler,
+		},
+		{
+			MethodName: "ListTokens",
+			Handler:    _AdminControl_ListTokens_Handler,
+		},
+		{
+			MethodName: "RevokeToken",
+			Handler:    _AdminControl_RevokeToken_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

@@ -104,8 +104,13 @@ func Start(cfg Config) (*Daemon, error) {
 		Now:                 cfg.Now,
 		Around:              cfg.Around,
 	})
+	authn := new(access.Authenticator)
+	if authn.Tokens, err = access.NewTokens(d.Store, cfg.Now, authn.Recheck); err != nil {
+		return nil, errors.Join(err, d.Store.Close())
+	}
 	d.API = server.New(server.Config{
-		Store: d.Store, Hub: hub, Logger: cfg.Logger, Version: "test", SpecPolicy: cfg.Policy,
+		Authenticator: authn,
+		Store:         d.Store, Hub: hub, Logger: cfg.Logger, Version: "test", SpecPolicy: cfg.Policy,
 		Health: access.ExposurePublic, Reflection: access.ExposureAuthenticated,
 	})
 	d.grpc = d.API.NewGRPC(grpc.WaitForHandlers(true), grpc.Creds(serverCredentials{}))
@@ -115,6 +120,7 @@ func Start(cfg Config) (*Daemon, error) {
 	d.run(func() error { return d.Supervisor.Run(ctx) })
 	d.run(func() error { return d.grpc.Serve(d.listener) })
 	d.loops.Run(ctx, "hub", 3*workspace.HubBeat, hub.Run)
+	d.loops.Every(ctx, "tokens", access.TendInterval, time.Minute, authn.Tend)
 	if !cfg.NoSweep {
 		d.loops.Every(ctx, "sweep", workspace.SweepInterval, workspace.SweepInterval, d.Supervisor.Sweep)
 	}
