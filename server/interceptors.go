@@ -172,7 +172,7 @@ type guardedStream struct {
 
 func (g *guardedStream) RecvMsg(m any) error {
 	if err := g.ServerStream.RecvMsg(m); err != nil {
-		return err
+		return undecodable(err)
 	}
 	if m, ok := m.(proto.Message); ok && g.ours {
 		if err := g.server.authorize(g.Context(), g.method, m); err != nil {

@@ -40,8 +40,9 @@ func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	r.Server.RegisterService(&own, impl)
 }
 
-// undecodable says, for log and audit log, what is wrong with a request that gRPC
-// has refused: its caller has the answer already, with gRPC's own code and words.
+// undecodable says what is wrong with a request that gRPC has refused: for log and
+// audit log where the caller has gRPC's own code and words already, which is so but
+// for streams.
 func undecodable(err error) error {
 	switch status.Code(err) {
 	case codes.ResourceExhausted:
