@@ -59,6 +59,22 @@ func TestContract21_NoPlaintextInTheFiles(t *testing.T) {
 		g := secret("G")
 		say(h.UpdateSecrets(ctx, Scope{}, SecretsUpdate{Set: []SecretValue{g}}, with("global"+id, g)))
 		say(h.UpdateSecrets(ctx, in(id), SecretsUpdate{Delete: []string{"L"}}, Options{}))
+		// Older versions, in each state.
+		for _, scope := range []Scope{in(id), {}} {
+			key := map[bool]string{true: "G", false: "K"}[scope.Global()]
+			for range 3 {
+				s := secret(key)
+				say(h.UpdateSecrets(ctx, scope, SecretsUpdate{Set: []SecretValue{s}}, Options{}))
+			}
+			now := must(h.Secret(scope, key))(t).Version
+			say(h.UpdateSecrets(ctx, scope, SecretsUpdate{RollBack: &RollBack{key, now - 1}}, request(fmt.Sprint("back", id, key), "back")))
+			say(h.SetVersionState(ctx, scope, key, now, VersionDisabled, request(fmt.Sprint("disable", id, key), "disable")))
+			say(h.SetVersionState(ctx, scope, key, now-2, VersionDestroyed, Options{}))
+			say(h.UpdateSecrets(ctx, scope, SecretsUpdate{RollBack: &RollBack{key, now}}, Options{}))
+			say(h.UpdateSecrets(ctx, scope, SecretsUpdate{RollBack: &RollBack{key, now - 2}}, Options{}))
+			versions, _, err := h.ListSecretVersions(scope, key, 0, 0)
+			say(versions, err)
+		}
 
 		// What fails, or is only tried.
 		say(h.UpdateSecrets(ctx, in(id), SecretsUpdate{Set: []SecretValue{secret(DefaultModelEnv)}}, Options{}))

@@ -14,7 +14,8 @@ import (
 // that is not the newest one which was written, would else go unnoticed.
 //
 // Rows of secrets are not read: a damaged one costs its workspace that secret,
-// until it is set anew, and nobody else anything.
+// until it is set anew, and nobody else anything. So does one of several values of
+// a key that is missing, if it is the current one.
 //
 // Some of it is done at the same time, in a transaction that beside begins.
 func checkRows(tx *bolt.Tx, beside func(func(*bolt.Tx) error) (wait func() error)) error {
@@ -116,43 +117,62 @@ func checkFeed(tx *bolt.Tx, revisions map[string]uint64) error {
 }
 
 // secretRows is what there is of an owner: how many secrets there are and were,
-// how many values, and how long the keys of those are.
-type secretRows struct{ secrets, retired, sealed, keyBytes int }
+// how many keys have values, and how long those are.
+type secretRows struct{ secrets, retired, keys, keyBytes int }
 
 // countSecrets counts the rows of each owner.
 func countSecrets(tx *bolt.Tx) (map[string]*secretRows, error) {
 	owners := map[string]*secretRows{}
-	each := func(bucket []byte, f func(r *secretRows, row, key []byte)) error {
-		return tx.Bucket(bucket).ForEach(func(k, _ []byte) error {
-			name, key, ok := bytes.Cut(k, []byte("/"))
-			if !ok {
-				return &RowError{string(bucket), string(k)}
-			}
-			r := owners[string(name)]
-			if r == nil {
-				r = &secretRows{}
-				owners[string(name)] = r
-			}
-			f(r, k, key)
-			return nil
-		})
-	}
-	sealed := tx.Bucket(bucketSealed).Cursor() // goes along: both are in order
-	value, _ := sealed.First()
-	err := each(bucketSecrets, func(r *secretRows, row, _ []byte) {
-		for value != nil && bytes.Compare(value, row) < 0 {
-			value, _ = sealed.Next()
+	of := func(bucket, row []byte) (r *secretRows, key []byte, err error) {
+		name, key, ok := bytes.Cut(row, []byte("/"))
+		if !ok {
+			return nil, nil, &RowError{string(bucket), string(row)}
 		}
-		if bytes.Equal(value, row) {
+		if r = owners[string(name)]; r == nil {
+			r = &secretRows{}
+			owners[string(name)] = r
+		}
+		return r, key, nil
+	}
+	var last []byte // the row in secrets that the value before belongs to
+	err := tx.Bucket(bucketSealed).ForEach(func(k, _ []byte) error {
+		row, _, err := parseValue(k)
+		if err != nil {
+			return err
+		}
+		if bytes.Equal(row, last) {
+			return nil
+		}
+		r, key, err := of(bucketSealed, row)
+		if err != nil {
+			return err
+		}
+		r.keys++
+		r.keyBytes += len(key)
+		last = row
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	values := tx.Bucket(bucketSealed).Cursor() // goes along: both are in order
+	value, _ := values.First()
+	err = tx.Bucket(bucketSecrets).ForEach(func(row, _ []byte) error {
+		r, _, err := of(bucketSecrets, row)
+		if err != nil {
+			return err
+		}
+		prefix := valuesOf(row)
+		for value != nil && bytes.Compare(value, prefix) < 0 {
+			value, _ = values.Next()
+		}
+		if bytes.HasPrefix(value, prefix) {
 			r.secrets++
 		} else {
 			r.retired++
 		}
+		return nil
 	})
-	err = cmp.Or(err, each(bucketSealed, func(r *secretRows, _, key []byte) {
-		r.sealed++
-		r.keyBytes += len(key)
-	}))
 	return owners, err
 }
 
@@ -172,7 +192,7 @@ func checkOwners(tx *bolt.Tx, uids map[string]bool, owners map[string]*secretRow
 		if r == nil {
 			r = &secretRows{}
 		}
-		if r.keyBytes != sums.KeyBytes || r.secrets != r.sealed || r.retired != sums.Retired {
+		if r.keyBytes != sums.KeyBytes || r.secrets != r.keys || r.retired != sums.Retired {
 			return fmt.Errorf("secrets of %.64q are missing", k)
 		}
 		return nil

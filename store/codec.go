@@ -631,6 +631,35 @@ func (r *secretRecord) code(c *codec) {
 	if c.field("staged", r.Staged) {
 		boolean(c, &r.Staged)
 	}
+	if c.field("restored", r.Restored != 0) {
+		integer(c, &r.Restored)
+	}
+	if c.field("older", len(r.Older) > 0) {
+		list(c, &r.Older, codeVersion)
+	}
+	c.end()
+}
+
+func codeVersion(c *codec, v *versionRecord) {
+	c.begin()
+	if c.field("version", true) {
+		integer(c, &v.Version)
+	}
+	if c.field("size", v.Size != 0) {
+		integer(c, &v.Size)
+	}
+	if c.field("createTime", !v.CreateTime.IsZero()) {
+		moment(c, &v.CreateTime)
+	}
+	if c.field("restored", v.Restored != 0) {
+		integer(c, &v.Restored)
+	}
+	if c.field("delivery", v.Delivery != "") {
+		text(c, &v.Delivery)
+	}
+	if c.field("state", v.State != "") {
+		text(c, &v.State)
+	}
 	c.end()
 }
 

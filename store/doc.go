@@ -7,7 +7,7 @@
 //
 // # Schema
 //
-// Version 7. Numbers are 8 bytes big endian, records are JSON.
+// Version 8. Numbers are 8 bytes big endian, records are JSON.
 //
 //	meta
 //	├── schema      number  version of this schema
@@ -28,9 +28,11 @@
 //	owners                  an OWNER is a workspace's uid, or "global"
 //	└── OWNER               record  ownerRecord: sums over its secrets
 //	secrets
-//	└── OWNER/KEY           record  secretRecord; of a deleted key the version
+//	└── OWNER/KEY           record  secretRecord: the current version and older ones; of
+//	                                a deleted key the version
 //	sealed
-//	└── OWNER/KEY           bytes   the value, sealed
+//	└── OWNER/KEY NUL VERSION
+//	                        bytes   a version's value, sealed
 //	requests
 //	└── REQUEST ID          record  requestRecord: sealed fingerprint, result
 //	requests_by_expiry
@@ -45,11 +47,13 @@
 // # Sealing
 //
 // A value is sealed with scope, owner, key and version as associated data. The
-// version is that of the row in secrets: ciphertext that was moved, swapped or
-// put back from an earlier time does not open. A database that was put back as a
-// whole is not recognized.
+// current version is that of the row in secrets, and no later one may be in sealed:
+// ciphertext that was moved, swapped or put back from an earlier time does not
+// open, nor does the current version once the row in secrets was put back. A
+// database that was put back as a whole is not recognized.
 //
-// A deleted key's version stays, so that no version ever names two values.
+// A deleted key's version stays, so that no version ever names two values. Its
+// values go, all of them.
 //
 // # Change feed
 //

@@ -25,7 +25,7 @@ var fuzzRows = []struct {
 }{
 	{bucketWorkspaces, func(a, _ Workspace) string { return a.ID }},
 	{bucketSecrets, func(a, _ Workspace) string { return a.UID + "/K" }},
-	{bucketSealed, func(a, _ Workspace) string { return a.UID + "/K" }},
+	{bucketSealed, func(a, _ Workspace) string { return string(ownerOf(&a).value("K", 1)) }},
 	{bucketOwners, func(a, _ Workspace) string { return a.UID }},
 	{bucketFeed, func(a, _ Workspace) string { return string(number(a.Revision)) }},
 	{bucketRemoved, func(Workspace, Workspace) string { return string(number(3)) }},
@@ -60,7 +60,7 @@ func FuzzRow(f *testing.F) {
 		f.Add(uint8(i), []byte(good[string(row.bucket)][key]))
 		f.Add(uint8(i), []byte(good["workspaces"]["b"]))
 		f.Add(uint8(i), []byte(good["secrets"][b.UID+"/K"]))
-		f.Add(uint8(i), []byte(good["sealed"][b.UID+"/K"]))
+		f.Add(uint8(i), []byte(good["sealed"][string(ownerOf(&b).value("K", 1))]))
 		f.Add(uint8(i), number(1<<63))
 		f.Add(uint8(i), []byte("null"))
 		f.Add(uint8(i), []byte(`{"keys":["K"],"time":"2026-01-02T03:04:05Z"}`))
@@ -79,6 +79,7 @@ func FuzzRow(f *testing.F) {
 			var damaged *RowError
 			var secret *KeyError
 			var notFound *NotFoundError
+			var version *VersionError
 			switch {
 			case errors.As(err, &damaged):
 				if damaged.Bucket != string(kind.bucket) || damaged.Key != key {
@@ -90,7 +91,9 @@ func FuzzRow(f *testing.F) {
 				}
 			case errors.Is(err, ErrCompacted) && bytes.Equal(kind.bucket, bucketMeta),
 				errors.Is(err, ErrDeleting), errors.Is(err, ErrParked), errors.Is(err, ErrTooLarge), errors.Is(err, ErrRequestReused),
-				errors.As(err, &notFound) && len(row) > 0: // the row makes sense, and says so
+				errors.Is(err, ErrVersionCurrent), errors.Is(err, ErrVersionDisabled), errors.Is(err, ErrVersionDestroyed),
+				errors.As(err, &version) && errors.Is(err, ErrUnreadable),
+				errors.As(err, &notFound) && (len(row) > 0 || notFound.Version != 0): // the row makes sense, and says so
 			default:
 				t.Errorf("got %v", err)
 			}
@@ -120,7 +123,17 @@ func FuzzRow(f *testing.F) {
 			check(err)
 			_, _, err = h.ListSecrets(in(id), "", 0)
 			check(err)
+			_, _, err = h.ListSecretVersions(in(id), "K", 0, 0)
+			check(err)
 			rehearse := Options{ValidateOnly: true}
+			for version := int64(1); version <= 2; version++ {
+				for _, state := range []VersionState{VersionEnabled, VersionDestroyed} {
+					_, err = h.SetVersionState(ctx, in(id), "K", version, state, rehearse)
+					check(err)
+				}
+				_, err = h.UpdateSecrets(ctx, in(id), SecretsUpdate{RollBack: &RollBack{"K", version}}, rehearse)
+				check(err)
+			}
 			_, err = h.RestartWorkspace(ctx, id, rehearse)
 			check(err)
 			_, err = h.UpdateSecrets(ctx, in(id), SecretsUpdate{Set: set("K", "new").Set, Delete: []string{"L"}}, rehearse)

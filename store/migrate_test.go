@@ -25,6 +25,7 @@ type facts struct {
 	Revision   uint64
 	Workspaces []Workspace
 	Secrets    map[string][]Secret
+	Versions   map[string][]SecretVersion `json:",omitempty"`
 	Values     map[string]map[string]string
 	Feed       []FeedEntry
 	Replayed   Result
@@ -40,7 +41,7 @@ func readFacts(t *testing.T, s *Store) facts {
 	}
 	f := facts{
 		Instance: s.InstanceUID(), Revision: s.Revision(), Workspaces: ws,
-		Secrets: map[string][]Secret{}, Values: map[string]map[string]string{},
+		Secrets: map[string][]Secret{}, Versions: map[string][]SecretVersion{}, Values: map[string]map[string]string{},
 	}
 	scopes := []Scope{{}}
 	for _, w := range ws {
@@ -56,6 +57,15 @@ func readFacts(t *testing.T, s *Store) facts {
 			t.Fatal(err)
 		}
 		f.Secrets[scope.WorkspaceID] = secrets
+		for _, secret := range secrets {
+			versions, _, err := s.ListSecretVersions(scope, secret.Key, 0, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(versions) > 1 { // the only one the list of secrets tells of
+				f.Versions[scope.WorkspaceID+"/"+secret.Key] = versions
+			}
+		}
 	}
 	f.Feed = must(s.Feed(1, 0))(t).Entries
 	if f.Audit, _, _, err = s.AuditEntries(0, false, 100, nil); err != nil {
@@ -124,6 +134,14 @@ func TestMigrations_FromEachVersion(t *testing.T) {
 			if secret.Version != 2 {
 				t.Errorf("the deleted secret has version %d", secret.Version)
 			}
+			before := must(s.Secret(in("full"), "K"))(t)
+			must(s.UpdateSecrets(ctx, in("full"), set("K", "newer"), Options{}))(t)
+			must(s.UpdateSecrets(ctx, in("full"), SecretsUpdate{RollBack: &RollBack{"K", before.Version}}, Options{}))(t)
+			for _, secret := range must(s.Snapshot("full"))(t).Secrets {
+				if secret.Key == "K" && (secret.Value.Reveal() != "new" || secret.Version != before.Version+2) {
+					t.Errorf("after the rollback it has version %d", secret.Version)
+				}
+			}
 			if err := s.view(func(tx *bolt.Tx) error {
 				v, err := metaNumber(tx, metaSchema)
 				if v != schemaVersion {
@@ -174,6 +192,12 @@ func writeFixture(t *testing.T) {
 	must(h.UpdateSecrets(ctx, in("full"), SecretsUpdate{NextStart: true, Set: []SecretValue{
 		{Key: "BINARY", Value: seal.New([]byte{0, 1}), Delivery: DeliverySpec}, {Key: "E", Value: seal.New([]byte("e")), Delivery: DeliveryEnv},
 	}}, Options{}))(t)
+	for _, v := range []string{"1", "2", "3"} {
+		must(h.UpdateSecrets(ctx, in("full"), set("VERSIONS", v), Options{}))(t)
+	}
+	must(h.UpdateSecrets(ctx, in("full"), SecretsUpdate{RollBack: &RollBack{"VERSIONS", 1}}, Options{}))(t)
+	must(h.SetVersionState(ctx, in("full"), "VERSIONS", 2, VersionDisabled, Options{}))(t)
+	must(h.SetVersionState(ctx, in("full"), "VERSIONS", 3, VersionDestroyed, Options{}))(t)
 	h.create("parked")
 	must(h.StopWorkspace(ctx, "parked", Options{}))(t)
 	h.create("deleting", value("K", "1"))

@@ -41,6 +41,10 @@ type Config struct {
 	Path string
 	// Sealer seals and opens secrets.
 	Sealer *seal.Sealer
+	// SecretVersions is how many versions of a secret are kept, the current one
+	// among them, up to MaxSecretVersions; 0: DefaultSecretVersions. With a lower
+	// number than before, what is above it goes with the key's next new version.
+	SecretVersions int
 	// OnCommit is called with every commit's changes, on the writer's goroutine,
 	// after the commit and before its callers get their answers. It must not block
 	// and must not call the store. It may be nil. Changes that a failing disk left
@@ -118,6 +122,12 @@ func open(cfg Config, steps []func(*bolt.Tx) error) (*Store, error) {
 	}
 	if cfg.Audit.MaxBytes == 0 {
 		cfg.Audit.MaxBytes = DefaultAuditBytes
+	}
+	if cfg.SecretVersions == 0 {
+		cfg.SecretVersions = DefaultSecretVersions
+	}
+	if cfg.SecretVersions < 1 || cfg.SecretVersions > MaxSecretVersions {
+		return nil, fmt.Errorf("store: Config.SecretVersions is %d, not from 1 to %d", cfg.SecretVersions, MaxSecretVersions)
 	}
 	if cfg.rollouts == (rolloutPolicy{}) {
 		cfg.rollouts = defaultRollouts

@@ -12,6 +12,8 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 	"pgregory.net/rapid"
+
+	"github.com/workspaced/workspaced/store/seal"
 )
 
 // The model: what the store must say, in the plainest possible code.
@@ -37,10 +39,20 @@ type modelSecrets struct {
 	versions map[string]int64 // also of deleted keys
 	delivery map[string]Delivery
 	staged   map[string]bool // the last change of the key waits for the next start
+	history  map[string][]modelVersion
+}
+
+// modelVersion is a version of a secret; the last one in its history is current.
+type modelVersion struct {
+	number   int64
+	value    string
+	delivery Delivery
+	state    VersionState
+	restored int64
 }
 
 func newModelSecrets() modelSecrets {
-	return modelSecrets{map[string]string{}, map[string]int64{}, map[string]Delivery{}, map[string]bool{}}
+	return modelSecrets{map[string]string{}, map[string]int64{}, map[string]Delivery{}, map[string]bool{}, map[string][]modelVersion{}}
 }
 
 // update does what u says and returns the keys that changed.
@@ -51,6 +63,7 @@ func (m *modelSecrets) update(u SecretsUpdate) []string {
 		if _, known := m.versions[key]; ok || known && m.staged[key] && !u.NextStart {
 			delete(m.values, key)
 			delete(m.delivery, key)
+			delete(m.history, key)
 			m.staged[key] = u.NextStart
 			changed = append(changed, key)
 		}
@@ -62,6 +75,8 @@ func (m *modelSecrets) update(u SecretsUpdate) []string {
 		case !ok || old != s.Value.Reveal() || delivery != m.delivery[s.Key]:
 			m.values[s.Key], m.delivery[s.Key] = s.Value.Reveal(), delivery
 			m.versions[s.Key]++
+			history := append(m.history[s.Key], modelVersion{m.versions[s.Key], s.Value.Reveal(), delivery, VersionEnabled, 0})
+			m.history[s.Key] = history[max(0, len(history)-modelVersions):]
 		case !m.staged[s.Key] || u.NextStart:
 			continue
 		}
@@ -69,6 +84,58 @@ func (m *modelSecrets) update(u SecretsUpdate) []string {
 		changed = append(changed, s.Key)
 	}
 	return changed
+}
+
+// modelVersions is how many versions the store that is tested keeps.
+const modelVersions = 3
+
+// version returns a version of a key, or the error that is due.
+func (m *modelSecrets) version(key string, number int64) (v *modelVersion, current bool, err error) {
+	history := m.history[key]
+	i := slices.IndexFunc(history, func(v modelVersion) bool { return v.number == number })
+	if i < 0 {
+		return nil, false, ErrNotFound
+	}
+	return &history[i], i == len(history)-1, nil
+}
+
+// setState sets a version's state.
+func (m *modelSecrets) setState(key string, number int64, state VersionState) (changed bool, err error) {
+	v, current, err := m.version(key, number)
+	switch {
+	case err != nil:
+		return false, err
+	case current && state != VersionEnabled:
+		return false, ErrVersionCurrent
+	case v.state == VersionDestroyed && state != VersionDestroyed:
+		return false, ErrVersionDestroyed
+	}
+	changed = v.state != state
+	v.state = state
+	return changed, nil
+}
+
+// rollBack returns the update that has the same effect but for what is on record
+// of it, or the error that is due.
+func (m *modelSecrets) rollBack(back *RollBack, u SecretsUpdate) (SecretsUpdate, error) {
+	v, _, err := m.version(back.Key, back.Version)
+	switch {
+	case err != nil:
+		return u, err
+	case v.state == VersionDisabled:
+		return u, ErrVersionDisabled
+	case v.state == VersionDestroyed:
+		return u, ErrVersionDestroyed
+	}
+	u.Set = []SecretValue{{Key: back.Key, Value: seal.New([]byte(v.value)), Delivery: v.delivery}}
+	return u, nil
+}
+
+// rolledBack takes note of a rollback that was done.
+func (m *modelSecrets) rolledBack(back *RollBack, before int64) {
+	if history := m.history[back.Key]; m.versions[back.Key] != before {
+		history[len(history)-1].restored = back.Version
+	}
 }
 
 // after is how the key will be delivered.
@@ -116,6 +183,23 @@ var (
 		return rapid.Map(rapid.IntRange(1, n), func(i int) bool { return i == n })
 	}
 )
+
+// drawVersion draws a version of the key, or one that is no more or not yet there.
+func drawVersion(t *rapid.T, s *modelSecrets, key string) int64 {
+	return max(1, s.versions[key]-rapid.Int64Range(-1, modelVersions+1).Draw(t, "age"))
+}
+
+// secretsOf returns the secrets of a workspace, those of none that is there, or,
+// without an id, the global ones.
+func (m *machine) secretsOf(id string) *modelSecrets {
+	if id == "" {
+		return &m.model.globals
+	}
+	if w := m.model.workspaces[id]; w != nil {
+		return &w.secrets
+	}
+	return &modelSecrets{}
+}
 
 func drawUpdate(t *rapid.T) SecretsUpdate {
 	keys := rapid.SliceOfNDistinct(genKey, 0, 4, rapid.ID[string]).Draw(t, "keys")
@@ -287,29 +371,64 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 			}
 			m.call(t, want, len(changed) > 0, func(o Options) (Result, error) { return m.UpdateSecrets(ctx, in(id), u, o) })
 		},
-		"global secrets": func(t *rapid.T) {
-			u := drawUpdate(t)
-			want := cmp.Or(refuses(m.model.globals, u, nil), needsFiles(m.model.globals, u, false))
-			var changed []string
-			affected := 0
+		"roll back": func(t *rapid.T) {
+			id, key := genID.Draw(t, "id"), genKey.Draw(t, "key")
+			back := &RollBack{key, drawVersion(t, m.secretsOf(id), key)}
+			u := SecretsUpdate{NextStart: genChance(3).Draw(t, "nextStart")}
+			w, want := m.editable(id)
+			set := u
 			if want == nil {
-				changed = m.model.globals.update(u)
-				for _, w := range m.model.workspaces {
-					sees := slices.ContainsFunc(changed, func(key string) bool {
-						_, own := w.secrets.values[key]
-						carried := w.model != "" && slices.Contains((&Spec{ModelEnv: w.modelEnv}).ModelVars(), key)
-						return !own && !carried
-					})
-					if sees && !w.deleting && !u.NextStart {
-						w.bump(ReasonGlobalSecret)
-						affected++
-					}
+				if set, want = w.secrets.rollBack(back, u); want == nil {
+					want = needsFiles(w.secrets, set, w.files)
 				}
 			}
-			r := m.call(t, want, len(changed) > 0, func(o Options) (Result, error) { return m.UpdateSecrets(ctx, Scope{}, u, o) })
-			if r.Affected != affected {
-				t.Fatalf("affected %d, want %d", r.Affected, affected)
+			var changed []string
+			if want == nil {
+				before := w.secrets.versions[back.Key]
+				changed = w.secrets.update(set)
+				w.secrets.rolledBack(back, before)
+				if len(changed) > 0 && !u.NextStart {
+					w.bump(ReasonSecret)
+				}
 			}
+			u.RollBack = back
+			m.call(t, want, len(changed) > 0, func(o Options) (Result, error) { return m.UpdateSecrets(ctx, in(id), u, o) })
+		},
+		"roll back a global secret": func(t *rapid.T) {
+			key := genKey.Draw(t, "key")
+			back := &RollBack{key, drawVersion(t, &m.model.globals, key)}
+			u := SecretsUpdate{NextStart: genChance(3).Draw(t, "nextStart")}
+			set, want := m.model.globals.rollBack(back, u)
+			if want == nil {
+				want = needsFiles(m.model.globals, set, false)
+			}
+			before := m.model.globals.versions[back.Key]
+			u.RollBack = back
+			m.updateGlobals(t, u, set, want)
+			if want == nil {
+				m.model.globals.rolledBack(back, before)
+			}
+		},
+		"set a version's state": func(t *rapid.T) {
+			id, key := rapid.SampledFrom([]string{"a", "b", "c", ""}).Draw(t, "id"), genKey.Draw(t, "key")
+			secrets := m.secretsOf(id)
+			version := drawVersion(t, secrets, key)
+			state := rapid.SampledFrom([]VersionState{VersionEnabled, VersionDisabled, VersionDestroyed}).Draw(t, "state")
+			var want error
+			if id != "" {
+				_, want = m.editable(id)
+			}
+			changed := false
+			if want == nil {
+				changed, want = secrets.setState(key, version, state)
+			}
+			m.call(t, want, changed, func(o Options) (Result, error) {
+				return m.SetVersionState(ctx, Scope{WorkspaceID: id}, key, version, state, o)
+			})
+		},
+		"global secrets": func(t *rapid.T) {
+			u := drawUpdate(t)
+			m.updateGlobals(t, u, u, cmp.Or(refuses(m.model.globals, u, nil), needsFiles(m.model.globals, u, false)))
 		},
 		"restart": func(t *rapid.T) {
 			id := genID.Draw(t, "id")
@@ -411,6 +530,31 @@ func (m *machine) actions() map[string]func(*rapid.T) {
 			}
 		},
 		"": m.check,
+	}
+}
+
+// updateGlobals does an update of global secrets; what it does to the model says
+// set.
+func (m *machine) updateGlobals(t *rapid.T, u, set SecretsUpdate, want error) {
+	var changed []string
+	affected := 0
+	if want == nil {
+		changed = m.model.globals.update(set)
+		for _, w := range m.model.workspaces {
+			sees := slices.ContainsFunc(changed, func(key string) bool {
+				_, own := w.secrets.values[key]
+				carried := w.model != "" && slices.Contains((&Spec{ModelEnv: w.modelEnv}).ModelVars(), key)
+				return !own && !carried
+			})
+			if sees && !w.deleting && !u.NextStart {
+				w.bump(ReasonGlobalSecret)
+				affected++
+			}
+		}
+	}
+	r := m.call(t, want, len(changed) > 0, func(o Options) (Result, error) { return m.UpdateSecrets(ctx, Scope{}, u, o) })
+	if r.Affected != affected {
+		t.Fatalf("affected %d, want %d", r.Affected, affected)
 	}
 }
 
@@ -517,11 +661,36 @@ func (m *machine) checkSecrets(t *rapid.T, scope Scope, want modelSecrets) {
 	if diff := gocmp.Diff(versions, got); diff != "" {
 		t.Fatalf("%+v: versions %s", scope, diff)
 	}
+	for key := range want.values {
+		list, _, err := m.ListSecretVersions(scope, key, 0, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var history []modelVersion
+		for i, v := range slices.Backward(list) {
+			history = append(history, modelVersion{v.Version, want.value(key, v.Version), v.Delivery, v.State, v.Restored})
+			if v.Current != (i == 0) || v.Size != len(want.value(key, v.Version)) {
+				t.Fatalf("%s is %+v", key, v)
+			}
+		}
+		if diff := gocmp.Diff(want.history[key], history, gocmp.AllowUnexported(modelVersion{})); diff != "" {
+			t.Fatalf("%+v: versions of %s %s", scope, key, diff)
+		}
+	}
 	o, err := m.owner(scope)
 	if err != nil {
 		t.Fatal(err)
 	}
 	checkSums(t, m.harness, o)
+}
+
+// value is what a version has, or had.
+func (m *modelSecrets) value(key string, number int64) string {
+	v, _, err := m.version(key, number)
+	if err != nil {
+		return ""
+	}
+	return v.value
 }
 
 // Whatever is done in whatever order, the store says what the model says, its
@@ -530,6 +699,8 @@ func TestStore_EqualsItsModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		h := newHarness(t)
 		defer func() { _ = h.Close() }()
+		h.cfg.SecretVersions = modelVersions
+		h.reopen()
 		var steps steps
 		if rapid.Bool().Draw(rt, "rollouts") { // no change of global secrets reaches the records at once
 			steps = newSteps(h, 0, 1)

@@ -79,23 +79,21 @@ func ownerIn(tx *bolt.Tx, scope Scope) (owner, error) {
 	return ownerOf(&w), err
 }
 
+// secretIn finds a secret of a scope.
+func secretIn(tx *bolt.Tx, scope Scope, key string) (o owner, r secretRecord, err error) {
+	if o, err = ownerIn(tx, scope); err == nil {
+		r, err = o.find(tx, key)
+	}
+	return o, r, err
+}
+
 // Secret returns one secret's metadata, or a *NotFoundError, or a *KeyError with
 // ErrUnreadable when its row is damaged.
 func (s *Store) Secret(scope Scope, key string) (secret Secret, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
-		o, err := ownerIn(tx, scope)
-		if err != nil {
-			return err
-		}
-		r, known := o.get(tx, key)
-		switch {
-		case !known || r.Deleted:
-			return &NotFoundError{WorkspaceID: scope.WorkspaceID, Key: key}
-		case r.damaged:
-			return &KeyError{Key: key, Err: ErrUnreadable}
-		}
+		o, r, err := secretIn(tx, scope, key)
 		secret = o.metadata(key, &r)
-		return nil
+		return err
 	})
 	if err != nil {
 		return Secret{}, err
@@ -165,7 +163,7 @@ func (s *Store) Snapshot(id string) (snapshot Snapshot, err error) {
 				return err
 			}
 			snapshot.Secrets = append(snapshot.Secrets, OpenedSecret{
-				Key: key, Version: from.row.Version, Value: value, Delivery: from.row.delivery(),
+				Key: key, Version: from.row.Version, Value: value, Delivery: from.row.Delivery.known(),
 			})
 		}
 		for o, rows := range sums { // now that no secret is to be named

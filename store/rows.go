@@ -32,7 +32,14 @@ func (r *ownerRecord) valid([]byte) bool {
 }
 
 func (r *secretRecord) valid([]byte) bool {
-	return r.Version > 0 && r.Size >= 0 && (r.Delivery == "" || r.Delivery == DeliveryEnv || r.Delivery == DeliveryFiles)
+	newer := r.Version
+	for i := range r.Older {
+		if !r.Older[i].valid(newer) {
+			return false
+		}
+		newer = r.Older[i].Version
+	}
+	return r.Version > 0 && r.Size >= 0 && r.Delivery.stored()
 }
 
 func (r *requestRecord) valid([]byte) bool { return !r.Expiry.IsZero() && len(r.Fingerprint) > 0 }

@@ -272,7 +272,7 @@ func TestContract18_MissingSecret(t *testing.T) {
 	h := newHarness(t)
 	o := ownerOf(ptr(h.create("a", value("K", "1"), value("L", "2"))))
 	h.edit(func(tx *bolt.Tx) error {
-		return errors.Join(tx.Bucket(bucketSecrets).Delete(o.row("L")), tx.Bucket(bucketSealed).Delete(o.row("L")))
+		return errors.Join(tx.Bucket(bucketSecrets).Delete(o.row("L")), tx.Bucket(bucketSealed).Delete(o.value("L", 1)))
 	})
 	if s, err := h.Snapshot("a"); !errors.Is(err, ErrDamaged) || len(s.Secrets) != 0 {
 		t.Errorf("got %+v, %v", s, err)

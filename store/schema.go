@@ -11,7 +11,7 @@ import (
 )
 
 // schemaVersion is the version that this program reads and writes.
-const schemaVersion = 7
+const schemaVersion = 8
 
 // auditVersion is the first version with an audit log, which a migration begins
 // empty.
@@ -35,6 +35,8 @@ var migrations = []func(*bolt.Tx) error{
 	func(tx *bolt.Tx) error { _, err := tx.CreateBucket(bucketAudit); return err },
 	// 7: tokens.
 	func(tx *bolt.Tx) error { _, err := tx.CreateBucket(bucketTokens); return err },
+	// 8: versions of secrets.
+	nameValues,
 }
 
 var (

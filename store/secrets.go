@@ -2,7 +2,6 @@ package store
 
 import (
 	"bytes"
-	"cmp"
 	"strconv"
 	"time"
 
@@ -32,6 +31,11 @@ type secretRecord struct {
 	Binary bool `json:"binary,omitempty"`
 	// Staged: the last change, or deletion, of the key waits for the next start.
 	Staged bool `json:"staged,omitempty"`
+	// Restored is the version whose value the current one has by a rollback.
+	Restored int64 `json:"restored,omitempty"`
+	// Older are the versions before the current one that there still are, newest
+	// first.
+	Older []versionRecord `json:"older,omitempty"`
 
 	// damaged: the row can't be read. What else is known the sealed value tells,
 	// which can't be opened without the version.
@@ -42,7 +46,7 @@ type secretRecord struct {
 // read is damaged.
 func decodeSecret(tx *bolt.Tx, key, value []byte) (r secretRecord) {
 	if decode(bucketSecrets, key, value, &r) != nil {
-		sealed := tx.Bucket(bucketSealed).Get(key)
+		_, sealed := newestValue(tx, key)
 		return secretRecord{damaged: true, Deleted: sealed == nil, Size: max(0, len(sealed)-seal.Overhead)}
 	}
 	return r
@@ -50,7 +54,7 @@ func decodeSecret(tx *bolt.Tx, key, value []byte) (r secretRecord) {
 
 // ownerRecord sums up an owner's secrets.
 type ownerRecord struct {
-	Bytes    int `json:"bytes,omitempty"`    // of all values
+	Bytes    int `json:"bytes,omitempty"`    // of all current values
 	KeyBytes int `json:"keyBytes,omitempty"` // of all keys
 	Retired  int `json:"retired,omitempty"`  // rows of deleted keys
 	// LastVersion is no less than the version of any deleted key that has no row
@@ -98,11 +102,9 @@ func (o owner) associated(key string, version int64) []byte {
 func (o owner) metadata(key string, r *secretRecord) Secret {
 	return Secret{
 		Key: key, WorkspaceID: o.scope.WorkspaceID, Version: r.Version, Size: r.Size,
-		CreateTime: r.CreateTime, UpdateTime: r.UpdateTime, Delivery: r.delivery(),
+		CreateTime: r.CreateTime, UpdateTime: r.UpdateTime, Delivery: r.Delivery.known(),
 	}
 }
-
-func (r *secretRecord) delivery() Delivery { return cmp.Or(r.Delivery, DeliverySpec) }
 
 // get returns a key's row, and whether the key is known, which one of a deleted
 // secret is as well.
@@ -112,6 +114,19 @@ func (o owner) get(tx *bolt.Tx, key string) (r secretRecord, known bool) {
 		return r, false
 	}
 	return decodeSecret(tx, o.row(key), b), true
+}
+
+// find returns a secret's row; *NotFoundError when there is none, *KeyError with
+// ErrUnreadable when it is damaged.
+func (o owner) find(tx *bolt.Tx, key string) (secretRecord, error) {
+	r, known := o.get(tx, key)
+	switch {
+	case !known || r.Deleted:
+		return secretRecord{}, &NotFoundError{WorkspaceID: o.scope.WorkspaceID, Key: key}
+	case r.damaged:
+		return secretRecord{}, &KeyError{Key: key, Err: ErrUnreadable}
+	}
+	return r, nil
 }
 
 // has reports whether there is a secret under the key.
@@ -161,12 +176,24 @@ func (o owner) checkSums(tx *bolt.Tx, sums ownerRecord) error {
 	return nil
 }
 
-// open returns a secret's value, or a *KeyError.
+// open returns a secret's current value, or a *KeyError.
 func (o owner) open(tx *bolt.Tx, sealer *seal.Sealer, key string, r *secretRecord) (seal.Plaintext, error) {
-	if r.damaged {
+	row := o.row(key)
+	k, sealed := newestValue(tx, row)
+	// A later value than the row's: the row is not the newest one.
+	if _, version, err := parseValue(k); r.damaged || err != nil || version != r.Version {
 		return seal.Plaintext{}, &KeyError{Key: key, Err: ErrUnreadable}
 	}
-	plain, err := sealer.Open(tx.Bucket(bucketSealed).Get(o.row(key)), o.associated(key, r.Version))
+	return o.unseal(sealer, key, r.Version, sealed)
+}
+
+// openVersion returns the value of any version, or a *KeyError.
+func (o owner) openVersion(tx *bolt.Tx, sealer *seal.Sealer, key string, version int64) (seal.Plaintext, error) {
+	return o.unseal(sealer, key, version, tx.Bucket(bucketSealed).Get(o.value(key, version)))
+}
+
+func (o owner) unseal(sealer *seal.Sealer, key string, version int64, sealed []byte) (seal.Plaintext, error) {
+	plain, err := sealer.Open(sealed, o.associated(key, version))
 	if err != nil {
 		return seal.Plaintext{}, &KeyError{Key: key, Err: ErrUnreadable}
 	}

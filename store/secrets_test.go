@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"slices"
@@ -24,12 +25,12 @@ func TestContract16_SealedAndBoundToTheirPlace(t *testing.T) {
 	var a, b owner // whose secrets K and L are
 	global := owner{}
 	move := func(from owner, fromKey string, to owner, toKey string) func(*bolt.Tx) error {
-		return func(tx *bolt.Tx) error { return copyRow(tx, bucketSealed, from.row(fromKey), to.row(toKey)) }
+		return func(tx *bolt.Tx) error { return copyRow(tx, bucketSealed, from.value(fromKey, 1), to.value(toKey, 1)) }
 	}
 	moveAll := func(from owner, fromKey string, to owner, toKey string) func(*bolt.Tx) error {
 		return func(tx *bolt.Tx) error {
 			return errors.Join(
-				copyRow(tx, bucketSealed, from.row(fromKey), to.row(toKey)),
+				copyRow(tx, bucketSealed, from.value(fromKey, 1), to.value(toKey, 1)),
 				copyRow(tx, bucketSecrets, from.row(fromKey), to.row(toKey)),
 			)
 		}
@@ -49,20 +50,29 @@ func TestContract16_SealedAndBoundToTheirPlace(t *testing.T) {
 		{"swapped", func(*harness) func(*bolt.Tx) error {
 			return func(tx *bolt.Tx) error {
 				sealed := tx.Bucket(bucketSealed)
-				k, l := slices.Clone(sealed.Get(a.row("K"))), slices.Clone(sealed.Get(a.row("L")))
-				return errors.Join(sealed.Put(a.row("K"), l), sealed.Put(a.row("L"), k))
+				k, l := slices.Clone(sealed.Get(a.value("K", 1))), slices.Clone(sealed.Get(a.value("L", 1)))
+				return errors.Join(sealed.Put(a.value("K", 1), l), sealed.Put(a.value("L", 1), k))
 			}
 		}, "", in("a")},
 		{"rolled back", func(h *harness) func(*bolt.Tx) error {
-			old := dump(h.t, h.db)["sealed"][string(a.row("K"))]
+			old := dump(h.t, h.db)["sealed"][string(a.value("K", 1))]
 			must(h.UpdateSecrets(ctx, in("a"), set("K", "newer"), Options{}))(h.t)
-			return func(tx *bolt.Tx) error { return tx.Bucket(bucketSealed).Put(a.row("K"), []byte(old)) }
+			return func(tx *bolt.Tx) error { return tx.Bucket(bucketSealed).Put(a.value("K", 2), []byte(old)) }
 		}, "K", in("a")},
 		{"rolled back after a deletion", func(h *harness) func(*bolt.Tx) error {
-			old := dump(h.t, h.db)["sealed"][string(a.row("K"))]
+			old := dump(h.t, h.db)["sealed"][string(a.value("K", 1))]
 			must(h.UpdateSecrets(ctx, in("a"), SecretsUpdate{Delete: []string{"K"}}, Options{}))(h.t)
 			must(h.UpdateSecrets(ctx, in("a"), set("K", "newer"), Options{}))(h.t)
-			return func(tx *bolt.Tx) error { return tx.Bucket(bucketSealed).Put(a.row("K"), []byte(old)) }
+			return func(tx *bolt.Tx) error { return tx.Bucket(bucketSealed).Put(a.value("K", 2), []byte(old)) }
+		}, "K", in("a")},
+		{"its row rolled back", func(h *harness) func(*bolt.Tx) error {
+			old := dump(h.t, h.db)["secrets"][string(a.row("K"))]
+			must(h.UpdateSecrets(ctx, in("a"), set("K", "newer"), Options{}))(h.t)
+			return func(tx *bolt.Tx) error { return tx.Bucket(bucketSecrets).Put(a.row("K"), []byte(old)) }
+		}, "K", in("a")},
+		{"an older version in place of the current one", func(h *harness) func(*bolt.Tx) error {
+			must(h.UpdateSecrets(ctx, in("a"), set("K", "newer"), Options{}))(h.t)
+			return func(tx *bolt.Tx) error { return copyRow(tx, bucketSealed, a.value("K", 1), a.value("K", 2)) }
 		}, "K", in("a")},
 		{"another version", func(*harness) func(*bolt.Tx) error {
 			return func(tx *bolt.Tx) error {
@@ -72,13 +82,13 @@ func TestContract16_SealedAndBoundToTheirPlace(t *testing.T) {
 		}, "K", in("a")},
 		{"a bit changed", func(*harness) func(*bolt.Tx) error {
 			return func(tx *bolt.Tx) error {
-				row := slices.Clone(tx.Bucket(bucketSealed).Get(a.row("K")))
+				row := slices.Clone(tx.Bucket(bucketSealed).Get(a.value("K", 1)))
 				row[len(row)-1] ^= 1
-				return tx.Bucket(bucketSealed).Put(a.row("K"), row)
+				return tx.Bucket(bucketSealed).Put(a.value("K", 1), row)
 			}
 		}, "K", in("a")},
 		{"removed", func(*harness) func(*bolt.Tx) error {
-			return func(tx *bolt.Tx) error { return tx.Bucket(bucketSealed).Delete(a.row("K")) }
+			return func(tx *bolt.Tx) error { return tx.Bucket(bucketSealed).Delete(a.value("K", 1)) }
 		}, "K", in("a")},
 	}
 	for _, test := range tests {
@@ -120,7 +130,7 @@ func TestContract16_SealedAndBoundToTheirPlace(t *testing.T) {
 func TestContract18_AllOrNothing(t *testing.T) {
 	h := newHarness(t)
 	w := h.create("a", value("K", "1"), value("L", "2"))
-	h.edit(func(tx *bolt.Tx) error { return tx.Bucket(bucketSealed).Put(ownerOf(&w).row("L"), []byte("x")) })
+	h.edit(func(tx *bolt.Tx) error { return tx.Bucket(bucketSealed).Put(ownerOf(&w).value("L", 1), []byte("x")) })
 	s, err := h.Snapshot("a")
 	if !errors.Is(err, ErrUnreadable) || len(s.Secrets) != 0 || s.Workspace.ID != "" {
 		t.Errorf("got %+v, %v", s, err)
@@ -147,7 +157,7 @@ func TestContract19_OwnSecretsWin(t *testing.T) {
 	}
 
 	// A hidden one need not be readable.
-	h.edit(func(tx *bolt.Tx) error { return tx.Bucket(bucketSealed).Put(owner{}.row("BOTH"), []byte("x")) })
+	h.edit(func(tx *bolt.Tx) error { return tx.Bucket(bucketSealed).Put(owner{}.value("BOTH", 1), []byte("x")) })
 	check("a", map[string]string{"BOTH": "own", "OWN": "own", "GLOBAL": "global"})
 	must(h.UpdateSecrets(ctx, Scope{}, set("BOTH", "global"), Options{}))(t)
 
@@ -275,8 +285,23 @@ func checkSums(t testT, h *harness, o owner) {
 		}
 		want.LastVersion = got.LastVersion
 		o.each(tx, "", func(key string, r *secretRecord) bool {
-			if sealed := tx.Bucket(bucketSealed).Get(o.row(key)); (sealed == nil) != r.Deleted {
-				t.Errorf("%s: deleted is %t, %d sealed bytes", key, r.Deleted, len(sealed))
+			var have []int64
+			prefix := valuesOf(o.row(key))
+			c := tx.Bucket(bucketSealed).Cursor()
+			for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Next() {
+				_, version, _ := parseValue(k)
+				if have = append(have, version); !r.hasValue(version) {
+					t.Errorf("%s: there is a value of version %d", key, version)
+				}
+			}
+			versions := r.Older
+			if !r.Deleted {
+				versions = append([]versionRecord{r.current()}, versions...)
+			}
+			for _, v := range versions {
+				if v.State != VersionDestroyed && !slices.Contains(have, v.Version) {
+					t.Errorf("%s: there is no value of version %d", key, v.Version)
+				}
 			}
 			if r.Deleted {
 				want.Retired++

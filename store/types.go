@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -129,6 +130,12 @@ const (
 	// DeliverySpec: as Spec.SecretDelivery says.
 	DeliverySpec Delivery = "SPEC"
 )
+
+// stored reports whether it can be that of a row, where empty is DeliverySpec.
+func (d Delivery) stored() bool { return d == "" || d == DeliveryEnv || d == DeliveryFiles }
+
+// known is the delivery of a row.
+func (d Delivery) known() Delivery { return cmp.Or(d, DeliverySpec) }
 
 // DefaultModelEnv is the variable that carries the model when Spec.ModelEnv is
 // empty.
@@ -381,8 +388,11 @@ type Options struct {
 type Result struct {
 	// Workspace is the record after the change; zero for global secrets.
 	Workspace Workspace
-	// Secrets are the metadata of the secrets that were set, in their order.
+	// Secrets are the metadata of the secrets that were set or rolled back, in their
+	// order.
 	Secrets []Secret
+	// Version is the one whose state was set.
+	Version SecretVersion `json:",omitzero"`
 	// Changed is false when everything had the asked-for value already.
 	Changed bool
 	// Affected counts the workspaces that got a new generation.
@@ -427,6 +437,13 @@ var (
 	ErrNeedsFiles = errors.New("value with a NUL needs to be delivered as a file")
 	// ErrUnreadable: a secret can't be opened; comes as *KeyError.
 	ErrUnreadable = errors.New("secret can't be opened")
+	// ErrVersionCurrent: it is the version that containers get; comes as
+	// *VersionError.
+	ErrVersionCurrent = errors.New("version is the current one")
+	// ErrVersionDisabled: the version is disabled; comes as *VersionError.
+	ErrVersionDisabled = errors.New("version is disabled")
+	// ErrVersionDestroyed: the version's value is gone; comes as *VersionError.
+	ErrVersionDestroyed = errors.New("version is destroyed")
 	// ErrDiskFull: nothing was written; reading goes on.
 	ErrDiskFull = errors.New("disk full")
 	// ErrClosed: the store is closed.
@@ -437,16 +454,21 @@ var (
 type NotFoundError struct {
 	WorkspaceID string // empty for a global secret
 	Key         string // empty for a workspace
+	Version     int64  // 0 for a workspace and for a secret
 }
 
 func (e *NotFoundError) Error() string {
-	if e.Key == "" {
+	version := ""
+	if e.Version != 0 {
+		version = fmt.Sprintf("version %d of ", e.Version)
+	}
+	switch {
+	case e.Key == "":
 		return fmt.Sprintf("workspace %q not found", e.WorkspaceID)
+	case e.WorkspaceID == "":
+		return fmt.Sprintf("%sglobal secret %q not found", version, e.Key)
 	}
-	if e.WorkspaceID == "" {
-		return fmt.Sprintf("global secret %q not found", e.Key)
-	}
-	return fmt.Sprintf("secret %q of workspace %q not found", e.Key, e.WorkspaceID)
+	return fmt.Sprintf("%ssecret %q of workspace %q not found", version, e.Key, e.WorkspaceID)
 }
 
 // Is reports that the error is an ErrNotFound.
@@ -462,6 +484,20 @@ func (e *KeyError) Error() string { return fmt.Sprintf("secret %q: %v", e.Key, e
 
 // Unwrap returns Err.
 func (e *KeyError) Unwrap() error { return e.Err }
+
+// VersionError names a version of a secret.
+type VersionError struct {
+	Key     string
+	Version int64
+	Err     error // ErrVersionCurrent, ErrVersionDisabled, ErrVersionDestroyed or ErrUnreadable
+}
+
+func (e *VersionError) Error() string {
+	return fmt.Sprintf("version %d of secret %q: %v", e.Version, e.Key, e.Err)
+}
+
+// Unwrap returns Err.
+func (e *VersionError) Unwrap() error { return e.Err }
 
 // QuotaError says which limit a change would exceed.
 type QuotaError struct {

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -9,11 +10,13 @@ import (
 	"strings"
 )
 
-// SecretsUpdate sets and deletes secrets of one scope, all or none.
+// SecretsUpdate sets and deletes secrets of one scope and rolls back one, all or
+// none.
 type SecretsUpdate struct {
-	// Set and Delete together name no key twice.
-	Set    []SecretValue
-	Delete []string
+	// Set, Delete and RollBack together name no key twice.
+	Set      []SecretValue
+	Delete   []string
+	RollBack *RollBack
 	// NextStart makes no generation: the next container that starts, for whatever
 	// reason, gets the new values. Made again without it the same change counts as
 	// one, for nobody here knows which containers have it.
@@ -72,7 +75,15 @@ func (t *txn) planSecrets(o owner, spec *Spec, u *SecretsUpdate, etag string) (*
 	if _, err := getRecord(t.Tx, bucketOwners, []byte(o.name()), &p.sums); err != nil {
 		return nil, err
 	}
-	if etag != "" && len(u.Set)+len(u.Delete) != 1 {
+	sets := u.Set
+	if u.RollBack != nil {
+		value, err := t.restore(o, u.RollBack)
+		if err != nil {
+			return nil, err
+		}
+		sets = append(slices.Clone(u.Set), value)
+	}
+	if etag != "" && len(sets)+len(u.Delete) != 1 {
 		return nil, errors.New("store: an etag belongs to exactly one secret")
 	}
 	seen := map[string]bool{}
@@ -110,7 +121,7 @@ func (t *txn) planSecrets(o owner, spec *Spec, u *SecretsUpdate, etag string) (*
 		}
 	}
 	grows := false
-	for _, value := range u.Set {
+	for i, value := range sets {
 		if err := once(value.Key); err != nil {
 			return nil, err
 		}
@@ -142,8 +153,12 @@ func (t *txn) planSecrets(o owner, spec *Spec, u *SecretsUpdate, etag string) (*
 				continue
 			}
 		}
-		if old.damaged {
+		var older []versionRecord
+		switch {
+		case old.damaged: // nobody knows of the others whether they are disabled
 			old.Version, old.CreateTime = t.unusedVersion(&p.sums), t.now
+		case found:
+			older = old.next(t.store.cfg.SecretVersions)
 		}
 		row := secretRecord{
 			Version:    old.Version + 1,
@@ -153,6 +168,10 @@ func (t *txn) planSecrets(o owner, spec *Spec, u *SecretsUpdate, etag string) (*
 			Delivery:   delivery,
 			Binary:     binary,
 			Staged:     u.NextStart,
+			Older:      older,
+		}
+		if i == len(u.Set) {
+			row.Restored = u.RollBack.Version
 		}
 		if !found {
 			row.CreateTime = t.now
@@ -194,7 +213,7 @@ func (t *txn) applySecrets(p *secretsPlan) error {
 	o := p.owner
 	for _, d := range p.deletes {
 		if !d.row.Deleted {
-			if err := t.delete(bucketSealed, o.row(d.key)); err != nil {
+			if err := t.keepValues(o, d.key, func(int64) bool { return false }); err != nil {
 				return err
 			}
 			p.sums.Retired++
@@ -221,7 +240,10 @@ func (t *txn) applySecrets(p *secretsPlan) error {
 		if set.retired {
 			p.sums.Retired--
 		}
-		if err := t.put(bucketSealed, o.row(key), sealed); err != nil {
+		if err := t.put(bucketSealed, o.value(key, set.row.Version), sealed); err != nil {
+			return err
+		}
+		if err := t.keepValues(o, key, set.row.hasValue); err != nil {
 			return err
 		}
 	}
@@ -255,28 +277,34 @@ func (t *txn) foldRetired(p *secretsPlan) error {
 
 // deleteOwner removes all that an owner has.
 func (t *txn) deleteOwner(o owner) error {
-	var keys []string
-	o.each(t.Tx, "", func(key string, _ *secretRecord) bool {
-		keys = append(keys, key)
-		return true
-	})
-	for _, key := range keys {
-		if err := errors.Join(t.delete(bucketSecrets, o.row(key)), t.delete(bucketSealed, o.row(key))); err != nil {
-			return err
+	prefix := o.row("")
+	for _, bucket := range [][]byte{bucketSecrets, bucketSealed} {
+		var keys [][]byte
+		c := t.Bucket(bucket).Cursor()
+		for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); k, _ = c.Next() {
+			keys = append(keys, slices.Clone(k))
+		}
+		for _, k := range keys {
+			if err := t.delete(bucket, k); err != nil {
+				return err
+			}
 		}
 	}
 	return t.delete(bucketOwners, []byte(o.name()))
 }
 
-// UpdateSecrets sets and deletes secrets of a workspace, or global ones, in one
-// transaction: all or none, and at most one new generation a workspace. A global
+// UpdateSecrets sets, deletes and rolls back secrets of a workspace, or global ones, in one
+// transaction: all or none, and at most one new generation a workspace. A rollback
+// sets the value of an older version, as a new version. A global
 // one reaches, by a new generation, every workspace that has no secret of its
 // own under the key, nor a model, and is not being deleted. All of them have it
 // when UpdateSecrets returns; of some thousands Config.OnCommit tells afterwards.
 //
 // Errors: *NotFoundError, ErrDeleting, ErrEtag (Options.Etag is the one
 // secret's), *KeyError with ErrModelKey or ErrNeedsFiles, *QuotaError, ErrRequestReused,
-// ErrDiskFull.
+// ErrDiskFull; of a rollback also *KeyError with ErrUnreadable when the secret's
+// row is damaged, and *VersionError with ErrVersionDisabled, ErrVersionDestroyed or
+// ErrUnreadable.
 func (s *Store) UpdateSecrets(ctx context.Context, scope Scope, u SecretsUpdate, opts Options) (Result, error) {
 	u.Set, u.Delete = slices.Clone(u.Set), slices.Clone(u.Delete)
 	var n reach

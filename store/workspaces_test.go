@@ -396,11 +396,11 @@ func TestChanges_Refused(t *testing.T) {
 		{"secrets: must exist", func(h *harness) error {
 			_, err := h.UpdateSecrets(ctx, in("a"), SecretsUpdate{Set: set("K", "2").Set, Delete: []string{"N"}, MustExist: true}, Options{})
 			return err
-		}, &NotFoundError{"a", "N"}},
+		}, &NotFoundError{WorkspaceID: "a", Key: "N"}},
 		{"secrets: must exist, global", func(h *harness) error {
 			_, err := h.UpdateSecrets(ctx, Scope{}, SecretsUpdate{Delete: []string{"N"}, MustExist: true}, Options{})
 			return err
-		}, &NotFoundError{"", "N"}},
+		}, &NotFoundError{Key: "N"}},
 		{"secrets: value too large", func(h *harness) error {
 			_, err := h.UpdateSecrets(ctx, in("a"), SecretsUpdate{Set: []SecretValue{value("K", "2"), big}}, Options{})
 			return err

@@ -134,7 +134,7 @@ func TestContract18_UnreadableSecret(t *testing.T) {
 	s.settle(1)
 }
 
-// rot flips a bit of the sealed value of a key.
+// rot flips a bit of a key's current value, sealed.
 func rot(path, key string) error {
 	db, err := bolt.Open(path, 0o600, &bolt.Options{Timeout: 5 * time.Second})
 	if err != nil {
@@ -143,8 +143,8 @@ func rot(path, key string) error {
 	err = db.Update(func(tx *bolt.Tx) error {
 		sealed := tx.Bucket([]byte("sealed"))
 		c := sealed.Cursor()
-		for k, v := c.First(); k != nil; k, v = c.Next() {
-			if strings.HasSuffix(string(k), "/"+key) {
+		for k, v := c.Last(); k != nil; k, v = c.Prev() { // of several versions the newest one
+			if strings.Contains(string(k), "/"+key+"\x00") {
 				k, v = bytes.Clone(k), bytes.Clone(v)
 				v[len(v)-1] ^= 1
 				return sealed.Put(k, v)
