@@ -413,6 +413,9 @@ func TestServeRefuses(t *testing.T) {
 	t.Run("bindings", func(t *testing.T) {
 		refusedAtOnce(t, "bindings: \"insecure boss\"", "--bindings=unix:socket-group admin,insecure boss")
 	})
+	t.Run("TLS files", func(t *testing.T) {
+		refusedAtOnce(t, "tls: open "+in.path("none.pem"), "--listen=127.0.0.1:1", "--tls-cert-file="+in.path("none.pem"), "--tls-key-file=/k", "--tls-client-ca-file=/a")
+	})
 	t.Run("and then it starts", func(t *testing.T) {
 		// A stale socket is in nobody's way.
 		l, err := net.ListenUnix("unix", &net.UnixAddr{Name: in.socket(), Net: "unix"})
