@@ -64,6 +64,7 @@ type config struct {
 	AllowedHostPaths    []string      `koanf:"allowed_host_paths" help:"directories of this machine that workspaces may mount, whole or in part: who may choose among all of them is root on it (default: none)"`
 	LogLevel            string        `koanf:"log_level" help:"debug, info, warn or error"`
 	LogFormat           string        `koanf:"log_format" help:"text or json"`
+	CoreDumps           bool          `koanf:"core_dumps" help:"let the kernel write the daemon's memory, and the secrets in it, to a file when it crashes"`
 	MaxConcurrentCycles int           `koanf:"max_concurrent_cycles" help:"how many workspaces may replace their container at the same time"`
 	AuditMaxAge         time.Duration `koanf:"audit_max_age" help:"how long the audit log keeps an entry; 0: as long as there is room"`
 	AuditMaxMiB         int           `koanf:"audit_max_mib" help:"how much of the database the audit log may take, in MiB; its oldest entries go then, about 2,300 are one"`

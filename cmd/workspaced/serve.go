@@ -30,6 +30,9 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 	if os.Geteuid() != 0 {
 		return errRoot
 	}
+	if err := setCoreDumps(cfg.CoreDumps); err != nil {
+		return err
+	}
 	if err := checkFiles(cfg); err != nil {
 		return err
 	}

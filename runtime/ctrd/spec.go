@@ -85,6 +85,7 @@ func (d *Driver) specOpts(spec runtime.Spec, id string, image ocispec.ImageConfi
 		oci.WithHostNamespace(specs.NetworkNamespace),
 		oci.WithCgroup(d.cgroupPath(spec.WorkspaceID, id)),
 		oci.WithRlimit(openFiles()),
+		oci.WithRlimit(coreSize()),
 	}
 	if _, err := os.Stat("/etc/resolv.conf"); err == nil {
 		opts = append(opts, oci.WithHostResolvconf)
@@ -123,6 +124,22 @@ func openFiles() *specs.POSIXRlimit {
 	limit := &specs.POSIXRlimit{Type: "RLIMIT_NOFILE", Soft: softFiles, Hard: hardFiles}
 	var own unix.Rlimit
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &own); err == nil {
+		limit.Hard = min(limit.Hard, own.Max)
+		limit.Soft = min(limit.Soft, limit.Hard)
+	}
+	return limit
+}
+
+// coreSize is the limit of core files: none, unless a container's program asks for
+// them by raising its soft limit. Its environment is in its memory, and a core file
+// would carry that out of it: onto the disk, in the snapshot, or to the machine's
+// crash handler. To such a handler, which the kernel calls whatever the limit, 1 is
+// "never" (core(5)); for a file it is too little. Given or not, it would otherwise be
+// what containerd happens to have: often no limit.
+func coreSize() *specs.POSIXRlimit {
+	limit := &specs.POSIXRlimit{Type: "RLIMIT_CORE", Soft: 1, Hard: unix.RLIM_INFINITY}
+	var own unix.Rlimit
+	if err := unix.Getrlimit(unix.RLIMIT_CORE, &own); err == nil {
 		limit.Hard = min(limit.Hard, own.Max)
 		limit.Soft = min(limit.Soft, limit.Hard)
 	}
