@@ -44,6 +44,8 @@ var table = []rule{
 		modules: []string{"github.com/tink-crypto/tink-go/v2"},
 		never:   []string{grpc, containerd},
 	},
+	// For tests.
+	{pkg: "store/seal/canary", imports: []string{}, modules: []string{"github.com/klauspost/compress"}, never: []string{gen, grpc, containerd}},
 	{
 		pkg:     "store",
 		imports: []string{"store/seal", "store"},
@@ -141,6 +143,8 @@ func TestImportersOf(t *testing.T) {
 		{"go.etcd.io/bbolt", []string{"store", "cmd/bench"}},
 		{"github.com/tink-crypto/tink-go/v2", []string{"store/seal"}},
 		{module + "/runtime/ctrd", []string{"cmd", "runtime/ctrd"}},
+		{module + "/store/seal/canary", nil}, // tests
+		{"github.com/klauspost/compress", []string{"store/seal/canary"}},
 	}
 	packages := list(t)
 	for _, row := range importers {

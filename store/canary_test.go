@@ -2,40 +2,28 @@ package store
 
 import (
 	"bytes"
-	"crypto/rand"
 	"crypto/sha256"
-	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
-)
 
-// forms returns how a value could show up in a file.
-func forms(v string) [][]byte {
-	forms := [][]byte{[]byte(v), []byte(hex.EncodeToString([]byte(v)))}
-	// base64 at any alignment: without what depends on the neighbours.
-	for shift := range 3 {
-		padded := append(make([]byte, shift), v...)
-		text := base64.StdEncoding.EncodeToString(padded)
-		forms = append(forms, []byte(text[4:len(text)-8]))
-	}
-	return forms
-}
+	"github.com/workspaced/workspaced/store/seal/canary"
+)
 
 // No value that was ever given to the store is in its files, nor in what it
 // says.
 func TestContract21_NoPlaintextInTheFiles(t *testing.T) {
 	h := newHarness(t)
-	var canaries []string
-	canary := func() string {
-		v := rand.Text() + rand.Text()
-		canaries = append(canaries, v)
-		return v
+	canaries := canary.New()
+	var values []string
+	next := func() string {
+		values = append(values, canaries.Value(fmt.Sprint("secret ", len(values))))
+		return values[len(values)-1]
 	}
-	secret := func(key string) SecretValue { return value(key, canary()) }
+	secret := func(key string) SecretValue { return value(key, next()) }
 	with := func(id string, secrets ...SecretValue) Options { // the whole request, values and all
 		fingerprint := "request"
 		for _, s := range secrets {
@@ -81,7 +69,7 @@ func TestContract21_NoPlaintextInTheFiles(t *testing.T) {
 		say(h.UpdateSecrets(ctx, in(id), SecretsUpdate{Set: []SecretValue{secret("K")}}, Options{Etag: "stale"}))
 		say(h.UpdateSecrets(ctx, in(id), SecretsUpdate{Set: []SecretValue{secret("K"), secret("K")}}, Options{}))
 		say(h.UpdateSecrets(ctx, in("missing"), SecretsUpdate{Set: []SecretValue{secret("K")}}, Options{}))
-		say(h.UpdateSecrets(ctx, in(id), SecretsUpdate{Set: []SecretValue{value("K", strings.Repeat(canary(), 2000))}}, Options{}))
+		say(h.UpdateSecrets(ctx, in(id), SecretsUpdate{Set: []SecretValue{value("K", strings.Repeat(next(), 3000))}}, Options{}))
 		s = secret("K")
 		only := with("only"+id, s)
 		only.ValidateOnly = true
@@ -95,37 +83,35 @@ func TestContract21_NoPlaintextInTheFiles(t *testing.T) {
 			h.remove(id)
 		}
 	}
-	plain := rand.Text() + rand.Text() // a test of the test: what is not sealed is found
+	// A test of the test: what is not sealed is found.
+	plain := canaries.Value("plain")
 	must(h.UpdateWorkspace(ctx, "w1", func(e *Editable) error { e.Model = plain; return nil }, Options{}))(t)
 
-	var files map[string][]byte
-	found := func(v []byte) string {
-		for name, content := range files {
-			if bytes.Contains(content, v) {
-				return filepath.Base(name)
-			}
-		}
-		return ""
-	}
 	for _, when := range []string{"open", "closed", "opened again"} {
-		files = readDir(t, h.cfg.Path)
-		if found([]byte(plain)) != "workspaced.db" {
+		search := canary.Search{Set: canaries}
+		if err := search.Dir(filepath.Dir(h.cfg.Path)); err != nil {
+			t.Fatal(err)
+		}
+		if want := (canary.Hit{Name: "plain", Form: "as it is", Where: h.cfg.Path}); !slices.Contains(search.Hits, want) {
 			t.Fatalf("%s: the search finds nothing", when)
 		}
-		for _, v := range canaries {
-			for _, form := range forms(v) {
-				if name := found(form); name != "" {
-					t.Errorf("%s: %s has a secret, as %q", when, name, form)
-				}
+		for _, hit := range search.Hits {
+			if hit.Name != "plain" {
+				t.Errorf("%s: %s", when, hit)
 			}
+		}
+		files := readDir(t, h.cfg.Path)
+		for _, v := range values {
 			sum := sha256.Sum256([]byte("requestK" + v))
-			if name := found(sum[:]); name != "" {
-				t.Errorf("%s: %s has a request's fingerprint, to try values against", when, name)
-			}
-			for _, text := range said {
-				if strings.Contains(text, v) {
-					t.Fatalf("it was said: %s", text)
+			for name, content := range files {
+				if bytes.Contains(content, sum[:]) {
+					t.Errorf("%s: %s has a request's fingerprint, to try values against", when, name)
 				}
+			}
+		}
+		for _, text := range said {
+			if hits := canaries.Find([]byte(text)); hits != nil {
+				t.Fatalf("it was said: %v, in %s", hits, text)
 			}
 		}
 		switch when {

@@ -3,14 +3,13 @@ package ctrd_test
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,6 +26,7 @@ import (
 	"github.com/workspaced/workspaced/runtime/ctrd/ctrdtest"
 	"github.com/workspaced/workspaced/runtime/runtimetest"
 	"github.com/workspaced/workspaced/runtime/runtimetest/fault"
+	"github.com/workspaced/workspaced/store/seal/canary"
 )
 
 // bench is a driver with the test image present, and short words for what tests
@@ -157,71 +157,68 @@ func wantReason(t testing.TB, err error, reason runtime.Reason, texts ...string)
 func TestContract21_NoSecretInAnyFile(t *testing.T) {
 	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
 		b := newBench(t, c)
-		var random [16]byte
-		rand.Read(random[:])
-		canary := hex.EncodeToString(random[:])
-		file := runtime.File{Name: "FILE", Data: []byte(canary)}
+		canaries := canary.New()
+		secret, plain := canaries.Value("secret"), canaries.Value("plain")
+		plainly := spec()
+		plainly.Args = append(plainly.Args, plain)
 		run := func(generation int64) runtime.Instance {
-			in, err := b.d.Start(b.ctx(), b.prepare(spec()).ID, runtime.Launch{Generation: generation, Env: []string{"SECRET=" + canary}, Files: []runtime.File{file}})
+			in, err := b.d.Start(b.ctx(), b.prepare(plainly).ID, runtime.Launch{
+				Generation: generation, Env: []string{"SECRET=" + secret}, Files: []runtime.File{{Name: "FILE", Data: []byte(secret)}},
+			})
 			if err != nil {
 				t.Fatal(err)
 			}
 			return in
 		}
 		in := run(1)
-		if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/root%s/FILE", in.PID, runtime.FilesDir)); string(text) != canary {
+		if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/root%s/FILE", in.PID, runtime.FilesDir)); string(text) != secret {
 			t.Fatalf("the canary did not arrive as a file: %v", err)
 		}
 		environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", in.PID))
-		if err != nil || !bytes.Contains(environ, []byte(canary)) {
+		if err != nil || !bytes.Contains(environ, []byte(secret)) {
 			t.Fatalf("the canary did not arrive: %v", err)
 		}
+		// A core file would have it.
+		limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", in.PID))
+		if err != nil || !regexp.MustCompile(`(?m)^Max core file size +[01] `).Match(limits) {
+			t.Errorf("a core file may be written: %v\n%s", err, limits)
+		}
 		run(2)
-		search := func(when string) {
-			searched := 0
-			err := filepath.WalkDir(c.Dir, func(path string, entry fs.DirEntry, err error) error {
-				switch {
-				case errors.Is(err, fs.ErrNotExist): // containerd works meanwhile
-					return nil
-				case err != nil:
-					return err
-				case entry.Name() == "rootfs" && entry.IsDir():
-					return fs.SkipDir // the snapshot, which is searched where it lies; and the container's /proc
-				case entry.Name() == "files" && entry.IsDir():
+		search := func(when string, running bool) {
+			look := canary.Search{Set: canaries, Skip: func(path string, entry fs.DirEntry) bool {
+				if entry.IsDir() && entry.Name() == "files" {
 					var st unix.Statfs_t
 					if err := unix.Statfs(path, &st); err != nil || st.Type != unix.TMPFS_MAGIC {
 						t.Errorf("%s: the files at %s are on a %#x, %v", when, path, st.Type, err)
 					}
-					return fs.SkipDir
-				case !entry.Type().IsRegular():
-					return nil
+					return true
 				}
-				text, err := os.ReadFile(path)
-				if err != nil && !errors.Is(err, fs.ErrNotExist) {
-					return err
-				}
-				searched++
-				if bytes.Contains(text, []byte(canary)) {
-					t.Errorf("%s: the secret is in %s", when, path)
-				}
-				return nil
-			})
-			if err != nil || searched < 10 {
-				t.Errorf("%s: searched %d files, %v", when, searched, err)
-			}
+				return entry.IsDir() && entry.Name() == "rootfs" // the snapshot, which is searched where it lies; and the container's /proc
+			}}
+			err := look.Dir(c.Dir)
 			for _, shim := range c.Shims() {
-				for _, file := range []string{"cmdline", "environ"} {
-					if text, err := os.ReadFile(fmt.Sprintf("/proc/%d/%s", shim, file)); err == nil && bytes.Contains(text, []byte(canary)) {
-						t.Errorf("%s: the secret is in a shim's %s", when, file)
-					}
+				err = errors.Join(err, look.Process(shim))
+			}
+			if err != nil || look.Files < 10 {
+				t.Errorf("%s: searched %d files, %v", when, look.Files, err)
+			}
+			found := 0
+			for _, hit := range look.Hits {
+				if hit.Name == "plain" {
+					found++
+					continue
 				}
+				t.Errorf("%s: %s", when, hit)
+			}
+			if running && found == 0 {
+				t.Errorf("%s: not even what is no secret was found", when)
 			}
 		}
-		search("while it runs")
+		search("while it runs", true)
 		b.wantGone(in)
-		search("after its end")
+		search("after its end", false)
 		b.nothingLeft()
-		search("after its removal")
+		search("after its removal", false)
 	})
 }
 
