@@ -50,6 +50,12 @@ test: deps-test build testprog probe containerd23 bin/tools/grpcurl bin/tools/te
 	@go -C tools test ./testreport
 	@tools/test.sh $(TEST)
 
+# Part of make test, which does not show what was searched.
+.PHONY: canary
+canary: deps-test build testprog containerd23 ## Set secrets by every route, then look for them in all that was written and said
+	@WORKSPACED_BIN_DIR=$(CURDIR)/bin CGO_ENABLED=1 GOFLAGS=-buildvcs=false \
+		go test -race -vet=off -count=1 -v -exec $(CURDIR)/tools/sandbox.sh -run '^TestContract(17|21)_' ./store ./server ./runtime/ctrd ./cmd/demo/e2e
+
 .PHONY: check
 check: static test ## Run every check, then all tests
 

@@ -11,6 +11,8 @@
 //	ENVSERVER_JOURNAL=FILE   add each start and end to a journal
 //	ENVSERVER_EXIT=CODE      end at once
 //	ENVSERVER_ALLOCATE=any   take memory until the kernel says no
+//	ENVSERVER_CRASH=any      let another process crash first, and print whether that
+//	                         left a core file; "core": one that asks for a core file
 package main
 
 import (
@@ -25,7 +27,9 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"os/signal"
+	"runtime/debug"
 	"strconv"
 	"strings"
 	"syscall"
@@ -35,6 +39,9 @@ import (
 const defaultSocket = "/demo/env.sock"
 
 func main() {
+	if how := os.Getenv(crashingVariable); how != "" {
+		abort(how)
+	}
 	// As process 1 we would not hear these without asking for them.
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM, syscall.SIGINT, syscall.SIGUSR1)
@@ -50,6 +57,9 @@ func main() {
 	}
 	if os.Getenv("ENVSERVER_ALLOCATE") != "" {
 		allocate()
+	}
+	if how := os.Getenv(crashVariable); how != "" {
+		fmt.Println("envserver: core file written:", crash(how))
 	}
 	failed := make(chan error, 1)
 	go func() {
@@ -70,6 +80,40 @@ func main() {
 func fail(err error) {
 	fmt.Fprintln(os.Stderr, "envserver:", err)
 	os.Exit(1)
+}
+
+const (
+	crashVariable    = "ENVSERVER_CRASH"
+	crashingVariable = "ENVSERVER_CRASHING" // of the process that does
+)
+
+// crash starts this program again, lets it crash and tells whether the kernel has
+// written a core file. Process 1 could not: it ignores what would end it.
+func crash(how string) (core bool) {
+	cmd := exec.Command("/proc/self/exe")
+	cmd.Env = append(os.Environ(), crashingVariable+"="+how)
+	err := cmd.Run()
+	if exit := (*exec.ExitError)(nil); !errors.As(err, &exit) {
+		fail(fmt.Errorf("the process did not crash: %w", err))
+	}
+	return cmd.ProcessState.Sys().(syscall.WaitStatus).CoreDump()
+}
+
+// abort ends this process as a program does that has met a fault of its own.
+func abort(how string) {
+	if how == "core" {
+		var limit syscall.Rlimit
+		if err := syscall.Getrlimit(syscall.RLIMIT_CORE, &limit); err != nil {
+			fail(err)
+		}
+		limit.Cur = limit.Max
+		if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &limit); err != nil {
+			fail(err)
+		}
+	}
+	signal.Reset()
+	debug.SetTraceback("crash")
+	panic("told to crash")
 }
 
 var memory [][]byte

@@ -42,6 +42,8 @@ type Daemon struct {
 	// Own, if not nil, is the containerd that the daemon is told to use; else it
 	// runs a private one.
 	Own *Containerd
+	// DialOptions are further options of Conn.
+	DialOptions []grpc.DialOption
 
 	faults string // the file with the rules; empty: the program knows none
 	cmd    *exec.Cmd
@@ -79,6 +81,7 @@ func (d *Daemon) command(ctx context.Context, verb string, more ...string) *exec
 	args = append(args, d.Args...)
 	cmd := exec.CommandContext(ctx, d.Binary, append(args, more...)...)
 	cmd.Env = environ(d.Path)
+	cmd.Dir = d.Base // where a core file would be
 	if d.faults != "" {
 		cmd.Env = append(cmd.Env, "WORKSPACED_FAULTS=@"+d.faults)
 	}
@@ -155,12 +158,13 @@ func (d *Daemon) waitServing(ctx context.Context) error {
 
 func (d *Daemon) dial() (conn *grpc.ClientConn, err error) {
 	if d.conn == nil {
-		d.conn, err = grpc.NewClient("unix://"+d.Socket(),
+		d.conn, err = grpc.NewClient("unix://"+d.Socket(), append([]grpc.DialOption{
 			grpc.WithTransportCredentials(insecure.NewCredentials()),
 			grpc.WithConnectParams(grpc.ConnectParams{
 				Backoff:           backoff.Config{BaseDelay: 5 * time.Millisecond, Multiplier: 1.2, MaxDelay: 50 * time.Millisecond},
 				MinConnectTimeout: time.Second,
-			}))
+			}),
+		}, d.DialOptions...)...)
 	}
 	return d.conn, err
 }

@@ -13,11 +13,13 @@ import (
 	"os"
 	goruntime "runtime"
 
+	"github.com/google/go-containerregistry/pkg/compression"
 	"github.com/google/go-containerregistry/pkg/name"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/empty"
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"github.com/google/go-containerregistry/pkg/v1/types"
 )
 
 // DemoImage is the name that the demo's image is imported under.
@@ -53,14 +55,25 @@ func withVersion(base v1.Image, version string) (v1.Image, error) {
 
 // AddFile adds a file in a layer of its own.
 func AddFile(img v1.Image, name string, mode int64, content []byte) (v1.Image, error) {
-	layer, err := fileLayer(tar.Header{Name: name, Mode: mode, Size: int64(len(content))}, content)
+	return AddCompressed(img, name, mode, content, compression.GZip)
+}
+
+// AddCompressed is AddFile with another compression than gzip.
+func AddCompressed(img v1.Image, name string, mode int64, content []byte, with compression.Compression) (v1.Image, error) {
+	layer, err := fileLayer(tar.Header{Name: name, Mode: mode, Size: int64(len(content))}, content, with)
 	if err != nil {
 		return nil, err
 	}
-	return mutate.AppendLayers(img, layer)
+	return mutate.Append(img, mutate.Addendum{Layer: layer, MediaType: mediaTypes[with]})
 }
 
-func fileLayer(header tar.Header, content []byte) (v1.Layer, error) {
+// mediaTypes are those of layers. Images of Docker's format have no zstd.
+var mediaTypes = map[compression.Compression]types.MediaType{
+	compression.GZip: types.DockerLayer,
+	compression.ZStd: types.OCILayerZStd,
+}
+
+func fileLayer(header tar.Header, content []byte, with compression.Compression) (v1.Layer, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
 	if err := w.WriteHeader(&header); err != nil {
@@ -74,7 +87,7 @@ func fileLayer(header tar.Header, content []byte) (v1.Layer, error) {
 	}
 	return tarball.LayerFromOpener(func() (io.ReadCloser, error) {
 		return io.NopCloser(bytes.NewReader(buf.Bytes())), nil
-	}, tarball.WithCompressionLevel(gzip.BestSpeed), tarball.WithCompressedCaching)
+	}, tarball.WithCompression(with), tarball.WithCompressionLevel(gzip.BestSpeed), tarball.WithCompressedCaching)
 }
 
 // WriteImage writes the image as a tar that `docker load` and workspaced's

@@ -12,6 +12,7 @@ import (
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc"
 )
 
 // Stage is a place for a demo or a test: a directory with a daemon that has the
@@ -39,6 +40,8 @@ type Options struct {
 	Faults bool
 	// OwnContainerd starts a containerd that is not the daemon's child.
 	OwnContainerd bool
+	// DialOptions are further options of the daemon's client.
+	DialOptions []grpc.DialOption
 	// Tmpfs puts everything into memory: quick where nothing depends on a disk.
 	Tmpfs bool
 }
@@ -111,7 +114,7 @@ func NewStage(opts Options) (_ *Stage, err error) {
 		}
 		args = append(args, "--socket-group", strconv.Itoa(opts.Group))
 	}
-	s.Daemon = &Daemon{Binary: binaries[daemon], Base: base, Args: append(args, opts.Args...), Path: opts.Path}
+	s.Daemon = &Daemon{Binary: binaries[daemon], Base: base, Args: append(args, opts.Args...), Path: opts.Path, DialOptions: opts.DialOptions}
 	if opts.Faults {
 		s.Daemon.faults = filepath.Join(base, "faults")
 	}
