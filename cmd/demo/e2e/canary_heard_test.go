@@ -49,7 +49,7 @@ func (h *heard) HandleRPC(_ context.Context, s stats.RPCStats) {
 		fmt.Fprintln(&h.answers, s.Trailer)
 	case *stats.InPayload:
 		if m, ok := s.Payload.(proto.Message); ok {
-			note(&h.answers, m)
+			note(&h.answers, withoutToken(m))
 		}
 	case *stats.End:
 		if s.Error == nil {
@@ -59,6 +59,16 @@ func (h *heard) HandleRPC(_ context.Context, s stats.RPCStats) {
 		note(&h.errors, st.Proto())
 		fmt.Fprintln(&h.errors, s.Error, st.Details())
 	}
+}
+
+// withoutToken takes the token out of the one answer that shows it.
+func withoutToken(m proto.Message) proto.Message {
+	if made, ok := m.(*workspacev1.CreateTokenResponse); ok {
+		made = proto.CloneOf(made)
+		made.Secret = ""
+		return made
+	}
+	return m
 }
 
 // note writes a message as it is on the wire and as people see it.

@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
@@ -163,6 +164,7 @@ var routes = []route{
 		r.hasFile("TEXT", v)
 		r.hasFile("DATA", data)
 	}},
+	{"token", takeToken},
 	{"refused", takeRefused},
 	{"no-image", func(r *ride) {
 		v := r.value("old")
@@ -203,6 +205,38 @@ var interruptions = []route{
 	}},
 	{"killed-at-the-commit", func(r *ride) { r.killed("store.commit", fault.Before) }},
 	{"killed-in-the-switch", func(r *ride) { r.killed("fifo.write", fault.After) }},
+}
+
+// takeToken makes, shows and revokes a bearer token, which the daemon makes up.
+func takeToken(r *ride) {
+	admin := workspacev1.NewAdminControlClient(r.Daemon.Conn())
+	made, err := admin.CreateToken(r.ctx, &workspacev1.CreateTokenRequest{
+		Token: &workspacev1.Token{Subject: r.control, Roles: []workspacev1.Role{workspacev1.Role_ROLE_VIEWER}},
+	})
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	hidden, ok := strings.CutPrefix(made.Secret, made.Token.Prefix)
+	if !ok {
+		r.t.Fatal("the token does not begin with what is shown of it")
+	}
+	r.values.Add(r.name+": hidden part", hidden)
+	show := func(want codes.Code, token string) {
+		r.t.Helper()
+		ctx := metadata.AppendToOutgoingContext(r.ctx, "authorization", "Bearer "+token)
+		if _, err := r.client().ListWorkspaces(ctx, &workspacev1.ListWorkspacesRequest{}); status.Code(err) != want {
+			r.t.Errorf("a call with a token: %v, want %v", err, want)
+		}
+	}
+	show(codes.OK, made.Secret)
+	show(codes.Unauthenticated, r.value("no token"))
+	if _, err := admin.ListTokens(r.ctx, &workspacev1.ListTokensRequest{}); err != nil {
+		r.t.Error(err)
+	}
+	if _, err := admin.RevokeToken(r.ctx, &workspacev1.RevokeTokenRequest{Name: made.Token.Name}); err != nil {
+		r.t.Error(err)
+	}
+	show(codes.Unauthenticated, made.Secret)
 }
 
 // takeRefused gives values to calls that don't take them.

@@ -30,32 +30,48 @@ const (
 // Set is a set of canaries. Its methods may be called by several goroutines.
 type Set struct {
 	marker string
-	index  *index
 
-	mu     sync.Mutex
-	values []value
+	mu      sync.Mutex
+	values  []value
+	needles []needle
+	index   *index // of needles
 }
 
 type value struct{ name, text string }
 
-// needle is how the marker looks in one form.
+// needle is how the marker, or a value without it, looks in one form.
 type needle struct {
 	form  *form
-	index int // among what the form makes
+	index int    // among what the form makes
+	name  string // of a value without the marker
 	bytes []byte
 }
 
 // New makes an empty set.
 func New() *Set {
 	s := &Set{marker: "c" + random(markerLen-1)} // a letter: ids begin with one
-	var needles []needle
+	s.add("", s.marker)
+	return s
+}
+
+func (s *Set) add(name, text string) {
 	for i := range forms {
-		for j, b := range forms[i].of([]byte(s.marker)) {
-			needles = append(needles, needle{&forms[i], j, b})
+		for j, b := range forms[i].of([]byte(text)) {
+			s.needles = append(s.needles, needle{&forms[i], j, name, b})
 		}
 	}
-	s.index = newIndex(needles)
-	return s
+	s.index = newIndex(s.needles)
+}
+
+// Add adds a value that somebody else has made, of at least 16 bytes. It is found as a
+// whole alone.
+func (s *Set) Add(name, text string) {
+	if len(text) < markerLen {
+		panic("canary: too short to be found without doubt")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.add(name, text)
 }
 
 // random returns so many random characters of a-z and 2-7.
@@ -104,7 +120,10 @@ func (s *Set) Find(data []byte) []Hit {
 // find calls hit with what begins in the first bytes of data, at least once a
 // name and form.
 func (s *Set) find(data []byte, first int, hit func(Hit)) {
-	s.index.find(data, first, func(n needle, rest []byte) {
+	s.mu.Lock()
+	index := s.index
+	s.mu.Unlock()
+	index.find(data, first, func(n needle, rest []byte) {
 		hit(Hit{Name: s.name(rest, n), Form: n.form.name})
 	})
 }
@@ -112,6 +131,9 @@ func (s *Set) find(data []byte, first int, hit func(Hit)) {
 // name tells which value data begins with; empty if the form is one of the marker
 // alone.
 func (s *Set) name(data []byte, n needle) string {
+	if n.name != "" {
+		return n.name
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, v := range s.values {

@@ -153,6 +153,18 @@ func TestForms(t *testing.T) {
 	}
 }
 
+// A value that was made elsewhere is found beside the set's own.
+func TestAdd(t *testing.T) {
+	set := canary.New()
+	other := "wsd_" + strings.Repeat("Ab-_9", 6)
+	set.Add("token", other)
+	text := fmt.Sprintf("%x, %s, %s", other, base64.StdEncoding.EncodeToString([]byte("x"+other)), set.Value("own"))
+	want := []canary.Hit{{Name: "token", Form: "hexadecimal"}, {Name: "token", Form: "base64"}, {Name: "own", Form: "as it is"}}
+	if diff := cmp.Diff(want, set.Find([]byte(text))); diff != "" {
+		t.Error(diff)
+	}
+}
+
 // A value that was cut off behind the marker is found, without its name.
 func TestBeginning(t *testing.T) {
 	set := canary.New()
