@@ -45,7 +45,7 @@ type config struct {
 	Health              string        `koanf:"health" help:"who may ask how the daemon does (grpc.health.v1): public, authenticated or off"`
 	Reflection          string        `koanf:"reflection" help:"who may ask which RPCs there are (grpc.reflection): public, authenticated or off"`
 	Listen              string        `koanf:"listen" help:"also serve the API on this TCP address, host:port: with TLS, or on loopback in plain text with --insecure"`
-	Insecure            bool          `koanf:"insecure" help:"allow --listen in plain text: who sends no token is the subject insecure, whom the default bindings make admin: whoever can reach the address then rules every workspace"`
+	Insecure            bool          `koanf:"insecure" help:"allow --listen in plain text, on loopback: who sends no token is the subject insecure, who may do what --bindings say, by default nothing; every user and every container of the machine can reach it"`
 	TLSCertFile         string        `koanf:"tls_cert_file" help:"certificate of the API on --listen, PEM; with it TLS 1.3 is spoken there, and clients need a certificate"`
 	TLSKeyFile          string        `koanf:"tls_key_file" help:"key of that certificate, PEM"`
 	TLSClientCAFile     string        `koanf:"tls_client_ca_file" help:"authorities whose certificates clients may have, PEM; the three files are read again when they change"`
@@ -76,7 +76,7 @@ func defaultConfig() config {
 	return config{
 		DataDir:             "/var/lib/workspaced",
 		StateDir:            "/run/workspaced",
-		Bindings:            []string{"unix:socket-group admin", "insecure admin"},
+		Bindings:            []string{"unix:socket-group admin"},
 		Health:              string(access.ExposurePublic),
 		Reflection:          string(access.ExposureAuthenticated),
 		ContainerdNamespace: "workspaced",

@@ -282,6 +282,11 @@ func TestServeListensOnTCP(t *testing.T) {
 	if err != nil || resp.Status != healthv1.HealthCheckResponse_SERVING {
 		t.Errorf("health over TCP: %v, %v", resp, err)
 	}
+	// Every user and container of the machine can connect there.
+	_, err = workspacev1.NewWorkspaceControlClient(in.dial(address)).ListWorkspaces(ctx, &workspacev1.ListWorkspacesRequest{})
+	if status.Code(err) != codes.PermissionDenied {
+		t.Errorf("without a token or binding: got %v, want PermissionDenied", err)
+	}
 }
 
 // A drain ends watches, says NOT_SERVING, and does not wait for clients that
