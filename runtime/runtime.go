@@ -16,6 +16,7 @@ package runtime
 import (
 	"errors"
 	"regexp"
+	"syscall"
 	"time"
 )
 
@@ -90,6 +91,23 @@ type Launch struct {
 	Files []File
 }
 
+// Rotation is what a running instance takes in as it runs. It holds secrets, like a
+// Launch.
+type Rotation struct {
+	// Generation is the one whose values Files hold; recorded with the instance once
+	// it has all of them.
+	Generation int64
+	// SecretVersions tells the versions of Files, recorded likewise.
+	SecretVersions map[string]int64
+	// Files are those in FilesDir from now on, no name twice.
+	Files []File
+	// Keep are names that stay as they are: the files, where there are such, and
+	// their versions.
+	Keep []string
+	// Signal is what its first process gets once they are there; 0: none.
+	Signal syscall.Signal
+}
+
 // FilesDir is where an instance has its Files: a directory in memory that only its
 // user can list, and that can't be written to from inside. Each is a symbolic link
 // there.
@@ -153,7 +171,8 @@ type Instance struct {
 	Phase                     Phase
 	// PreparedGeneration is its Spec's.
 	PreparedGeneration int64
-	// Generation and SecretVersions are its Launch's; 0 and nil before that.
+	// Generation and SecretVersions are its Launch's, or those of the newest Rotation
+	// and, for what is no file or was kept, of before; 0 and nil before the launch.
 	Generation     int64
 	SecretVersions map[string]int64
 	// ImageDigest is the digest of the image it was made from.
@@ -185,6 +204,10 @@ type Exit struct {
 // ErrNotFound: there is definitely no such instance. No other error says so:
 // an error while asking is not an answer.
 var ErrNotFound = errors.New("no such instance")
+
+// ErrNotRunning: the instance is there and does not run, or not any more. List tells
+// more.
+var ErrNotRunning = errors.New("instance does not run")
 
 // Reason names in one word why something could not be done. Callers of the API
 // see it as Workspace.last_error.reason.

@@ -266,6 +266,13 @@ func badInputs() []badInput {
 		{name: "SetSecret/NUL", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A", Payload: &workspacev1.SetSecretRequest_Data{Data: []byte("a\x00")}}), code: codes.FailedPrecondition, reason: "SECRET_NEEDS_FILES"},
 		{name: "SetSecret/NUL into the environment", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A", Delivery: workspacev1.SecretDelivery_SECRET_DELIVERY_ENV, Payload: &workspacev1.SetSecretRequest_Data{Data: []byte("a\x00")}}), fields: []string{"data"}, right: "SECRET_DELIVERY_FILES"},
 		{name: "SetSecret/delivery", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A", Delivery: 9, Payload: &workspacev1.SetSecretRequest_Text{Text: "x"}}), fields: []string{"delivery"}},
+		{name: "SetSecret/live variable", call: setSecret(&workspacev1.SetSecretRequest{Name: "workspaces/old/secrets/TOKEN", Apply: workspacev1.Apply_APPLY_LIVE, Payload: &workspacev1.SetSecretRequest_Text{Text: "x"}}), code: codes.FailedPrecondition, reason: "SECRET_NOT_LIVE"},
+		{name: "SetSecret/live global, up to the specs", call: setSecret(&workspacev1.SetSecretRequest{Name: "secrets/A", Apply: workspacev1.Apply_APPLY_LIVE, Payload: &workspacev1.SetSecretRequest_Text{Text: "x"}}), code: codes.FailedPrecondition, reason: "SECRET_NOT_LIVE"},
+		{name: "DeleteSecret/live variable", call: func(c workspacev1.WorkspaceControlClient, ctx context.Context) error {
+			_, err := c.DeleteSecret(ctx, &workspacev1.DeleteSecretRequest{Name: "workspaces/old/secrets/TOKEN", Apply: workspacev1.Apply_APPLY_LIVE})
+			return err
+		}, code: codes.FailedPrecondition, reason: "SECRET_NOT_LIVE"},
+		{name: "UpdateWorkspace/live signal", call: update(named(func(w *ws) { w.Spec = &wsSpec{LiveSignal: "SIGKILL"} })), fields: []string{"workspace.spec.live_signal"}, right: "SIGHUP"},
 		{name: "BatchUpdateSecrets/NUL", call: batch(&workspacev1.BatchUpdateSecretsRequest{Parent: "workspaces/old", Secrets: []*secret{text("A", "x"), text("B", "\x00")}}), code: codes.FailedPrecondition, reason: "SECRET_NEEDS_FILES"},
 		{name: "CreateWorkspace/NUL", call: create(&createReq{Workspace: &ws{Spec: spec()}, Secrets: []*secret{text("A", "x"), text("B", "\x00")}}), fields: []string{"secrets[1].text"}, right: "SECRET_DELIVERY_FILES"},
 		{name: "CreateWorkspace/delivery", call: create(withSpec(func(s *wsSpec) { s.SecretDelivery = workspacev1.SecretDelivery_SECRET_DELIVERY_SPEC })), fields: []string{"workspace.spec.secret_delivery"}, right: "SECRET_DELIVERY_FILES"},

@@ -111,6 +111,7 @@ func specToProto(s *store.Spec) *workspacev1.WorkspaceSpec {
 
 		SecretDelivery:  deliveryToProto(s.SecretDelivery),
 		SecurityProfile: workspacev1.SecurityProfile(workspacev1.SecurityProfile_value[securityPrefix+string(s.Security)]),
+		LiveSignal:      s.LiveSignal,
 	}
 	if s.Resources != (store.Resources{}) {
 		p.Resources = &workspacev1.Resources{
@@ -160,6 +161,7 @@ func specFromProto(p *workspacev1.WorkspaceSpec) store.Spec {
 		StopSignal:   p.GetStopSignal(),
 
 		SecretDelivery: deliveryFromProto(p.GetSecretDelivery()),
+		LiveSignal:     p.GetLiveSignal(),
 	}
 	if p.GetSecurityProfile() != workspacev1.SecurityProfile_SECURITY_PROFILE_UNSPECIFIED {
 		s.Security = store.SecurityProfile(strings.TrimPrefix(p.GetSecurityProfile().String(), securityPrefix))

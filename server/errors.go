@@ -34,12 +34,14 @@ const (
 	ReasonWorkspaceStopped  = "WORKSPACE_STOPPED"
 	ReasonWorkspaceDeleting = "WORKSPACE_DELETING"
 	ReasonWorkspaceFailed   = "WORKSPACE_FAILED"
+	ReasonWorkspaceExited   = "WORKSPACE_EXITED"
 	ReasonRetriesExhausted  = "RETRIES_EXHAUSTED"
 	ReasonStillWaiting      = "STILL_WAITING"
 	ReasonModelKey          = "KEY_CARRIES_MODEL"
 	ReasonNeedsFiles        = "SECRET_NEEDS_FILES"
 	ReasonPrivileged        = "PRIVILEGED_NOT_ALLOWED"
 	ReasonHostPath          = "HOST_PATH_NOT_ALLOWED"
+	ReasonNotLive           = "SECRET_NOT_LIVE"
 	ReasonSecretsTooLarge   = "SECRETS_TOO_LARGE"
 	ReasonDiskFull          = "DISK_FULL"
 	ReasonChangeInDoubt     = "CHANGE_IN_DOUBT"
@@ -234,6 +236,9 @@ func publicError(err error, method string, req any) error {
 	case errors.As(err, &key) && errors.Is(key.Err, store.ErrNeedsFiles):
 		return precondition(ReasonNeedsFiles, workspaceOf(req),
 			fmt.Sprintf("would have %s in the environment, which can't carry its NUL byte: give that secret the delivery SECRET_DELIVERY_FILES", key.Key))
+	case errors.As(err, &key) && errors.Is(key.Err, store.ErrNotLive):
+		return precondition(ReasonNotLive, workspaceOf(req),
+			fmt.Sprintf("has or would have %s as a variable, which no running container can take in: use APPLY_NOW, and once with the delivery SECRET_DELIVERY_FILES to have APPLY_LIVE from then on", key.Key))
 	case errors.Is(err, store.ErrDiskFull):
 		return &apiError{
 			code:    codes.ResourceExhausted,

@@ -11,6 +11,8 @@ import (
 
 func nextStart(a workspacev1.Apply) bool { return a == workspacev1.Apply_APPLY_NEXT_START }
 
+func live(a workspacev1.Apply) bool { return a == workspacev1.Apply_APPLY_LIVE }
+
 // SetSecret implements workspace.v1.WorkspaceControl.
 //
 // INVALID_ARGUMENT, NOT_FOUND, ABORTED, FAILED_PRECONDITION, RESOURCE_EXHAUSTED,
@@ -27,6 +29,7 @@ func (s *Server) SetSecret(ctx context.Context, req *workspacev1.SetSecretReques
 	r, err := s.store.UpdateSecrets(ctx, scope, store.SecretsUpdate{
 		Set:       []store.SecretValue{{Key: key, Value: seal.New(payloadOf(req)), Delivery: deliveryFromProto(req.GetDelivery())}},
 		NextStart: nextStart(req.GetApply()),
+		Live:      live(req.GetApply()),
 	}, o)
 	if err != nil {
 		return nil, err
@@ -59,6 +62,7 @@ func (s *Server) DeleteSecret(ctx context.Context, req *workspacev1.DeleteSecret
 	r, err := s.store.UpdateSecrets(ctx, scope, store.SecretsUpdate{
 		Delete:    []string{key},
 		NextStart: nextStart(req.GetApply()),
+		Live:      live(req.GetApply()),
 		MustExist: !req.GetAllowMissing(),
 	}, o)
 	if err != nil {
@@ -88,6 +92,7 @@ func (s *Server) BatchUpdateSecrets(ctx context.Context, req *workspacev1.BatchU
 		Set:       secretsFromProto(req.GetSecrets()),
 		Delete:    req.GetDeleteKeys(),
 		NextStart: nextStart(req.GetApply()),
+		Live:      live(req.GetApply()),
 	}, o)
 	if err != nil {
 		return nil, err

@@ -14,6 +14,8 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/runtime"
+	"github.com/workspaced/workspaced/runtime/runtimetest"
 )
 
 func TestSecretLife(t *testing.T) {
@@ -163,6 +165,72 @@ func TestSecretsAreFiles(t *testing.T) {
 		}})
 		if status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "CERT") {
 			t.Errorf("update = %v", err)
+		}
+	})
+}
+
+// A live change is waited for like any other, and nothing is restarted.
+func TestApplyLive(t *testing.T) {
+	run(t, func(t *testing.T, h *harness) {
+		h.create("w", func(r *createReq) {
+			r.Workspace.Spec.LiveSignal = "SIGHUP"
+			r.Secrets = []*secret{{Key: "CERT", Payload: &workspacev1.SecretValue_Text{Text: "1"}, Delivery: workspacev1.SecretDelivery_SECRET_DELIVERY_FILES}}
+		})
+		before := h.WaitGeneration("w", 1)
+		gate := h.Runtime.Hold(runtimetest.Rotate, "w")
+		resp := must2(h.Client.SetSecret(h.ctx(), &workspacev1.SetSecretRequest{
+			Name: "workspaces/w/secrets/CERT", Payload: &workspacev1.SetSecretRequest_Text{Text: "2"}, Apply: workspacev1.Apply_APPLY_LIVE,
+		}))(t)
+		if !resp.GetChanged() || resp.GetGeneration() != 2 || resp.GetAffectedWorkspaces() != 1 {
+			t.Errorf("got %v", resp)
+		}
+		synctest.Wait()
+		if w := h.get("workspaces/w"); !w.GetReconciling() || w.GetSecretVersions()["CERT"] != 1 || w.GetState() != workspacev1.WorkspaceState_WORKSPACE_STATE_RUNNING {
+			t.Errorf("not yet taken in: %v", w)
+		}
+		gate.Release()
+		w := h.WaitGeneration("w", 2)
+		if w.GetReconciling() || w.GetSecretVersions()["CERT"] != 2 || w.GetContainerId() != before.GetContainerId() || w.GetPid() != before.GetPid() || w.GetRestartCount() != 0 {
+			t.Errorf("taken in: %v", w)
+		}
+		if got := h.Runtime.Files(w.GetContainerId())["CERT"]; got != "2" {
+			t.Errorf("the file holds %q", got)
+		}
+		batch := must2(h.Client.BatchUpdateSecrets(h.ctx(), &workspacev1.BatchUpdateSecretsRequest{
+			Parent: "global", Apply: workspacev1.Apply_APPLY_LIVE,
+			Secrets: []*secret{{Key: "CA", Payload: &workspacev1.SecretValue_Text{Text: "ca"}, Delivery: workspacev1.SecretDelivery_SECRET_DELIVERY_FILES}},
+		}))(t)
+		if batch.GetAffectedWorkspaces() != 1 {
+			t.Errorf("global: %v", batch)
+		}
+		gone := must2(h.Client.DeleteSecret(h.ctx(), &workspacev1.DeleteSecretRequest{Name: "workspaces/w/secrets/CERT", Apply: workspacev1.Apply_APPLY_LIVE}))(t)
+		w = h.WaitGeneration("w", gone.GetGeneration())
+		if diff := cmp.Diff(map[string]string{"CA": "ca"}, h.Runtime.Files(w.GetContainerId())); diff != "" || w.GetContainerId() != before.GetContainerId() {
+			t.Errorf("%s %v", diff, w)
+		}
+	})
+}
+
+// Nothing runs that would take a live change in, and nothing will: a wait says so.
+func TestApplyLive_ContainerHasEnded(t *testing.T) {
+	run(t, func(t *testing.T, h *harness) {
+		h.create("w", func(r *createReq) {
+			r.Workspace.Spec.CrashPolicy = &workspacev1.CrashPolicy{Restart: workspacev1.CrashRestart_CRASH_RESTART_NEVER}
+		})
+		w := h.WaitGeneration("w", 1)
+		h.Runtime.Exit(w.GetContainerId(), runtime.Exit{Known: true})
+		synctest.Wait()
+		resp := must2(h.Client.SetSecret(h.ctx(), &workspacev1.SetSecretRequest{
+			Name: "workspaces/w/secrets/CERT", Payload: &workspacev1.SetSecretRequest_Text{Text: "2"}, Apply: workspacev1.Apply_APPLY_LIVE,
+			Delivery: workspacev1.SecretDelivery_SECRET_DELIVERY_FILES,
+		}))(t)
+		synctest.Wait()
+		_, err := h.Client.WaitWorkspace(h.ctx(), &workspacev1.WaitWorkspaceRequest{Name: "workspaces/w", Generation: resp.GetGeneration()})
+		if status.Code(err) != codes.FailedPrecondition || reasonOf(err) != "WORKSPACE_EXITED" {
+			t.Errorf("wait = %v", err)
+		}
+		if w := h.get("workspaces/w"); w.GetState() != workspacev1.WorkspaceState_WORKSPACE_STATE_EXITED || w.GetReconciling() {
+			t.Errorf("got %v", w)
 		}
 	})
 }

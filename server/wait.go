@@ -113,6 +113,9 @@ func waitOver(w *store.Workspace, generation int64) (bool, error) {
 		return false, precondition(ReasonWorkspaceDeleting, workspaceName(w.ID), "is being deleted")
 	case w.Parked:
 		return false, precondition(ReasonWorkspaceStopped, workspaceName(w.ID), "is stopped; StartWorkspace starts it")
+	case !w.Pending() && w.End() == store.EndExited:
+		return false, precondition(ReasonWorkspaceExited, workspaceName(w.ID),
+			"has ended, and its crash policy does not start it again: the next start has the change; StartWorkspace starts it")
 	case failure != nil && failure.NextAttempt.IsZero() && failure.Generation >= w.Generation && w.Status.StartingGeneration == 0:
 		e := precondition(ReasonWorkspaceFailed, workspaceName(w.ID),
 			fmt.Sprintf("can't start generation %d and will not try again before a change: %s: %s", failure.Generation, failure.Reason, failure.Message))

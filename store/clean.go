@@ -41,6 +41,7 @@ func cleanSlice[T any](s []T) []T {
 // thing in one way.
 func seenByContainer(s Spec) Spec {
 	s = cleanSpec(s)
+	s.LiveSignal = ""
 	s.StopSignal = ""
 	s.StopGrace = nil
 	s.CrashPolicy = CrashPolicy{}

@@ -327,6 +327,9 @@ func (w *Workspace) code(c *codec) {
 	if c.field("specGeneration", true) {
 		integer(c, &w.SpecGeneration)
 	}
+	if c.field("live", w.Live != 0) {
+		integer(c, &w.Live)
+	}
 	if c.field("changeReason", true) {
 		text(c, &w.ChangeReason)
 	}
@@ -399,6 +402,9 @@ func codeSpec(c *codec, s *Spec) {
 	}
 	if c.field("security", s.Security != "") {
 		text(c, &s.Security)
+	}
+	if c.field("liveSignal", s.LiveSignal != "") {
+		text(c, &s.LiveSignal)
 	}
 	if c.field("stopSignal", s.StopSignal != "") {
 		text(c, &s.StopSignal)
@@ -630,6 +636,9 @@ func (r *secretRecord) code(c *codec) {
 	}
 	if c.field("staged", r.Staged) {
 		boolean(c, &r.Staged)
+	}
+	if c.field("variable", r.Variable) {
+		boolean(c, &r.Variable)
 	}
 	if c.field("restored", r.Restored != 0) {
 		integer(c, &r.Restored)

@@ -144,11 +144,14 @@ func (s *Store) Snapshot(id string) (snapshot Snapshot, err error) {
 			owner owner
 			row   secretRecord
 		}
-		merged, sums := map[string]source{}, map[owner]ownerRecord{}
+		merged, sums, staged := map[string]source{}, map[owner]ownerRecord{}, map[string]bool{}
 		for _, o := range []owner{{}, ownerOf(&w)} {
 			var rows ownerRecord
 			o.each(tx, "", func(key string, r *secretRecord) bool {
 				rows.add(key, r)
+				// An own one that is gone for good leaves the key to the global one, of which
+				// only the newest value is there.
+				staged[key] = r.Staged
 				if !r.Deleted {
 					merged[key] = source{o, *r}
 				}
@@ -166,6 +169,11 @@ func (s *Store) Snapshot(id string) (snapshot Snapshot, err error) {
 				Key: key, Version: from.row.Version, Value: value, Delivery: from.row.Delivery.known(),
 			})
 		}
+		for key, waits := range staged {
+			if waits {
+				snapshot.Staged = append(snapshot.Staged, key)
+			}
+		}
 		for o, rows := range sums { // now that no secret is to be named
 			if err := o.checkSums(tx, rows); err != nil {
 				return err
@@ -176,6 +184,7 @@ func (s *Store) Snapshot(id string) (snapshot Snapshot, err error) {
 	if err != nil {
 		return Snapshot{}, err
 	}
+	slices.Sort(snapshot.Staged)
 	slices.SortFunc(snapshot.Secrets, func(a, b OpenedSecret) int { return cmp.Compare(a.Key, b.Key) })
 	return snapshot, nil
 }

@@ -42,6 +42,8 @@ type rollout struct {
 	// Keys are the global secrets that have changed, and Time is when.
 	Keys []string  `json:"keys"`
 	Time time.Time `json:"time"`
+	// Live: running containers take it in.
+	Live bool `json:"live,omitempty"`
 }
 
 func (r *rollout) valid([]byte) bool { return len(r.Keys) > 0 && !r.Time.IsZero() }
@@ -67,11 +69,19 @@ func rolloutsOf(tx *bolt.Tx) (rollouts []rollout, err error) {
 func takeIn(tx *bolt.Tx, w *Workspace, rollouts []rollout) (changed bool) {
 	for _, r := range rollouts {
 		if w.Revision < r.revision && sees(tx, w, r.Keys) {
-			bump(w, ReasonGlobalSecret, r.Time)
+			r.bump(w)
 			changed = true
 		}
 	}
 	return changed
+}
+
+func (r *rollout) bump(w *Workspace) {
+	if r.Live {
+		bumpLive(w, ReasonGlobalSecret, r.Time)
+		return
+	}
+	bump(w, ReasonGlobalSecret, r.Time)
 }
 
 // sees reports whether a change of one of these global secrets reaches the
@@ -154,10 +164,10 @@ func eachWorkspace(tx *bolt.Tx, after string, limit int, f func(*Workspace)) (la
 }
 
 // putRollout begins a rollout.
-func (t *txn) putRollout(keys []string) error {
+func (t *txn) putRollout(r rollout) error {
 	t.revision++
 	t.begins = true
-	return t.putRecord(bucketRollouts, number(t.revision), &rollout{Keys: keys, Time: t.now})
+	return t.putRecord(bucketRollouts, number(t.revision), &r)
 }
 
 // rolling is where the writer is with the rollouts.

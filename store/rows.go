@@ -22,7 +22,7 @@ func (e *RowError) Is(target error) bool { return target == ErrDamaged }
 type record interface{ valid(key []byte) bool }
 
 func (w *Workspace) valid(key []byte) bool {
-	return w.ID == string(key) && w.UID != "" && w.Generation > 0 && w.Revision > 0
+	return w.ID == string(key) && w.UID != "" && w.Generation > 0 && w.Revision > 0 && w.Live >= 0 && w.Live < w.Generation
 }
 
 func (r *feedRow) valid([]byte) bool { return r.ID != "" }

@@ -31,6 +31,9 @@ type secretRecord struct {
 	Binary bool `json:"binary,omitempty"`
 	// Staged: the last change, or deletion, of the key waits for the next start.
 	Staged bool `json:"staged,omitempty"`
+	// Variable: it is Staged, and until then containers may have what was there
+	// before as a variable.
+	Variable bool `json:"variable,omitempty"`
 	// Restored is the version whose value the current one has by a rollback.
 	Restored int64 `json:"restored,omitempty"`
 	// Older are the versions before the current one that there still are, newest
@@ -133,6 +136,23 @@ func (o owner) find(tx *bolt.Tx, key string) (secretRecord, error) {
 func (o owner) has(tx *bolt.Tx, key string) bool {
 	r, known := o.get(tx, key)
 	return known && !r.Deleted
+}
+
+// variable reports whether a container of the owner's may have the key as a
+// variable, now or once it is started. The spec is that of the workspace; with none
+// what is up to a spec may be one.
+func (o owner) variable(tx *bolt.Tx, spec *Spec, key string) bool {
+	r, known := o.get(tx, key)
+	switch {
+	case r.Staged && r.Variable:
+		return true
+	case known && !r.Deleted:
+		return r.Delivery != DeliveryFiles && (spec == nil || !deliversFile(r.Delivery.known(), spec))
+	case o.scope.Global() || r.Staged:
+		return false
+	default: // the global one counts
+		return owner{}.variable(tx, spec, key)
+	}
 }
 
 // each calls f with each row, also those of deleted keys, from the first key

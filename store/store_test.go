@@ -151,6 +151,13 @@ func as(d Delivery, kv ...string) SecretsUpdate {
 	return u
 }
 
+// rotated is set of files, for containers that run.
+func rotated(kv ...string) SecretsUpdate {
+	u := as(DeliveryFiles, kv...)
+	u.Live = true
+	return u
+}
+
 func in(id string) Scope { return Scope{WorkspaceID: id} }
 
 var ctx = context.Background()

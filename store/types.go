@@ -31,6 +31,9 @@ type Workspace struct {
 	// be prepared anew for; what came after it (secrets, model, restarts) is
 	// read at the switch.
 	SpecGeneration int64 `json:"specGeneration"`
+	// Live is how many of the newest generations, in a row, are of changes that the
+	// container of the one before takes in as it runs.
+	Live int64 `json:"live,omitempty"`
 	// ChangeReason says why the newest generation was made.
 	ChangeReason ChangeReason `json:"changeReason"`
 	// PendingSince is when the oldest change that no container has yet seen was
@@ -53,10 +56,18 @@ type Workspace struct {
 func (w *Workspace) Etag() string { return fmt.Sprintf("%q", fmt.Sprintf("%x", w.ConfigRevision)) }
 
 // Pending reports whether the workspace is meant to run and has a generation
-// that no container has been started with.
+// that its container does not have. What a running container would take in starts
+// none that is at its end.
 func (w *Workspace) Pending() bool {
-	return w.Deleting == nil && !w.Parked && w.Generation > w.Status.ObservedGeneration
+	return w.Deleting == nil && !w.Parked && w.Generation > w.Status.ObservedGeneration && (w.NeedsStart() || w.End() == "")
 }
+
+// StartGeneration is the newest generation that only a new container can have. One
+// that has it, or a later one, takes in what came since as it runs.
+func (w *Workspace) StartGeneration() int64 { return w.Generation - w.Live }
+
+// NeedsStart reports whether only a new container can have the newest generation.
+func (w *Workspace) NeedsStart() bool { return w.StartGeneration() > w.Status.ObservedGeneration }
 
 // Deleting says that a workspace is being deleted, and how.
 type Deleting struct {
@@ -81,8 +92,9 @@ type Spec struct {
 	SecretDelivery Delivery        `json:"secretDelivery,omitempty"`
 	Security       SecurityProfile `json:"security,omitempty"`
 
-	// StopSignal, StopGrace and CrashPolicy are the daemon's, not the container's:
-	// changing them makes no generation.
+	// LiveSignal, StopSignal, StopGrace and CrashPolicy are the daemon's, not the
+	// container's: changing them makes no generation.
+	LiveSignal  string         `json:"liveSignal,omitempty"`
 	StopSignal  string         `json:"stopSignal,omitempty"`
 	StopGrace   *time.Duration `json:"stopGrace,omitempty"`
 	CrashPolicy CrashPolicy    `json:"crashPolicy,omitzero"`
@@ -186,8 +198,8 @@ const (
 
 // Status is what a workspace's actor knows and has done.
 type Status struct {
-	// ObservedGeneration is the generation whose values the running container was
-	// started with, or the last one had. Written only after it runs.
+	// ObservedGeneration is the generation whose values the running container has,
+	// or the last one had. Written only after it has them.
 	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
 	// StartingGeneration is the generation that the cycle in flight prepares; 0
 	// with none in flight.
@@ -339,6 +351,9 @@ type Snapshot struct {
 	// Secrets are the global and the workspace's own ones merged, own ones
 	// winning, by key.
 	Secrets []OpenedSecret
+	// Staged are the keys, of secrets that are there or were, whose last change waits
+	// for the next start: what a running container has under them stays.
+	Staged []string
 }
 
 // OpenedSecret is a secret's value on its way into a container.
@@ -435,6 +450,9 @@ var (
 	// ErrNeedsFiles: a value with a NUL would go into an environment; comes as
 	// *KeyError.
 	ErrNeedsFiles = errors.New("value with a NUL needs to be delivered as a file")
+	// ErrNotLive: a running container has the secret as a variable, or would; comes
+	// as *KeyError.
+	ErrNotLive = errors.New("variable can't be changed while the container runs")
 	// ErrUnreadable: a secret can't be opened; comes as *KeyError.
 	ErrUnreadable = errors.New("secret can't be opened")
 	// ErrVersionCurrent: it is the version that containers get; comes as
@@ -477,7 +495,7 @@ func (e *NotFoundError) Is(target error) bool { return target == ErrNotFound }
 // KeyError names a key.
 type KeyError struct {
 	Key string
-	Err error // ErrModelKey, ErrNeedsFiles or ErrUnreadable
+	Err error // ErrModelKey, ErrNeedsFiles, ErrNotLive or ErrUnreadable
 }
 
 func (e *KeyError) Error() string { return fmt.Sprintf("secret %q: %v", e.Key, e.Err) }

@@ -8,6 +8,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"time"
 )
 
 // SecretsUpdate sets and deletes secrets of one scope and rolls back one, all or
@@ -21,8 +22,20 @@ type SecretsUpdate struct {
 	// reason, gets the new values. Made again without it the same change counts as
 	// one, for nobody here knows which containers have it.
 	NextStart bool
+	// Live makes a generation that running containers take in: of files only, which
+	// are rotated in place. Not together with NextStart.
+	Live bool
 	// MustExist: deleting what is not there is a *NotFoundError.
 	MustExist bool
+}
+
+// bump makes the new generation of a workspace that sees the update.
+func (u *SecretsUpdate) bump(w *Workspace, reason ChangeReason, now time.Time) {
+	if u.Live {
+		bumpLive(w, reason, now)
+		return
+	}
+	bump(w, reason, now)
 }
 
 // secretsPlan is an update that was checked.
@@ -45,6 +58,8 @@ type plannedSet struct {
 type plannedDelete struct {
 	key string
 	row secretRecord // as it is
+	// variable is secretRecord.Variable of what is left.
+	variable bool
 }
 
 func (p *secretsPlan) changedKeys() []string {
@@ -117,7 +132,12 @@ func (t *txn) planSecrets(o owner, spec *Spec, u *SecretsUpdate, etag string) (*
 			p.sums.KeyBytes -= len(key)
 		}
 		if found || unstaged {
-			p.deletes = append(p.deletes, plannedDelete{key, r})
+			variable := o.variable(t.Tx, spec, key)
+			// A global one that it has hidden takes its place.
+			if u.Live && (variable || !o.scope.Global() && owner{}.variable(t.Tx, spec, key)) {
+				return nil, &KeyError{Key: key, Err: ErrNotLive}
+			}
+			p.deletes = append(p.deletes, plannedDelete{key, r, variable && u.NextStart})
 		}
 	}
 	grows := false
@@ -144,11 +164,15 @@ func (t *txn) planSecrets(o owner, spec *Spec, u *SecretsUpdate, etag string) (*
 		if binary && delivery != DeliveryFiles && (delivery != "" || spec == nil || spec.SecretDelivery != DeliveryFiles) {
 			return nil, &KeyError{Key: value.Key, Err: ErrNeedsFiles}
 		}
+		variable := o.variable(t.Tx, spec, value.Key)
+		if u.Live && (variable || delivery != DeliveryFiles && (delivery != "" || spec == nil || spec.SecretDelivery != DeliveryFiles)) {
+			return nil, &KeyError{Key: value.Key, Err: ErrNotLive}
+		}
 		if found && !old.damaged && old.Size == value.Value.Len() && old.Delivery == delivery {
 			// One that can't be opened counts as different: setting it heals it.
 			if plain, err := o.open(t.Tx, t.store.cfg.Sealer, value.Key, &old); err == nil && plain.Equal(value.Value) {
 				unstaged := old.Staged && !u.NextStart
-				old.Staged = old.Staged && u.NextStart
+				old.Staged, old.Variable = old.Staged && u.NextStart, old.Variable && u.NextStart
 				p.sets = append(p.sets, plannedSet{value: value, row: old, changed: unstaged})
 				continue
 			}
@@ -168,6 +192,7 @@ func (t *txn) planSecrets(o owner, spec *Spec, u *SecretsUpdate, etag string) (*
 			Delivery:   delivery,
 			Binary:     binary,
 			Staged:     u.NextStart,
+			Variable:   variable && u.NextStart,
 			Older:      older,
 		}
 		if i == len(u.Set) {
@@ -218,7 +243,9 @@ func (t *txn) applySecrets(p *secretsPlan) error {
 			}
 			p.sums.Retired++
 		}
-		if err := t.putRecord(bucketSecrets, o.row(d.key), &secretRecord{Version: d.row.Version, Deleted: true, Staged: p.staged}); err != nil {
+		if err := t.putRecord(bucketSecrets, o.row(d.key), &secretRecord{
+			Version: d.row.Version, Deleted: true, Staged: p.staged, Variable: d.variable,
+		}); err != nil {
 			return err
 		}
 	}
@@ -301,10 +328,10 @@ func (t *txn) deleteOwner(o owner) error {
 // when UpdateSecrets returns; of some thousands Config.OnCommit tells afterwards.
 //
 // Errors: *NotFoundError, ErrDeleting, ErrEtag (Options.Etag is the one
-// secret's), *KeyError with ErrModelKey or ErrNeedsFiles, *QuotaError, ErrRequestReused,
-// ErrDiskFull; of a rollback also *KeyError with ErrUnreadable when the secret's
-// row is damaged, and *VersionError with ErrVersionDisabled, ErrVersionDestroyed or
-// ErrUnreadable.
+// secret's), *KeyError with ErrModelKey, ErrNeedsFiles or ErrNotLive, *QuotaError,
+// ErrRequestReused, ErrDiskFull; of a rollback also *KeyError with ErrUnreadable
+// when the secret's row is damaged, and *VersionError with ErrVersionDisabled,
+// ErrVersionDestroyed or ErrUnreadable.
 func (s *Store) UpdateSecrets(ctx context.Context, scope Scope, u SecretsUpdate, opts Options) (Result, error) {
 	u.Set, u.Delete = slices.Clone(u.Set), slices.Clone(u.Delete)
 	var n reach
@@ -345,7 +372,7 @@ func (t *txn) updateOwnSecrets(id string, u *SecretsUpdate, opts *Options) (Resu
 		}
 		w.UpdateTime = t.now
 		if !u.NextStart {
-			t.bump(&w, ReasonSecret)
+			u.bump(&w, ReasonSecret, t.now)
 			result.Affected = 1
 		}
 		if err := t.putWorkspace(&w, Change{Desired: !u.NextStart}); err != nil {
@@ -378,7 +405,7 @@ func (t *txn) updateGlobalSecrets(u *SecretsUpdate, etag string, n reach) (Resul
 	}
 	if n.all > t.store.cfg.rollouts.above && len(rollouts) < maxRollouts {
 		result.Affected = n.see
-		return result, errors.Join(t.applySecrets(p), t.putRollout(keys))
+		return result, errors.Join(t.applySecrets(p), t.putRollout(rollout{Keys: keys, Time: t.now, Live: u.Live}))
 	}
 	var see []Workspace
 	_, _, err = eachWorkspace(t.Tx, "", math.MaxInt, func(w *Workspace) {
@@ -393,7 +420,7 @@ func (t *txn) updateGlobalSecrets(u *SecretsUpdate, etag string, n reach) (Resul
 		return Result{}, err
 	}
 	for i := range see {
-		t.bump(&see[i], ReasonGlobalSecret)
+		u.bump(&see[i], ReasonGlobalSecret, t.now)
 		if err := t.putWorkspace(&see[i], Change{Desired: true}); err != nil {
 			return Result{}, err
 		}

@@ -155,8 +155,16 @@ func (t *txn) putConfig(w *Workspace, c Change) error {
 // bump makes a new generation.
 func (t *txn) bump(w *Workspace, reason ChangeReason) { bump(w, reason, t.now) }
 
+// bumpLive makes a new generation that a running container takes in.
+func bumpLive(w *Workspace, reason ChangeReason, now time.Time) {
+	live := w.Live + 1
+	bump(w, reason, now)
+	w.Live = live
+}
+
 func bump(w *Workspace, reason ChangeReason, now time.Time) {
 	w.Generation++
+	w.Live = 0
 	w.ChangeReason = reason
 	w.UpdateTime = now
 	if w.PendingSince.IsZero() {

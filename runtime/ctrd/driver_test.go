@@ -184,6 +184,12 @@ func TestContract21_NoSecretInAnyFile(t *testing.T) {
 			t.Errorf("a core file may be written: %v\n%s", err, limits)
 		}
 		run(2)
+		_, err = b.d.Rotate(b.ctx(), in.ID, runtime.Rotation{
+			Generation: 3, Files: []runtime.File{{Name: "FILE", Data: []byte(secret)}, {Name: "OTHER", Data: []byte(secret)}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
 		search := func(when string, running bool) {
 			look := canary.Search{Set: canaries, Skip: func(path string, entry fs.DirEntry) bool {
 				if entry.IsDir() && entry.Name() == "files" {

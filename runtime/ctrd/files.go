@@ -50,62 +50,67 @@ func hand(dir string, uid, gid int) error {
 }
 
 // checkFiles refuses names that would not be files in the directory.
-func checkFiles(files []runtime.File) error {
-	seen := make(map[string]bool, len(files))
+func checkFiles(files []runtime.File, keep []string) error {
+	names := slices.Clone(keep)
 	for _, f := range files {
-		if !runtime.FileName.MatchString(f.Name) || seen[f.Name] {
+		names = append(names, f.Name)
+	}
+	seen := make(map[string]bool, len(names))
+	for _, name := range names {
+		if !runtime.FileName.MatchString(name) || seen[name] {
 			return &runtime.Error{
-				Reason: runtime.ReasonRuntimeError, Message: fmt.Sprintf("%.140q is no name for a file, or comes twice", f.Name), Permanent: true,
+				Reason: runtime.ReasonRuntimeError, Message: fmt.Sprintf("%.140q is no name for a file, or comes twice", name), Permanent: true,
 			}
 		}
-		seen[f.Name] = true
+		seen[name] = true
 	}
 	return nil
 }
 
-// putFiles makes these the instance's files, all of them or none: after an error
-// those of before are in place. It may be repeated.
-func (d *Driver) putFiles(ctx context.Context, rec *record, files []runtime.File) error {
+// putFiles makes these the instance's files, with those of its present ones that
+// are to be kept, all of them or none: after an error those of before are in place,
+// or already the new ones. It returns the names, and may be repeated.
+func (d *Driver) putFiles(ctx context.Context, rec *record, files []runtime.File, keep []string) (names []string, err error) {
 	dir := d.filesDir(rec.WorkspaceUID, rec.ID)
 	old, err := os.Readlink(filepath.Join(dir, dataLink))
 	if err = ignoreMissing(err); err != nil {
-		return err
+		return nil, err
 	}
 	if len(files) == 0 && old == "" {
-		return nil
+		return nil, nil
 	}
 	var data string
 	err = d.step(ctx, stepFilesWrite, func(context.Context) (err error) {
-		data, err = writeFiles(dir, old, files)
+		data, names, err = writeFiles(dir, old, files, keep)
 		if errors.Is(err, unix.ENOSPC) && d.dropFilesReserve(rec) == nil {
-			data, err = writeFiles(dir, old, files)
+			data, names, err = writeFiles(dir, old, files, keep)
 		}
 		return err
 	})
 	if err != nil {
-		return err
+		return nil, err
 	}
 	err = d.step(ctx, stepFilesSwitch, func(context.Context) error { return switchFiles(dir, data) })
 	if err != nil {
-		return err
+		return nil, err
 	}
-	return d.step(ctx, stepFilesLink, func(context.Context) error { return linkFiles(dir, data, files) })
+	return names, d.step(ctx, stepFilesLink, func(context.Context) error { return linkFiles(dir, data, names) })
 }
 
 // writeFiles writes the files into a new directory, of which it returns the name,
 // for the user that dir belongs to. Those that an earlier process did not come to
 // put into place, or to remove, go first.
-func writeFiles(dir, current string, files []runtime.File) (data string, err error) {
+func writeFiles(dir, current string, files []runtime.File, keep []string) (data string, names []string, err error) {
 	var owner unix.Stat_t
 	if err := unix.Stat(dir, &owner); err != nil {
-		return "", &os.PathError{Op: "stat", Path: dir, Err: err}
+		return "", nil, &os.PathError{Op: "stat", Path: dir, Err: err}
 	}
 	if err := removeHidden(dir, current); err != nil {
-		return "", err
+		return "", nil, err
 	}
 	path, err := os.MkdirTemp(dir, hidden)
 	if err != nil {
-		return "", err
+		return "", nil, err
 	}
 	defer func() {
 		if err != nil {
@@ -114,10 +119,20 @@ func writeFiles(dir, current string, files []runtime.File) (data string, err err
 	}()
 	for _, f := range files {
 		if err := writeFile(filepath.Join(path, f.Name), f.Data, int(owner.Uid), int(owner.Gid)); err != nil {
-			return "", err
+			return "", nil, err
 		}
+		names = append(names, f.Name)
 	}
-	return filepath.Base(path), hand(path, int(owner.Uid), int(owner.Gid))
+	for _, name := range keep {
+		err := os.Link(filepath.Join(dir, current, name), filepath.Join(path, name))
+		if errors.Is(err, os.ErrNotExist) {
+			continue // it has none to keep
+		} else if err != nil {
+			return "", nil, err
+		}
+		names = append(names, name)
+	}
+	return filepath.Base(path), names, hand(path, int(owner.Uid), int(owner.Gid))
 }
 
 func writeFile(path string, data []byte, uid, gid int) (err error) {
@@ -158,9 +173,9 @@ func switchFiles(dir, data string) error {
 
 // linkFiles makes the names lead to what is in place, removes those of no file,
 // and what was in place before.
-func linkFiles(dir, data string, files []runtime.File) error {
-	for _, f := range files {
-		err := os.Symlink(filepath.Join(dataLink, f.Name), filepath.Join(dir, f.Name))
+func linkFiles(dir, data string, names []string) error {
+	for _, name := range names {
+		err := os.Symlink(filepath.Join(dataLink, name), filepath.Join(dir, name))
 		if err != nil && !errors.Is(err, os.ErrExist) {
 			return err
 		}
@@ -171,7 +186,7 @@ func linkFiles(dir, data string, files []runtime.File) error {
 	}
 	for _, e := range entries {
 		name := e.Name()
-		if strings.HasPrefix(name, hidden) || slices.ContainsFunc(files, func(f runtime.File) bool { return f.Name == name }) {
+		if strings.HasPrefix(name, hidden) || slices.Contains(names, name) {
 			continue
 		}
 		if err := os.Remove(filepath.Join(dir, name)); err != nil {

@@ -84,7 +84,7 @@ func (l *life) end() {
 // reach brings the workspace to its next generation.
 func (l *life) reach() {
 	l.Helper()
-	l.generation++
+	l.generation += 2 // it is started with the one before, and takes in this one
 	l.spec.Generation = l.generation
 	l.spec.Image = l.registry.Push(l, fmt.Sprintf("%s:%d", l.e.Namespace, l.generation), l.image)
 	l.stopped = false
@@ -104,6 +104,17 @@ func (l *life) pass(ctx context.Context) error {
 			l.running = in
 			l.watch(in.ID)
 			return l.clean(ctx, list, in.ID)
+		case in.Phase == runtime.PhaseRunning && in.Generation == l.generation-1:
+			l.running = in
+			l.watch(in.ID)
+			_, err := l.d.Rotate(ctx, in.ID, runtime.Rotation{
+				Generation: l.generation, SecretVersions: map[string]int64{"KEY": l.generation}, Keep: []string{"KEPT"}, Signal: syscall.SIGWINCH,
+				Files: []runtime.File{{Name: "KEY", Data: fmt.Append(nil, l.generation)}, {Name: "NEW", Data: fmt.Append(nil, l.generation)}},
+			})
+			if err != nil {
+				return err
+			}
+			return l.pass(ctx)
 		case in.Phase == runtime.PhaseRunning:
 			old = &list[i]
 			l.watch(in.ID)
@@ -134,8 +145,8 @@ func (l *life) pass(ctx context.Context) error {
 		}
 	}
 	started, err := l.d.Start(ctx, standby.ID, runtime.Launch{
-		Generation: l.generation, SecretVersions: map[string]int64{"KEY": l.generation}, Env: []string{fmt.Sprintf("GENERATION=%d", l.generation)},
-		Files: []runtime.File{{Name: "KEY", Data: fmt.Append(nil, l.generation)}},
+		Generation: l.generation - 1, SecretVersions: map[string]int64{"KEY": l.generation - 1, "KEPT": 1}, Env: []string{fmt.Sprintf("GENERATION=%d", l.generation-1)},
+		Files: []runtime.File{{Name: "KEY", Data: fmt.Append(nil, l.generation-1)}, {Name: "KEPT", Data: fmt.Append(nil, l.generation-1)}},
 	})
 	if err != nil {
 		return l.neverStarts(standby.ID, err)
@@ -238,12 +249,17 @@ func (l *life) check(c faultCase, old runtime.Instance) {
 		l.Errorf("%v: the old process %d lives", c, old.PID)
 	}
 	environ, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", l.running.PID))
-	if err != nil || !strings.Contains(string(environ), fmt.Sprintf("GENERATION=%d\x00", l.generation)) {
+	if err != nil || !strings.Contains(string(environ), fmt.Sprintf("GENERATION=%d\x00", l.generation-1)) {
 		l.Errorf("%v: environment %q, %v", c, environ, err)
 	}
-	file, err := os.ReadFile(fmt.Sprintf("/proc/%d/root%s/KEY", l.running.PID, runtime.FilesDir))
-	if err != nil || string(file) != fmt.Sprint(l.generation) {
-		l.Errorf("%v: the file holds %q, %v", c, file, err)
+	for name, want := range map[string]int64{"KEY": l.generation, "NEW": l.generation, "KEPT": l.generation - 1} {
+		file, err := os.ReadFile(fmt.Sprintf("/proc/%d/root%s/%s", l.running.PID, runtime.FilesDir, name))
+		if err != nil || string(file) != fmt.Sprint(want) {
+			l.Errorf("%v: the file %s holds %q, %v, want %d", c, name, file, err, want)
+		}
+	}
+	if names, err := os.ReadDir(fmt.Sprintf("/proc/%d/root%s", l.running.PID, runtime.FilesDir)); err != nil || len(names) != 5 {
+		l.Errorf("%v: beside the three files there is not what is in place and the link to it: %v, %v", c, names, err)
 	}
 	own := []string{"/w", "/uid-w", "/w.log", "/volumes/w/data"}
 	leaks := l.leaks(func(leak string) bool {

@@ -48,7 +48,9 @@ type record struct {
 type launchRecord struct {
 	Generation     int64            `json:"generation"`
 	SecretVersions map[string]int64 `json:"secret_versions,omitempty"`
-	StartTime      time.Time        `json:"start_time"`
+	// Files are the names of its files.
+	Files     []string  `json:"files,omitempty"`
+	StartTime time.Time `json:"start_time"`
 }
 
 const recordFile = "record.json"

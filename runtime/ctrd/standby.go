@@ -282,17 +282,18 @@ func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) 
 	if err := checkEnv(env, s.argv); err != nil {
 		return err
 	}
-	if err := checkFiles(launch.Files); err != nil {
+	if err := checkFiles(launch.Files, nil); err != nil {
 		return err
 	}
-	if err := d.putFiles(ctx, s.record, launch.Files); err != nil {
+	files, err := d.putFiles(ctx, s.record, launch.Files, nil)
+	if err != nil {
 		return err
 	}
-	s.record.Launch = &launchRecord{Generation: launch.Generation, SecretVersions: launch.SecretVersions, StartTime: time.Now()}
+	s.record.Launch = &launchRecord{Generation: launch.Generation, SecretVersions: launch.SecretVersions, Files: files, StartTime: time.Now()}
 	if err := d.recordLaunch(ctx, s.record); err != nil {
 		return err
 	}
-	err := d.step(ctx, stepFIFOWrite, func(ctx context.Context) error { return s.writeGoAhead(ctx, env) })
+	err = d.step(ctx, stepFIFOWrite, func(ctx context.Context) error { return s.writeGoAhead(ctx, env) })
 	if errors.Is(err, unix.EPIPE) {
 		return s.interrupted(runtime.Resources{})
 	} else if err != nil {

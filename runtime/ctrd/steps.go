@@ -54,6 +54,10 @@ const (
 	stepFIFORemove   = "fifo.remove"
 	stepRecordUndo   = "record.undo" // the launch of an instance that did not start
 
+	// Rotate: the steps of files, and these.
+	stepLiveSignal   = "live.signal"   // tell the command
+	stepRecordRotate = "record.rotate" // what it has now, on record
+
 	// Watch.
 	stepExitWait   = "exit.wait"   // begin to wait for the process's end
 	stepExitStatus = "exit.status" // its code
@@ -92,6 +96,7 @@ var Steps = []string{
 	stepVolumesOwn, stepFilesMake, stepFIFOMake, stepTaskCreate, stepTaskStart, stepPidfdOpen, stepRecordProcess, stepInitReady, stepFIFOOpen,
 	stepRecordStopping, stepPidfdSignal, stepPidfdWait,
 	stepFilesWrite, stepFilesSwitch, stepFilesLink, stepRecordLaunch, stepFIFOWrite, stepInitResult, stepFIFORemove, stepRecordUndo,
+	stepLiveSignal, stepRecordRotate,
 	stepExitWait, stepExitStatus, stepRecordExit,
 	stepStandbyDrop, stepRecordRemoving, stepTaskGet, stepTaskKill, stepTaskDelete, stepShimEnd, stepBundleRemove,
 	stepSocketsRemove, stepContainerGet, stepContainerDelete, stepSnapshotRemove, stepRuncRemove, stepCgroupRemove,

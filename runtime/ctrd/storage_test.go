@@ -96,6 +96,15 @@ func TestContract05_StateDirectoryIsFull(t *testing.T) {
 		if got := b.list()[started.ID]; got.Phase != runtime.PhaseRunning || got.Generation != 2 || len(got.SecretVersions) != len(versions) {
 			t.Errorf("what was started is %+v", got)
 		}
+		// No room for other files: those that are there stay.
+		disk.fill()
+		_, err = b.d.Rotate(b.ctx(), started.ID, runtime.Rotation{Generation: 3, Files: []runtime.File{{Name: "F0", Data: make([]byte, 64<<10)}, {Name: "F1", Data: []byte("x")}}})
+		wantReason(t, err, runtime.ReasonStorage, "no space left on device", "files.write")
+		for _, f := range files {
+			if got, err := os.ReadFile(fmt.Sprintf("/proc/%d/root%s/%s", started.PID, runtime.FilesDir, f.Name)); err != nil || len(got) != 64<<10 {
+				t.Errorf("%s has %d bytes, %v", f.Name, len(got), err)
+			}
+		}
 		// Removal makes room and needs none.
 		disk.fill()
 		for _, in := range []runtime.Instance{old, exited, spare} {

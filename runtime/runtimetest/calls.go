@@ -152,6 +152,57 @@ func killed() runtime.Exit {
 	return runtime.Exit{Code: 128 + int(syscall.SIGKILL), Known: true, Signal: int(syscall.SIGKILL)}
 }
 
+// Rotate implements Runtime.
+func (d *Daemon) Rotate(ctx context.Context, id string, rotation runtime.Rotation) (rotated runtime.Instance, err error) {
+	c := Call{Method: Rotate, InstanceID: id, Generation: rotation.Generation}
+	err = d.call(ctx, c, func(ctx context.Context, _ *Call) error {
+		if err := d.lock(ctx); err != nil {
+			return err
+		}
+		defer d.fake.mu.Unlock()
+		var err error
+		rotated, err = d.fake.rotate(id, rotation)
+		return err
+	}, nil)
+	if err != nil {
+		return runtime.Instance{}, err
+	}
+	return rotated, nil
+}
+
+func (f *Fake) rotate(id string, rotation runtime.Rotation) (runtime.Instance, error) {
+	in := f.instances[id]
+	switch {
+	case in == nil:
+		return runtime.Instance{}, runtime.ErrNotFound
+	case in.Phase != runtime.PhaseRunning:
+		return runtime.Instance{}, runtime.ErrNotRunning
+	case in.Generation >= rotation.Generation:
+		return in.snapshot(), nil
+	}
+	files, err := filesOf(rotation.Files)
+	if err != nil {
+		return runtime.Instance{}, err
+	}
+	versions := maps.Clone(in.SecretVersions)
+	if versions == nil {
+		versions = make(map[string]int64)
+	}
+	for name, content := range in.secrets {
+		if slices.Contains(rotation.Keep, name) {
+			files[name] = content
+			continue
+		}
+		delete(versions, name)
+	}
+	maps.Copy(versions, rotation.SecretVersions)
+	in.secrets, in.Generation, in.SecretVersions = files, rotation.Generation, versions
+	if rotation.Signal != 0 {
+		in.signals = append(in.signals, rotation.Signal)
+	}
+	return in.snapshot(), nil
+}
+
 // Stop implements Runtime.
 func (d *Daemon) Stop(ctx context.Context, id string, signal syscall.Signal, grace time.Duration) error {
 	return d.call(ctx, Call{Method: Stop, InstanceID: id}, func(ctx context.Context, _ *Call) error {

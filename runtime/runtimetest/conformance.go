@@ -20,6 +20,7 @@ func Conformance(t *testing.T, h Harness) {
 		{"EnsureImage", imageProperties},
 		{"Prepare", prepareProperties},
 		{"Start", startProperties},
+		{"Rotate", rotateProperties},
 		{"Stop", stopProperties},
 		{"Watch", watchProperties},
 		{"Remove", removeProperties},

@@ -86,7 +86,7 @@ func (f *Fake) end(d *Daemon, number int, c Call, err error) {
 }
 
 func (c *Call) changesInstance() bool {
-	return c.Method == Start || c.Method == Stop || c.Method == Remove
+	return c.Method == Start || c.Method == Rotate || c.Method == Stop || c.Method == Remove
 }
 
 // lock takes the lock for an effect, unless the call must not have one any more.
@@ -117,6 +117,11 @@ func (f *Fake) Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instance
 // Start implements Runtime.
 func (f *Fake) Start(ctx context.Context, id string, launch runtime.Launch) (runtime.Instance, error) {
 	return f.Daemon().Start(ctx, id, launch)
+}
+
+// Rotate implements Runtime.
+func (f *Fake) Rotate(ctx context.Context, id string, rotation runtime.Rotation) (runtime.Instance, error) {
+	return f.Daemon().Rotate(ctx, id, rotation)
 }
 
 // Stop implements Runtime.

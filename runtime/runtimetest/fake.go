@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/workspaced/workspaced/runtime"
@@ -58,6 +59,7 @@ type instance struct {
 	number   int               // counts all instances
 	died     bool              // its first process ended before it was started
 	gone     chan struct{}     // closed when there is no process any more
+	signals  []syscall.Signal  // by Rotate
 	stopping bool              // a signal was sent that ends it in a while
 	unknown  error             // why it can't be asked
 	watchers []*watcher        // of its end
@@ -245,6 +247,27 @@ func (f *Fake) Env(instanceID string) []string {
 		if l.Instance.ID == instanceID {
 			return slices.Clone(l.Env)
 		}
+	}
+	return nil
+}
+
+// Signals returns the signals that Rotate has sent to an instance's command.
+func (f *Fake) Signals(instanceID string) []syscall.Signal {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if in := f.instances[instanceID]; in != nil {
+		return slices.Clone(in.signals)
+	}
+	return nil
+}
+
+// Files returns an instance's files in runtime.FilesDir by name; nil when there is
+// no such instance.
+func (f *Fake) Files(instanceID string) map[string]string {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if in := f.instances[instanceID]; in != nil {
+		return maps.Clone(in.secrets)
 	}
 	return nil
 }

@@ -18,6 +18,7 @@ type Runtime interface {
 	EnsureImage(ctx context.Context, ref string) (digest string, err error)
 	Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instance, error)
 	Start(ctx context.Context, id string, launch runtime.Launch) (runtime.Instance, error)
+	Rotate(ctx context.Context, id string, rotation runtime.Rotation) (runtime.Instance, error)
 	Stop(ctx context.Context, id string, signal syscall.Signal, grace time.Duration) error
 	// ended may be called before Watch returns, and is not after stop has.
 	Watch(ctx context.Context, id string, ended func(runtime.Exit)) (stop func(), err error)
@@ -40,6 +41,7 @@ const (
 	EnsureImage     Method = "EnsureImage"
 	Prepare         Method = "Prepare"
 	Start           Method = "Start"
+	Rotate          Method = "Rotate"
 	Stop            Method = "Stop"
 	Watch           Method = "Watch"
 	Remove          Method = "Remove"

@@ -64,6 +64,7 @@ type actorState struct {
 	stuck          map[string]time.Time     // not before this is a clean-up tried again
 	stuckFor       map[string]time.Duration // the wait before that
 	fallbackFailed int64
+	unrotatable    string                // an instance that takes in no other files as it runs
 	prepared       map[string]store.Spec // by standby: the spec it was prepared from
 	rollout        func()                // ends its turn in a rollout; nil: it has none
 	exit           *exitWatch            // of the container that runs; nil: none
@@ -238,6 +239,7 @@ func (a *actor) pass(ctx context.Context) (again bool, at time.Time, err error) 
 		stuck:          a.local.stuck,
 		fallbackFailed: a.local.fallbackFailed,
 		fallbackAt:     a.local.fallbackAt,
+		unrotatable:    a.local.unrotatable,
 		maxWait:        a.sup.maxWait(),
 		now:            now,
 	})

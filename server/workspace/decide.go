@@ -30,6 +30,8 @@ const (
 	actPrepare
 	// actSwitch: stop step.old if it has an id, start the standby step.instance.
 	actSwitch
+	// actRotate: give step.instance, which runs, the files of the newest generation.
+	actRotate
 	// actFallback: nothing runs and the newest generation can't: start the last
 	// good one again.
 	actFallback
@@ -37,7 +39,7 @@ const (
 	actFinishDeletion
 )
 
-var actionNames = [...]string{"idle", "wait", "remove", "stop", "record-exit", "adopt", "settle", "prepare", "switch", "fallback", "finish-deletion"}
+var actionNames = [...]string{"idle", "wait", "remove", "stop", "record-exit", "adopt", "settle", "prepare", "switch", "rotate", "fallback", "finish-deletion"}
 
 func (a action) String() string { return actionNames[a] }
 
@@ -63,6 +65,8 @@ type view struct {
 	// fallbackAt is when the last good spec may be started again after it ended by
 	// itself.
 	fallbackAt time.Time
+	// unrotatable is an instance that can't be given other files as it runs.
+	unrotatable string
 	// maxWait is the longest wait that anything can ask for: what lies further
 	// ahead was written by a clock that has since been set back.
 	maxWait time.Duration
@@ -142,13 +146,11 @@ func decide(v view) step {
 		return step{action: actRecordExit}
 	}
 
-	if v.ws.Generation <= v.ws.Status.ObservedGeneration {
-		if current.ID != "" {
-			return decideSettled(v, standbys)
-		}
-		if v.ws.End() != "" {
-			return decideEnded(v, standbys)
-		}
+	switch {
+	case current.ID != "" && v.ws.Generation <= v.ws.Status.ObservedGeneration:
+		return decideSettled(v, standbys)
+	case current.ID == "" && !v.ws.NeedsStart() && v.ws.End() != "":
+		return decideEnded(v, standbys)
 	}
 	return decideCycle(v, standbys, current)
 }
@@ -229,6 +231,12 @@ func decideCycle(v view, standbys []runtime.Instance, current runtime.Instance) 
 			}
 			return step{action: actWait, at: at}
 		}
+	}
+	if current.ID != "" && current.ID != v.unrotatable && current.Generation >= v.ws.StartGeneration() {
+		if len(standbys) > 0 {
+			return step{action: actRemove, instance: standbys[0]}
+		}
+		return step{action: actRotate, instance: current}
 	}
 	if n := len(standbys); n > 1 {
 		return step{action: actRemove, instance: standbys[0]}

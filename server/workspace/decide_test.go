@@ -28,6 +28,10 @@ func TestDecide(t *testing.T) {
 		}
 	}
 
+	live := func(generation, live int64) store.Workspace {
+		return store.Workspace{Generation: generation, Live: live, SpecGeneration: 1, Status: store.Status{ObservedGeneration: 3, Running: onRecord("a")}}
+	}
+
 	tests := []struct {
 		name      string
 		ws        store.Workspace
@@ -36,6 +40,7 @@ func TestDecide(t *testing.T) {
 		stuck     map[string]time.Time
 		fallback  int64     // fallbackFailed
 		pace      time.Time // fallbackAt
+		fixed     string    // unrotatable
 		want      action
 		instance  string
 		old       string
@@ -72,6 +77,55 @@ func TestDecide(t *testing.T) {
 			name: "settled, status speaks of a cycle", ws: store.Workspace{Generation: 3, Status: store.Status{ObservedGeneration: 3, StartingGeneration: 3, Running: onRecord("a")}},
 			instances: []runtime.Instance{in("a", runtime.PhaseRunning, 3)}, want: actSettle,
 		},
+
+		// Only what a running container takes in is new.
+		{
+			name: "live, runs", ws: live(5, 2), instances: []runtime.Instance{in("a", runtime.PhaseRunning, 3)}, want: actRotate, instance: "a",
+		},
+		{
+			name: "live, taken in, crash before the record", ws: live(5, 2), instances: []runtime.Instance{in("a", runtime.PhaseRunning, 5)}, want: actRotate, instance: "a",
+		},
+		{
+			name: "live, and something else before it", ws: live(5, 1), instances: []runtime.Instance{in("a", runtime.PhaseRunning, 3)}, want: actPrepare,
+		},
+		{
+			name: "live, and something else before it, standby ready", ws: live(5, 1),
+			instances: []runtime.Instance{in("a", runtime.PhaseRunning, 3), in("b", runtime.PhaseStandby, 4)}, want: actSwitch, instance: "b", old: "a",
+		},
+		{
+			name: "live, a standby too many", ws: live(5, 2),
+			instances: []runtime.Instance{in("a", runtime.PhaseRunning, 3), in("b", runtime.PhaseStandby, 3)}, want: actRemove, instance: "b",
+		},
+		{
+			name: "live, failed", ws: live(5, 2), instances: []runtime.Instance{in("a", runtime.PhaseRunning, 3)}, failure: failure(5, soon), want: actWait, at: soon,
+		},
+		{
+			name: "live, failed, time to try again", ws: live(5, 2), instances: []runtime.Instance{in("a", runtime.PhaseRunning, 3)}, failure: failure(5, now),
+			want: actRotate, instance: "a",
+		},
+		{
+			name: "live, the container can't", ws: live(5, 2), instances: []runtime.Instance{in("a", runtime.PhaseRunning, 3)}, fixed: "a", want: actPrepare,
+		},
+		{
+			name: "live, the last good spec runs", ws: func() store.Workspace {
+				w := live(5, 1)
+				w.SpecGeneration, w.Status.LastGood = 4, good(3)
+				return w
+			}(), instances: []runtime.Instance{in("a", runtime.PhaseRunning, 3)}, want: actPrepare,
+		},
+		{
+			name: "live, ended by itself", ws: live(5, 2), instances: []runtime.Instance{in("a", runtime.PhaseExited, 3)}, want: actRecordExit, instance: "a",
+		},
+		{name: "live, nothing runs", ws: func() store.Workspace {
+			w := live(5, 2)
+			w.Status.Running = nil
+			return w
+		}(), want: actPrepare},
+		{name: "live, at its end", ws: func() store.Workspace {
+			w := ended(store.CrashRestartNever, 5)
+			w.Live = 2
+			return w
+		}(), want: actIdle},
 
 		// The container on record ended, and the crash policy says no.
 		{name: "at its end", ws: ended(store.CrashRestartNever, 3), want: actIdle},
@@ -270,7 +324,7 @@ func TestDecide(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			got := decide(view{
 				ws: &tt.ws, instances: tt.instances, failure: tt.failure, stuck: tt.stuck,
-				fallbackFailed: tt.fallback, fallbackAt: tt.pace, maxWait: 2 * time.Minute, now: now,
+				fallbackFailed: tt.fallback, fallbackAt: tt.pace, unrotatable: tt.fixed, maxWait: 2 * time.Minute, now: now,
 			})
 			if got.action != tt.want || got.instance.ID != tt.instance || got.old.ID != tt.old || !got.at.Equal(tt.at) {
 				t.Errorf("decide = %v instance %q old %q at %v, want %v %q %q %v",
@@ -295,6 +349,11 @@ func TestStateOf(t *testing.T) {
 		{"older runs, newer failed", store.Workspace{Generation: 3, Status: store.Status{ObservedGeneration: 2, Running: run, Failure: &store.Failure{Generation: 3}}}, StateDegraded, true},
 		{"nothing runs, waits", store.Workspace{Generation: 1, Status: store.Status{Failure: &store.Failure{Generation: 1, NextAttempt: next}}}, StateBackoff, true},
 		{"nothing runs, tries again", store.Workspace{Generation: 1, Status: store.Status{StartingGeneration: 1, Failure: &store.Failure{Generation: 1, NextAttempt: next}}}, StateProvisioning, true},
+		{"live, runs", store.Workspace{Generation: 3, Live: 1, Status: store.Status{ObservedGeneration: 2, Running: run}}, StateRunning, true},
+		{"live, ended for good", store.Workspace{
+			Generation: 3, Live: 1, Spec: store.Spec{CrashPolicy: store.CrashPolicy{Restart: store.CrashRestartNever}},
+			Status: store.Status{ObservedGeneration: 2, EndedGeneration: 2, LastExit: &store.Exit{Known: true}},
+		}, StateExited, false},
 		{"parked", store.Workspace{Parked: true, Generation: 3, Status: store.Status{ObservedGeneration: 2}}, StateStopped, false},
 		{"parked, still runs", store.Workspace{Parked: true, Generation: 2, Status: store.Status{ObservedGeneration: 2, Running: run}}, StateRunning, true},
 		{"deleted", store.Workspace{Deleting: &store.Deleting{}, Parked: true, Status: store.Status{Running: run}}, StateDeleting, true},

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/workspaced/workspaced/runtime"
@@ -41,6 +42,8 @@ func (a *actor) do(ctx, passCtx context.Context, ws *store.Workspace, s step) (a
 		return true, time.Time{}, a.begin(ctx, passCtx, ws)
 	case actSwitch:
 		return true, time.Time{}, a.change(ctx, passCtx, ws, s.instance, s.old)
+	case actRotate:
+		return true, time.Time{}, a.rotate(ctx, passCtx, ws, s.instance)
 	case actFallback:
 		return true, time.Time{}, a.fallBack(ctx, passCtx, ws)
 	case actFinishDeletion:
@@ -336,6 +339,60 @@ func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standb
 	a.log.InfoContext(ctx, "container started", "instance", in.ID, "generation", launch.Generation,
 		"replaced", old.ID, "switch", a.sup.now().Sub(begun), "pending_for", pendingFor(ws, a.sup.now()))
 	return a.recordStart(ctx, ws, in, spec)
+}
+
+// rotate gives the running container the files of the newest generation, if it can
+// take that in, with all that came until they are read.
+func (a *actor) rotate(ctx, passCtx context.Context, ws *store.Workspace, in runtime.Instance) error {
+	release, err := a.sup.limit.acquire(passCtx, classOf(ws), a.sup.cfg.SlotLend, nil, nil)
+	if err != nil {
+		return a.failed(ctx, passCtx, ws, err, false)
+	}
+	defer release()
+	rotation, err := a.readRotation(passCtx, ws, in.Generation)
+	if err != nil {
+		return a.failed(ctx, passCtx, ws, err, false)
+	}
+	if rotation == nil {
+		return nil // only a new container can have what came meanwhile
+	}
+	rctx, cancel := context.WithTimeout(passCtx, a.sup.cfg.Deadlines.Start)
+	defer cancel()
+	rotated, err := a.sup.cfg.Runtime.Rotate(rctx, in.ID, *rotation)
+	var re *runtime.Error
+	switch {
+	case errors.Is(err, runtime.ErrNotRunning):
+		return nil // it has ended; the next pass sees how
+	case errors.As(err, &re) && re.Permanent:
+		a.log.WarnContext(ctx, "the container can't be given other files as it runs, it is replaced", "instance", in.ID, "error", err)
+		a.local.unrotatable = strings.Clone(in.ID)
+		return nil
+	case err != nil:
+		return a.failed(ctx, passCtx, ws, err, false)
+	}
+	a.log.InfoContext(ctx, "files changed in place", "instance", in.ID, "generation", rotated.Generation,
+		"signal", rotation.Signal.String(), "pending_for", pendingFor(ws, a.sup.now()))
+	return a.recordRotation(ctx, ws, rotated)
+}
+
+// readRotation reads what a container of that generation takes in as it runs; nil
+// when it can't have the newest generation.
+func (a *actor) readRotation(ctx context.Context, ws *store.Workspace, has int64) (rotation *runtime.Rotation, err error) {
+	ctx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.Store)
+	defer cancel()
+	err = a.sup.cfg.Around(ctx, stepSecretsLive, func(context.Context) error {
+		sn, err := a.sup.cfg.Store.Snapshot(a.id)
+		switch {
+		case err != nil:
+			return err
+		case sn.Workspace.UID != ws.UID || sn.Workspace.Deleting != nil || sn.Workspace.Parked:
+			return errInterrupted
+		case sn.Workspace.StartGeneration() <= has:
+			rotation = rotationOf(&sn)
+		}
+		return nil
+	})
+	return rotation, err
 }
 
 // fallBack starts the last good spec again, with the newest secrets, because

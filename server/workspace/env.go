@@ -46,11 +46,10 @@ func launchOf(spec *store.Spec, sn *store.Snapshot, generation int64) (runtime.L
 	env := plainEnv(spec)
 	var files []runtime.File
 	versions := make(map[string]int64, len(sn.Secrets))
-	model := func(key string) bool { return sn.Workspace.Model != "" && slices.Contains(spec.ModelVars(), key) }
 	for _, s := range sn.Secrets {
 		value := s.Value.Reveal()
 		switch {
-		case model(s.Key): // a global secret that the model hides
+		case hidden(spec, sn, s.Key):
 			continue
 		case s.File(spec):
 			files = append(files, runtime.File{Name: s.Key, Data: []byte(value)})
@@ -79,6 +78,27 @@ func launchOf(spec *store.Spec, sn *store.Snapshot, generation int64) (runtime.L
 		return runtime.Launch{}, err
 	}
 	return runtime.Launch{Generation: generation, SecretVersions: versions, Env: env, Files: files}, nil
+}
+
+// hidden reports whether a global secret of that key is hidden by the model.
+func hidden(spec *store.Spec, sn *store.Snapshot, key string) bool {
+	return sn.Workspace.Model != "" && slices.Contains(spec.ModelVars(), key)
+}
+
+// rotationOf makes what a running container takes in from a snapshot: the files,
+// but for those that wait for the next start.
+func rotationOf(sn *store.Snapshot) *runtime.Rotation {
+	spec := &sn.Workspace.Spec
+	r := &runtime.Rotation{
+		Generation: sn.Workspace.Generation, SecretVersions: make(map[string]int64), Keep: sn.Staged, Signal: liveSignal(spec.LiveSignal),
+	}
+	for _, s := range sn.Secrets {
+		if s.File(spec) && !hidden(spec, sn, s.Key) && !slices.Contains(sn.Staged, s.Key) {
+			r.Files = append(r.Files, runtime.File{Name: s.Key, Data: []byte(s.Value.Reveal())})
+			r.SecretVersions[s.Key] = s.Version
+		}
+	}
+	return r
 }
 
 func checkExecSize(lists ...[]string) error {

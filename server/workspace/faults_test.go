@@ -25,6 +25,8 @@ var faultyDay = []struct {
 		_, err := w.edit("a", func(e *store.Editable) { e.Spec.Env = map[string]string{"E": "1"} })
 		return err
 	}},
+	{"live", func(w *world) error { _, err := w.setFile("a", "F", "v", true); return err }},
+	{"live again", func(w *world) error { _, err := w.setFile("a", "F", "v2", true); return err }},
 	{"exit", func(w *world) error {
 		in, _ := w.fake.Running("a")
 		w.fake.Exit(in.ID, runtime.Exit{Code: 1, Known: true})

@@ -38,13 +38,13 @@ func (o op) String() string {
 
 var (
 	allMethods = []runtimetest.Method{
-		runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start,
+		runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Rotate,
 		runtimetest.Remove, runtimetest.List, runtimetest.Watch, runtimetest.RemoveWorkspace,
 	}
 	ops = rapid.Custom(func(t *rapid.T) op {
 		return op{
 			kind: rapid.SampledFrom([]string{
-				"set", "set", "set", "unset", "global", "model", "policy", "image", "env", "restart", "stop", "start", "delete", "create",
+				"set", "set", "set", "unset", "global", "file", "live", "live", "live", "unlive", "globallive", "model", "policy", "image", "env", "restart", "stop", "start", "delete", "create",
 				"gone", "fail", "failafter", "panic", "hold", "holdafter", "release", "exit", "crash", "shutdown", "wait", "wait",
 				"neighbour", "settle", "burst",
 			}).Draw(t, "kind"),
@@ -136,6 +136,12 @@ func (s *scene) step(o op) error {
 		res, err = s.set(o.id, o.key, o.value)
 	case "unset":
 		res, err = s.unset(o.id, o.key)
+	case "file":
+		res, err = s.setFile(o.id, "FILE_"+o.key, o.value, false)
+	case "live":
+		res, err = s.setFile(o.id, "FILE_"+o.key, o.value, true)
+	case "unlive":
+		res, err = s.store.UpdateSecrets(ctx, store.Scope{WorkspaceID: o.id}, store.SecretsUpdate{Delete: []string{"FILE_" + o.key}, Live: true}, store.Options{})
 	case "model":
 		res, err = s.edit(o.id, func(e *store.Editable) { e.Model = o.value })
 	case "image":
@@ -181,6 +187,8 @@ func (s *scene) step(o op) error {
 	switch o.kind {
 	case "global":
 		_, err = s.set("", o.key, o.value)
+	case "globallive":
+		_, err = s.setFile("", "FILE_"+o.key, o.value, true)
 	case "stop":
 		_, err = s.store.StopWorkspace(ctx, o.id, store.Options{})
 	case "delete":

@@ -60,6 +60,30 @@ func (a *actor) recordStart(ctx context.Context, ws *store.Workspace, in runtime
 	return nil
 }
 
+// recordRotation records what the running container has now. If that fails the next
+// pass finds it in the runtime's record.
+func (a *actor) recordRotation(ctx context.Context, ws *store.Workspace, in runtime.Instance) error {
+	err := a.record(ctx, stepStatusRotated, ws, func(_ store.Workspace, st *store.Status) {
+		if st.Running == nil || st.Running.InstanceID != in.ID {
+			return
+		}
+		st.Running.SecretVersions = in.SecretVersions
+		st.ObservedGeneration = in.Generation
+		st.StartingGeneration = 0
+		if st.Failure != nil && st.Failure.Generation <= in.Generation {
+			st.Failure = nil
+		}
+	})
+	if err != nil {
+		return err
+	}
+	if f := a.local.failure; f != nil && f.Generation <= in.Generation {
+		a.calm()
+		a.local.failure = nil
+	}
+	return nil
+}
+
 // recordExit records that the container on record is gone. One that ended by
 // itself is started again, if its crash policy says so, after a wait that grows
 // unless it ran well for a while. What it says nothing about is the newest
@@ -92,7 +116,7 @@ func (a *actor) recordExit(ctx context.Context, ws *store.Workspace, in runtime.
 	recorded := &store.Exit{Code: exit.Code, Known: exit.Known, Signal: exit.Signal, OOMKilled: exit.OOMKilled, Time: exit.Time}
 	failure := a.local.failure
 	switch {
-	case ws.Pending():
+	case ws.NeedsStart():
 		a.local.fallbackAt = next
 	case ws.Spec.CrashPolicy.Restart != store.CrashRestartAlways && ws.Spec.CrashPolicy.Restart != "" && !recorded.Failed():
 		failure = nil // it has done what it was made for

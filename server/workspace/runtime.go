@@ -27,6 +27,14 @@ type Runtime interface {
 	// record before the command can run. After an error the instance never
 	// starts later: it is a remnant or has ended.
 	Start(ctx context.Context, id string, launch runtime.Launch) (runtime.Instance, error)
+	// Rotate makes a running instance's files those of the rotation, all of them at
+	// once, sends the signal, and records the generation. One that has the generation
+	// or a later one, on record, is left as it is. A call that is repeated, by the
+	// next daemon too, may send the signal again; after an error the files are those
+	// of before or the new ones. runtime.ErrNotRunning when it does not run,
+	// runtime.ErrNotFound when there is no such instance; a *runtime.Error that is
+	// Permanent when only a new instance can have files.
+	Rotate(ctx context.Context, id string, rotation runtime.Rotation) (runtime.Instance, error)
 	// Stop sends the signal, after grace SIGKILL, and returns once the instance's
 	// first process, and with it all of them, is gone. An instance that has
 	// ended already is no error; runtime.ErrNotFound when there is none.

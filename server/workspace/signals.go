@@ -24,6 +24,9 @@ func stopSignal(name string) syscall.Signal {
 	return syscall.SIGTERM
 }
 
+// liveSignal is the signal of that name, which the API has checked; 0 for none.
+func liveSignal(name string) syscall.Signal { return unix.SignalNum(name) }
+
 // exitMessage says in words how a container ended.
 func exitMessage(e runtime.Exit) string {
 	switch {

@@ -5,8 +5,10 @@ package workspace
 const (
 	stepSecretsRead    = "secrets.read"    // every secret is opened before anything is touched
 	stepSecretsLate    = "secrets.late"    // the values that the container gets
+	stepSecretsLive    = "secrets.live"    // the values that a running container takes in
 	stepStatusStarting = "status.starting" // a cycle begins
 	stepStatusObserved = "status.observed" // the container runs
+	stepStatusRotated  = "status.rotated"  // the container has taken in what came
 	stepStatusExit     = "status.exit"     // it ended by itself
 	stepStatusStopped  = "status.stopped"  // it was ended
 	stepStatusFailure  = "status.failure"  // the cycle failed
@@ -16,6 +18,6 @@ const (
 
 // Steps are the names of all steps.
 var Steps = []string{
-	stepSecretsRead, stepSecretsLate,
-	stepStatusStarting, stepStatusObserved, stepStatusExit, stepStatusStopped, stepStatusFailure, stepStatusSettled, stepStatusDeleted,
+	stepSecretsRead, stepSecretsLate, stepSecretsLive,
+	stepStatusStarting, stepStatusObserved, stepStatusRotated, stepStatusExit, stepStatusStopped, stepStatusFailure, stepStatusSettled, stepStatusDeleted,
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -156,6 +157,13 @@ func (w *world) set(id, key, value string) (store.Result, error) {
 	}, store.Options{})
 }
 
+// setFile sets a secret that is a file: for the container that runs if it is live.
+func (w *world) setFile(id, key, value string, live bool) (store.Result, error) {
+	return w.store.UpdateSecrets(context.Background(), store.Scope{WorkspaceID: id}, store.SecretsUpdate{
+		Set: []store.SecretValue{{Key: key, Value: seal.New([]byte(value)), Delivery: store.DeliveryFiles}}, Live: live,
+	}, store.Options{})
+}
+
 func (w *world) unset(id, key string) (store.Result, error) {
 	return w.store.UpdateSecrets(context.Background(), store.Scope{WorkspaceID: id}, store.SecretsUpdate{Delete: []string{key}}, store.Options{})
 }
@@ -217,14 +225,22 @@ func (w *world) settled(id string) error {
 		st.Running.InstanceID != in.ID || st.Failure != nil || st.StartingGeneration != 0 || !ws.PendingSince.IsZero() {
 		return fmt.Errorf("%s is at generation %d, container %s at %d, status %+v", id, ws.Generation, in.ID, in.Generation, st)
 	}
-	want := map[string]string{
-		"WORKSPACE_ID": id, "WORKSPACE_UID": ws.UID, "WORKSPACE_GENERATION": fmt.Sprint(ws.Generation),
+	started := w.startedWith(in.ID)
+	if started < ws.StartGeneration() {
+		return fmt.Errorf("%s was started with generation %d, and only a new container can have %d", id, started, ws.StartGeneration())
 	}
+	want, files := map[string]string{
+		"WORKSPACE_ID": id, "WORKSPACE_UID": ws.UID, "WORKSPACE_GENERATION": fmt.Sprint(started),
+	}, make(map[string]string)
 	for k, v := range ws.Spec.Env {
 		want[k] = v
 	}
 	for _, s := range sn.Secrets {
-		want[s.Key] = s.Value.Reveal()
+		if s.File(&ws.Spec) {
+			files[s.Key] = s.Value.Reveal()
+		} else {
+			want[s.Key] = s.Value.Reveal()
+		}
 		if st.Running.SecretVersions[s.Key] != s.Version {
 			return fmt.Errorf("%s: version of %s on record is %d, want %d", id, s.Key, st.Running.SecretVersions[s.Key], s.Version)
 		}
@@ -243,10 +259,26 @@ func (w *world) settled(id string) error {
 	if len(got) != len(want) {
 		return fmt.Errorf("%s: the container has %d variables, want %d: %v", id, len(got), len(want), got)
 	}
+	if got := w.fake.Files(in.ID); !maps.Equal(got, files) {
+		return fmt.Errorf("%s: the container has the files %v, want %v", id, got, files)
+	}
+	if n := len(st.Running.SecretVersions); n != len(sn.Secrets) && ws.Model == "" {
+		return fmt.Errorf("%s: %d versions on record, want %d", id, n, len(sn.Secrets))
+	}
 	if v := w.fake.Violations(); len(v) > 0 {
 		return fmt.Errorf("violations: %v", v)
 	}
 	return nil
+}
+
+// startedWith returns the generation that the container was started with.
+func (w *world) startedWith(id string) int64 {
+	for _, l := range w.fake.Launches("") {
+		if l.Instance.ID == id {
+			return l.Instance.Generation
+		}
+	}
+	return 0
 }
 
 // inWorld runs a test in a bubble with a fresh world, and shuts it down.

@@ -26,6 +26,20 @@ var actSecret = act{during: func(s *faulty) {
 	s.setSecret(other, "A", s.next())
 }}
 
+// actFile changes a file, by a restart.
+var actFile = act{during: func(s *faulty) {
+	s.setFile(subject, "FILE", s.next(), workspacev1.Apply_APPLY_NOW)
+}}
+
+// actLive changes files as the container runs, which then hears of it.
+var actLive = act{
+	before: func(s *faulty) {
+		s.change(subject, &workspacev1.WorkspaceSpec{LiveSignal: "SIGHUP"}, "spec.live_signal")
+	},
+	during:  func(s *faulty) { s.setFile(subject, "FILE", s.next(), workspacev1.Apply_APPLY_LIVE) },
+	restore: func(s *faulty) { s.setSecret(subject, "A", s.next()) },
+}
+
 // actPull changes the image to one that has to be fetched.
 var actPull = act{during: func(s *faulty) {
 	s.change(subject, &workspacev1.WorkspaceSpec{Image: s.push()}, "spec.image")
@@ -165,6 +179,8 @@ var actKnown = act{
 var acts = map[string]act{
 	"lease.create": actPull, "lease.delete": actPull, "user.find": actPull, "snapshot.stat": actKnown,
 	"image.resolve": actPull, "image.fetch": actPull, "image.unpack": actPull, "image.import": actBoot,
+	"files.write": actFile, "files.switch": actFile, "files.link": actLive,
+	"secrets.live": actLive, "live.signal": actLive, "record.rotate": actLive, "status.rotated": actLive,
 	"volumes.make": actCreate, "volumes.own": actCreate,
 	"status.stopped": actPark, "status.settled": actParkBusy,
 	"exit.wait": actDie, "exit.status": actDie, "record.exit": actDie, "status.exit": actDie,

@@ -56,6 +56,9 @@ type asked struct {
 	exists  bool
 	parked  bool
 	secrets map[string]string
+	files   map[string]string
+	// live: its container runs since before the newest generation.
+	live bool
 	// unsure is a change whose caller got no answer, since the daemon died: it
 	// came about, or it did not.
 	unsure func(*asked)
@@ -70,7 +73,7 @@ type asked struct {
 
 func (a *asked) clone() *asked {
 	b := *a
-	b.secrets = maps.Clone(a.secrets)
+	b.secrets, b.files = maps.Clone(a.secrets), maps.Clone(a.files)
 	b.unsure = nil
 	return &b
 }
@@ -143,7 +146,23 @@ func (s *fleet) setSecret(name, key, value string) {
 	s.ask(name, func(ctx context.Context) error {
 		_, err := s.client().SetSecret(ctx, setSecret(s.id(name), key, value))
 		return err
-	}, func(a *asked) { a.secrets[key] = value })
+	}, func(a *asked) { a.secrets[key], a.live = value, false })
+}
+
+// setFile sets a secret that is a file, for the container that runs if apply says so.
+func (s *fleet) setFile(name, key, value string, apply workspacev1.Apply) {
+	s.t.Helper()
+	s.ask(name, func(ctx context.Context) error {
+		req := setSecret(s.id(name), key, value)
+		req.Delivery, req.Apply = workspacev1.SecretDelivery_SECRET_DELIVERY_FILES, apply
+		_, err := s.client().SetSecret(ctx, req)
+		return err
+	}, func(a *asked) {
+		if a.files == nil {
+			a.files = map[string]string{}
+		}
+		a.files[key], a.live = value, apply == workspacev1.Apply_APPLY_LIVE
+	})
 }
 
 func (s *fleet) park(name string) {
@@ -281,7 +300,7 @@ func (s *fleet) compare(ctx context.Context, name string, a *asked) (c compariso
 	if err != nil {
 		return fail("does not answer: %v", err)
 	}
-	if seen.Env["WORKSPACE_GENERATION"] != fmt.Sprint(w.ObservedGeneration) {
+	if seen.Env["WORKSPACE_GENERATION"] != fmt.Sprint(w.ObservedGeneration) && !a.live {
 		return fail("answers with generation %s", seen.Env["WORKSPACE_GENERATION"])
 	}
 	own := map[string]string{}
@@ -292,6 +311,10 @@ func (s *fleet) compare(ctx context.Context, name string, a *asked) (c compariso
 	}
 	if !maps.Equal(own, a.secrets) {
 		return fail("sees %v, was given %v", own, a.secrets)
+	}
+	files, err := lab.Files(ctx, s.Socket(s.id(name)))
+	if err != nil || !maps.Equal(files, a.files) {
+		return fail("sees the files %v, %v, was given %v", files, err, a.files)
 	}
 	return c
 }

@@ -55,6 +55,7 @@ func TestReadmeExamples(t *testing.T) {
 		"/CreateWorkspace":    {`"name": "workspaces/hello"`, `"WORKSPACE_STATE_RUNNING"`},
 		"/SetModel":           {`"generation": "3"`, `"observedGeneration": "3"`},
 		"http://hello/env":    {`"API_KEY": "second"`, `"MODEL_PROVIDER": "large"`},
+		"APPLY_LIVE":          {`"TLS_KEY": "-----BEGIN PRIVATE KEY-----rotated"`},
 		"http://hello/files":  {`"TLS_KEY": "-----BEGIN`},
 		"/BatchUpdateSecrets": {`"key": "USER_TOKEN"`, `"affectedWorkspaces": 1`},
 		"/WatchWorkspaces":    {`"name": "workspaces/hello"`, `"synced"`},

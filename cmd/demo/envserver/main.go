@@ -45,6 +45,8 @@ func main() {
 	// As process 1 we would not hear these without asking for them.
 	end := make(chan os.Signal, 1)
 	signal.Notify(end, syscall.SIGTERM, syscall.SIGINT, syscall.SIGUSR1)
+	changed := make(chan os.Signal, 1)
+	signal.Notify(changed, syscall.SIGHUP) // its spec's live_signal, perhaps
 	id, environ := rand.Text(), os.Environ()
 	journal := os.Getenv("ENVSERVER_JOURNAL")
 	if journal != "" {
@@ -65,15 +67,20 @@ func main() {
 	go func() {
 		failed <- serve(cmp.Or(os.Getenv("ENVSERVER_SOCKET"), defaultSocket), handler(id, environ))
 	}()
-	select {
-	case <-end:
-		if journal != "" {
-			if err := write(journal, entry{ID: id, Time: time.Now(), Ends: true}); err != nil {
-				fail(err)
-			}
+	for ended := false; !ended; {
+		select {
+		case <-changed: // they are read when they are asked for
+			fmt.Println("envserver: was told that its files have changed")
+		case <-end:
+			ended = true
+		case err := <-failed:
+			fail(err)
 		}
-	case err := <-failed:
-		fail(err)
+	}
+	if journal != "" {
+		if err := write(journal, entry{ID: id, Time: time.Now(), Ends: true}); err != nil {
+			fail(err)
+		}
 	}
 }
 

@@ -41,6 +41,19 @@ func Inside(ctx context.Context, socket string) (Seen, error) {
 	return seen, nil
 }
 
+// Files asks a workspace's envserver for its secrets' files, by name.
+func Files(ctx context.Context, socket string) (map[string]string, error) {
+	client := unixClient(socket)
+	defer client.CloseIdleConnections()
+	data, err := get(ctx, client, "/files")
+	if err != nil {
+		return nil, err
+	}
+	var seen struct{ Files map[string]string }
+	err = json.Unmarshal(data, &seen)
+	return seen.Files, err
+}
+
 // WaitInside is Inside, tried again until the program, which may only just have
 // been started, serves. A container is STARTED once its command was executed,
 // so the program may need some more milliseconds to listen.

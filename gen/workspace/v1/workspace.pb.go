@@ -466,6 +466,25 @@ const (
 	// `apply` puts it into force: `changed` is true then although the value is the
 	// same.
 	Apply_APPLY_NEXT_START Apply = 2
+	// Of files only: the change makes a new generation, which the running container
+	// takes in as it is. All changed files are put into place at once, each reader
+	// sees those of before or those of now, and then the process gets the spec's
+	// `live_signal`. Then `observed_generation` is the new one: wait for it as for any
+	// other. Changes that come together may come as one.
+	//
+	// The files are opened anew to be seen: a path stays, and an open file is the old
+	// one. Who wants several of one moment opens the directory /run/secrets/..data
+	// and reads them there; one that is gone while it is read was replaced.
+	//
+	// Where nothing runs, or only a new container can have an earlier change, the
+	// next start has this one too; no container is started for it, or stopped. One
+	// that waits for the next start (APPLY_NEXT_START) still waits for it.
+	//
+	// FAILED_PRECONDITION, SECRET_NOT_LIVE: a container has the secret as a variable,
+	// or would; also one that a workspace's own secret has hidden. A global secret has
+	// to say FILES itself, for all workspaces. What a change for the next start makes
+	// a file of is taken for a variable up to a change with APPLY_NOW.
+	Apply_APPLY_LIVE Apply = 3
 )
 
 // Enum value maps for Apply.
@@ -474,11 +493,13 @@ var (
 		0: "APPLY_UNSPECIFIED",
 		1: "APPLY_NOW",
 		2: "APPLY_NEXT_START",
+		3: "APPLY_LIVE",
 	}
 	Apply_value = map[string]int32{
 		"APPLY_UNSPECIFIED": 0,
 		"APPLY_NOW":         1,
 		"APPLY_NEXT_START":  2,
+		"APPLY_LIVE":        3,
 	}
 )
 
@@ -539,7 +560,9 @@ type Workspace struct {
 	Reconciling bool `protobuf:"varint,10,opt,name=reconciling,proto3" json:"reconciling,omitempty"`
 	// Counts the changes that a container must see.
 	Generation int64 `protobuf:"varint,11,opt,name=generation,proto3" json:"generation,omitempty"`
-	// The generation whose values the running container was started with.
+	// The generation whose values the running container has: it was started with
+	// them, or has taken in all that came since (APPLY_LIVE). What the container finds
+	// in WORKSPACE_GENERATION is the one that it was started with.
 	ObservedGeneration int64 `protobuf:"varint,12,opt,name=observed_generation,json=observedGeneration,proto3" json:"observed_generation,omitempty"`
 	// The generation that the cycle in flight prepares; 0 with none in flight.
 	StartingGeneration int64 `protobuf:"varint,13,opt,name=starting_generation,json=startingGeneration,proto3" json:"starting_generation,omitempty"`
@@ -563,7 +586,7 @@ type Workspace struct {
 	LastExit *LastExit `protobuf:"bytes,21,opt,name=last_exit,json=lastExit,proto3" json:"last_exit,omitempty"`
 	// Why the newest cycle failed; unset after one that succeeded.
 	LastError *LastError `protobuf:"bytes,22,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
-	// The version of each secret that the running container was started with.
+	// The version of each secret that the running container has.
 	// Keys of global secrets have their own version count.
 	SecretVersions map[string]int64 `protobuf:"bytes,23,rep,name=secret_versions,json=secretVersions,proto3" json:"secret_versions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	unknownFields  protoimpl.UnknownFields
@@ -807,8 +830,14 @@ type WorkspaceSpec struct {
 	// counts for containers that are made from then on: one that runs since before
 	// there were profiles goes on with what it has until its next restart.
 	SecurityProfile SecurityProfile `protobuf:"varint,17,opt,name=security_profile,json=securityProfile,proto3,enum=workspace.v1.SecurityProfile" json:"security_profile,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Signal that the container's first process gets once files were changed as it
+	// runs (APPLY_LIVE); none when empty. It may come more than once for one change,
+	// and once for several. The process has to handle it: what the first process of
+	// a container does not handle the kernel drops, but a language's runtime may end
+	// it, as Go's does with SIGHUP. Changing it restarts nothing.
+	LiveSignal    string `protobuf:"bytes,18,opt,name=live_signal,json=liveSignal,proto3" json:"live_signal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *WorkspaceSpec) Reset() {
@@ -944,6 +973,13 @@ func (x *WorkspaceSpec) GetSecurityProfile() SecurityProfile {
 		return x.SecurityProfile
 	}
 	return SecurityProfile_SECURITY_PROFILE_UNSPECIFIED
+}
+
+func (x *WorkspaceSpec) GetLiveSignal() string {
+	if x != nil {
+		return x.LiveSignal
+	}
+	return ""
 }
 
 // What follows when a container ends by itself. It is started again after a
@@ -1523,7 +1559,7 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aA\n" +
 	"\x13SecretVersionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x99\t\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xe7\t\n" +
 	"\rWorkspaceSpec\x129\n" +
 	"\x05image\x18\x01 \x01(\tB#\xe2A\x01\x02\xbaH\x1cr\x1a\x10\x01\x18\x80\x042\x13^[^\\x00-\\x20\\x7f]+$R\x05image\x127\n" +
 	"\acommand\x18\x02 \x03(\tB\x1d\xbaH\x1a\x92\x01\x17\x10\x80\x02\"\x12r\x10\x18\x80\x80\x022\n" +
@@ -1547,7 +1583,9 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\tmodel_env\x18\f \x03(\tB+\xbaH(\x92\x01%\x10\x10\x18\x01\"\x1fr\x1d\x18\x80\x012\x18^[A-Za-z_][A-Za-z0-9_]*$R\bmodelEnv\x12<\n" +
 	"\fcrash_policy\x18\r \x01(\v2\x19.workspace.v1.CrashPolicyR\vcrashPolicy\x12O\n" +
 	"\x0fsecret_delivery\x18\x10 \x01(\x0e2\x1c.workspace.v1.SecretDeliveryB\b\xbaH\x05\x82\x01\x02\x10\x01R\x0esecretDelivery\x12R\n" +
-	"\x10security_profile\x18\x11 \x01(\x0e2\x1d.workspace.v1.SecurityProfileB\b\xbaH\x05\x82\x01\x02\x10\x01R\x0fsecurityProfile\x1a6\n" +
+	"\x10security_profile\x18\x11 \x01(\x0e2\x1d.workspace.v1.SecurityProfileB\b\xbaH\x05\x82\x01\x02\x10\x01R\x0fsecurityProfile\x12L\n" +
+	"\vlive_signal\x18\x12 \x01(\tB+\xbaH(r&R\x00R\x06SIGHUPR\aSIGUSR1R\aSIGUSR2R\bSIGWINCHR\n" +
+	"liveSignal\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"{\n" +
@@ -1637,11 +1675,13 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\vSecretScope\x12\x1c\n" +
 	"\x18SECRET_SCOPE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16SECRET_SCOPE_WORKSPACE\x10\x01\x12\x17\n" +
-	"\x13SECRET_SCOPE_GLOBAL\x10\x02*C\n" +
+	"\x13SECRET_SCOPE_GLOBAL\x10\x02*S\n" +
 	"\x05Apply\x12\x15\n" +
 	"\x11APPLY_UNSPECIFIED\x10\x00\x12\r\n" +
 	"\tAPPLY_NOW\x10\x01\x12\x14\n" +
-	"\x10APPLY_NEXT_START\x10\x02B?Z=github.com/workspaced/workspaced/gen/workspace/v1;workspacev1b\x06proto3"
+	"\x10APPLY_NEXT_START\x10\x02\x12\x0e\n" +
+	"\n" +
+	"APPLY_LIVE\x10\x03B?Z=github.com/workspaced/workspaced/gen/workspace/v1;workspacev1b\x06proto3"
 
 var (
 	file_workspace_v1_workspace_proto_rawDescOnce sync.Once

@@ -31,7 +31,7 @@ type WaitCondition int32
 const (
 	// Same as WAIT_CONDITION_STARTED.
 	WaitCondition_WAIT_CONDITION_UNSPECIFIED WaitCondition = 0
-	// A container of the generation or a newer one was started.
+	// A container of the generation or a newer one was started, or has taken it in.
 	WaitCondition_WAIT_CONDITION_STARTED WaitCondition = 1
 	// It was started and says that it is ready; a workspace that has no
 	// readiness probe is ready once it is started.

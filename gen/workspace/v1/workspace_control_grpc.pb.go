@@ -129,7 +129,8 @@ type WorkspaceControlClient interface {
 	//
 	// ABORTED: etag. FAILED_PRECONDITION: the workspace is being deleted, the key is
 	// one of its `model_env`, or a value with a NUL would go into the environment
-	// (ErrorInfo reason SECRET_NEEDS_FILES). RESOURCE_EXHAUSTED: more than 1 MiB a
+	// (ErrorInfo reason SECRET_NEEDS_FILES), or APPLY_LIVE would have to change a
+	// variable (SECRET_NOT_LIVE). RESOURCE_EXHAUSTED: more than 1 MiB a
 	// workspace, or 256 KiB of global secrets.
 	SetSecret(ctx context.Context, in *SetSecretRequest, opts ...grpc.CallOption) (*SetSecretResponse, error)
 	// Deletes one secret. NOT_FOUND when there is none, unless `allow_missing`.
@@ -152,7 +153,9 @@ type WorkspaceControlClient interface {
 	// WORKSPACE_DELETING: it is being deleted; WORKSPACE_FAILED: it can't be
 	// executed, and is not tried again before a change (last_error says why);
 	// RETRIES_EXHAUSTED: its container ended by itself more often than its crash
-	// policy retries, whichever generation is waited for.
+	// policy retries, whichever generation is waited for; WORKSPACE_EXITED: nothing
+	// runs that would take the change in (APPLY_LIVE), and its crash policy starts
+	// nothing.
 	// UNAVAILABLE: the daemon drains; call again.
 	WaitWorkspace(ctx context.Context, in *WaitWorkspaceRequest, opts ...grpc.CallOption) (*WaitWorkspaceResponse, error)
 	// Streams what is there, a sync marker, then every change. A watcher sees the
@@ -434,7 +437,8 @@ type WorkspaceControlServer interface {
 	//
 	// ABORTED: etag. FAILED_PRECONDITION: the workspace is being deleted, the key is
 	// one of its `model_env`, or a value with a NUL would go into the environment
-	// (ErrorInfo reason SECRET_NEEDS_FILES). RESOURCE_EXHAUSTED: more than 1 MiB a
+	// (ErrorInfo reason SECRET_NEEDS_FILES), or APPLY_LIVE would have to change a
+	// variable (SECRET_NOT_LIVE). RESOURCE_EXHAUSTED: more than 1 MiB a
 	// workspace, or 256 KiB of global secrets.
 	SetSecret(context.Context, *SetSecretRequest) (*SetSecretResponse, error)
 	// Deletes one secret. NOT_FOUND when there is none, unless `allow_missing`.
@@ -457,7 +461,9 @@ type WorkspaceControlServer interface {
 	// WORKSPACE_DELETING: it is being deleted; WORKSPACE_FAILED: it can't be
 	// executed, and is not tried again before a change (last_error says why);
 	// RETRIES_EXHAUSTED: its container ended by itself more often than its crash
-	// policy retries, whichever generation is waited for.
+	// policy retries, whichever generation is waited for; WORKSPACE_EXITED: nothing
+	// runs that would take the change in (APPLY_LIVE), and its crash policy starts
+	// nothing.
 	// UNAVAILABLE: the daemon drains; call again.
 	WaitWorkspace(context.Context, *WaitWorkspaceRequest) (*WaitWorkspaceResponse, error)
 	// Streams what is there, a sync marker, then every change. A watcher sees the

@@ -190,5 +190,10 @@ func (*fleet) Remove(context.Context, string) error { return errFleet }
 // Foreign is the runtime's.
 func (*fleet) Foreign(context.Context) (map[string]int, error) { return nil, nil }
 
+// Rotate is the runtime's.
+func (*fleet) Rotate(context.Context, string, runtime.Rotation) (runtime.Instance, error) {
+	return runtime.Instance{}, errFleet
+}
+
 // RemoveWorkspace is the runtime's.
 func (*fleet) RemoveWorkspace(context.Context, string, string, bool) error { return errFleet }

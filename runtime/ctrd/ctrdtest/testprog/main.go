@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"time"
 )
@@ -71,6 +72,8 @@ func main() {
 			}
 			hoard = append(hoard, b)
 		}
+	case "rotate": // on SIGHUP prints its files, and whether they were ever of two moments
+		rotate()
 	case "child": // serves, with a child that ignores every signal
 		child := exec.Command("/proc/self/exe", "ignore")
 		if err := child.Start(); err != nil {
@@ -82,6 +85,41 @@ func main() {
 	signal.Notify(terminated, syscall.SIGTERM)
 	ready()
 	<-terminated
+}
+
+// rotate reads its files all the time, A and B of which are always the same, and
+// prints the present ones at each SIGHUP.
+func rotate() {
+	const dir = "/run/secrets/..data"
+	var torn, reads atomic.Int64
+	go func() {
+		for {
+			root, err := os.OpenRoot(dir)
+			if err != nil {
+				continue
+			}
+			a, errA := root.ReadFile("A")
+			b, errB := root.ReadFile("B")
+			root.Close()
+			switch { // an error: they were replaced meanwhile
+			case errA == nil && errB == nil && string(a) != string(b):
+				torn.Add(1)
+			case errA == nil && errB == nil:
+				reads.Add(1)
+			}
+		}
+	}()
+	hangups := make(chan os.Signal, 1000)
+	signal.Notify(hangups, syscall.SIGHUP)
+	go func() {
+		for range hangups {
+			a, err := os.ReadFile("/run/secrets/A")
+			if err != nil {
+				fmt.Println(err)
+			}
+			fmt.Printf("pid %d has %s torn %d read %t\n", os.Getpid(), a, torn.Load(), reads.Load() > 0)
+		}
+	}()
 }
 
 var hoard [][]byte
