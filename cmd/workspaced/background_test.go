@@ -148,7 +148,7 @@ func TestServeLoops(t *testing.T) {
 
 // loopNames are the loops of a daemon with a private containerd under a service
 // manager with a watchdog.
-var loopNames = []string{"hub", "sweep", "logs", "store", "containerd", "containerd-process", "audit", "audit-copy", "health", "watchdog"}
+var loopNames = []string{"hub", "sweep", "logs", "store", "containerd", "containerd-process", "audit", "audit-copy", "tokens", "health", "watchdog"}
 
 // The watchdog is fed while loops fail, but not while one hangs.
 func TestFeedWatchdog(t *testing.T) {
