@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
@@ -164,6 +166,22 @@ var routes = []route{
 		r.hasFile("TEXT", v)
 		r.hasFile("DATA", data)
 	}},
+	{"live", func(r *ride) {
+		spec := r.spec()
+		spec.SecretDelivery = workspacev1.SecretDelivery_SECRET_DELIVERY_FILES
+		spec.LiveSignal = "SIGUSR1"
+		r.createSpec(spec, "KEY", r.value("old file"))
+		r.runs()
+		v := r.value("changed in place")
+		req := setSecret(r.id, "KEY", v)
+		req.Apply = workspacev1.Apply_APPLY_LIVE
+		resp, err := r.client().SetSecret(r.ctx, req)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		r.wait(r.id, resp.Generation)
+		r.hasFile("KEY", v)
+	}},
 	{"token", takeToken},
 	{"refused", takeRefused},
 	{"no-image", func(r *ride) {
@@ -316,10 +334,15 @@ func (r *ride) crashInside(how string, wantCore bool, v string) {
 	spec.Env["ENVSERVER_CRASH"] = how
 	r.createSpec(spec, "KEY", v)
 	r.runs("KEY", v) // it serves afterwards
-	log, err := os.ReadFile(filepath.Join(r.Daemon.DataDir(), "logs", r.id+".log"))
-	if want := fmt.Sprint("core file written: ", wantCore); err != nil || !strings.Contains(string(log), want) {
-		r.t.Errorf("want %q in the container's log: %v\n%s", want, err, log)
-	}
+	ctx, cancel := context.WithTimeout(r.ctx, 20*time.Second)
+	defer cancel()
+	r.poll(ctx, func() error { // the log comes by way of the shim
+		log, err := os.ReadFile(filepath.Join(r.Daemon.DataDir(), "logs", r.id+".log"))
+		if want := fmt.Sprintln("core file written:", wantCore); err == nil && !strings.Contains(string(log), want) {
+			err = fmt.Errorf("no %q in the container's log: %s", want, log)
+		}
+		return err
+	})
 }
 
 // failing changes a secret while steps of the daemon fail.
