@@ -30,10 +30,11 @@ func (s *Server) expose(exposure access.Exposure, files ...protoreflect.FileDesc
 // What only reads, and may wait for long, ends with its caller's credentials; a
 // change that was begun is finished.
 func (s *Server) identifyUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
-	id := s.authn.Identify(ctx)
-	ctx = access.WithIdentity(ctx, id)
+	if !hasArrived(ctx) {
+		ctx = access.WithIdentity(ctx, s.authn.Identify(ctx))
+	}
 	if s.readOnly[info.FullMethod] {
-		held, release := s.authn.Hold(ctx, id)
+		held, release := s.authn.Hold(ctx, access.IdentityOf(ctx))
 		defer release()
 		ctx = held
 	}

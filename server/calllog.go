@@ -24,6 +24,10 @@ type callKey struct{}
 type call struct {
 	id     string
 	handed bool // the store has its entry for the audit log
+	// arrived: arrive has looked at who calls.
+	arrived bool
+	// refused is why there is no request; nil: there is one.
+	refused error
 }
 
 // callID is the id under which the log knows a call.
@@ -38,9 +42,16 @@ func callID(ctx context.Context) string {
 	return c.id
 }
 
+func hasArrived(ctx context.Context) bool {
+	c, ok := ctx.Value(callKey{}).(*call)
+	return ok && c.arrived
+}
+
 func (s *Server) logUnary(ctx context.Context, req any, info *grpc.UnaryServerInfo, handler grpc.UnaryHandler) (any, error) {
 	begin := time.Now()
-	ctx = context.WithValue(ctx, callKey{}, &call{})
+	if !hasArrived(ctx) {
+		ctx = context.WithValue(ctx, callKey{}, &call{})
+	}
 	resp, err := handler(ctx, req)
 	s.logCall(ctx, info.FullMethod, "unary", begin, err)
 	return resp, err

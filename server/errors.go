@@ -58,6 +58,10 @@ const (
 	ReasonUnknownMethod     = "UNKNOWN_METHOD"
 	ReasonTokenNotFound     = "TOKEN_NOT_FOUND"
 	ReasonTooManyTokens     = "TOO_MANY_TOKENS"
+	ReasonRateLimited       = "RATE_LIMITED"
+	ReasonTooManyCalls      = "TOO_MANY_CALLS"
+	ReasonTooManyStreams    = "TOO_MANY_STREAMS"
+	ReasonQuota             = "QUOTA_EXCEEDED"
 )
 
 // How long callers are asked to wait before they try again.
@@ -172,6 +176,7 @@ func publicError(err error, method string, req any) error {
 		api      *apiError
 		notFound *store.NotFoundError
 		quota    *store.QuotaError
+		total    *store.TotalError
 		key      *store.KeyError
 	)
 	var (
@@ -219,6 +224,15 @@ func publicError(err error, method string, req any) error {
 		errors.As(invalid("request_id", "must be new: another request was made under it within the last hour"), &e)
 		e.reason = ReasonRequestIDReused
 		return e
+	case errors.As(err, &total):
+		return &apiError{
+			code:    codes.ResourceExhausted,
+			reason:  ReasonQuota,
+			message: total.Error(),
+			details: []protoadapt.MessageV1{&errdetails.QuotaFailure{
+				Violations: []*errdetails.QuotaFailure_Violation{{Subject: total.What, Description: total.Error()}},
+			}},
+		}
 	case errors.As(err, &quota):
 		return &apiError{
 			code:    codes.ResourceExhausted,

@@ -107,6 +107,7 @@ func TestContract22_EveryErrorHasACode(t *testing.T) {
 		{"parked", wrap(store.ErrParked), codes.FailedPrecondition, "WORKSPACE_STOPPED", []proto.Message{&errdetails.PreconditionFailure{}}},
 		{"request id", wrap(store.ErrRequestReused), codes.InvalidArgument, "REQUEST_ID_REUSED", []proto.Message{&errdetails.BadRequest{}}},
 		{"quota", &store.QuotaError{Limit: 1, Size: 2}, codes.ResourceExhausted, "SECRETS_TOO_LARGE", []proto.Message{&errdetails.QuotaFailure{}}},
+		{"quota of all", &store.TotalError{What: "workspaces", Limit: 1}, codes.ResourceExhausted, "QUOTA_EXCEEDED", []proto.Message{&errdetails.QuotaFailure{}}},
 		{"model key", &store.KeyError{Key: "K", Err: store.ErrModelKey}, codes.FailedPrecondition, "KEY_CARRIES_MODEL", []proto.Message{&errdetails.PreconditionFailure{}}},
 		{"disk full", wrap(store.ErrDiskFull), codes.ResourceExhausted, "DISK_FULL", []proto.Message{&errdetails.RetryInfo{}}},
 		{"read-only", wrap(store.ErrReadOnly), codes.Unavailable, "STORAGE_UNAVAILABLE", []proto.Message{&errdetails.RetryInfo{}}},

@@ -29,6 +29,7 @@ func (s *Server) UnaryInterceptors() []grpc.UnaryServerInterceptor {
 		s.auditUnary,
 		s.mapErrorsUnary,
 		recovery.UnaryServerInterceptor(recovery.WithRecoveryHandler(panicked)),
+		s.limitUnary,
 		s.authorizeUnary,
 		s.refuseUnary,
 		s.validateUnary,
@@ -42,6 +43,7 @@ func (s *Server) streamInterceptors() []grpc.StreamServerInterceptor {
 		s.auditStream,
 		s.mapErrorsStream,
 		recovery.StreamServerInterceptor(recovery.WithRecoveryHandler(panicked)),
+		s.limitStream,
 		s.authorizeStream,
 		s.guardStream,
 	}

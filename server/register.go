@@ -10,10 +10,14 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// registrar registers services so that what gRPC can't make a request of goes
+// registrar registers services so that a unary call is held to its caller's limits
+// before gRPC reads the request, and that what gRPC can't make a request of goes
 // through the interceptors as well, which log it and write it into the audit log:
 // by itself gRPC would answer before any of them sees it.
-type registrar struct{ *grpc.Server }
+type registrar struct {
+	*grpc.Server
+	server *Server
+}
 
 // RegisterService implements grpc.ServiceRegistrar.
 func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
@@ -22,19 +26,23 @@ func (r registrar) RegisterService(desc *grpc.ServiceDesc, impl any) {
 	for i := range own.Methods {
 		m := &own.Methods[i]
 		next := m.Handler
-		info := grpc.UnaryServerInfo{FullMethod: fmt.Sprintf("/%s/%s", desc.ServiceName, m.MethodName)}
+		info := &grpc.UnaryServerInfo{Server: impl, FullMethod: fmt.Sprintf("/%s/%s", desc.ServiceName, m.MethodName)}
 		m.Handler = func(srv any, ctx context.Context, decode func(any) error, interceptor grpc.UnaryServerInterceptor) (any, error) {
-			var bad error
-			resp, err := next(srv, ctx, func(req any) error {
-				bad = decode(req)
-				return bad
-			}, interceptor)
-			if bad == nil || interceptor == nil {
-				return resp, err
+			ctx, c, p, err := r.server.arrive(ctx, info.FullMethod)
+			if err == nil {
+				defer r.server.limits.leave(p)
+				var resp any
+				resp, err = next(srv, ctx, func(req any) error {
+					c.refused = undecodable(decode(req))
+					return c.refused
+				}, interceptor)
+				if c.refused == nil {
+					return resp, err
+				}
+			} else {
+				c.refused = err
 			}
-			info := info
-			info.Server = srv
-			return interceptor(ctx, nil, &info, func(context.Context, any) (any, error) { return nil, undecodable(bad) })
+			return interceptor(ctx, nil, info, func(context.Context, any) (any, error) { return nil, errNoRequest })
 		}
 	}
 	r.Server.RegisterService(&own, impl)
@@ -56,7 +64,7 @@ func undecodable(err error) error {
 			message: "the request is not a message of this method: it can't be parsed",
 		}
 	}
-	return err // the caller went away
+	return err // nil, or the caller went away
 }
 
 // unknownRPC answers calls of methods that there are not, as gRPC would, so that

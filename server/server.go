@@ -73,6 +73,8 @@ type Config struct {
 	Health, Reflection access.Exposure
 	// SpecPolicy says what specs may ask of the machine.
 	SpecPolicy runtime.Policy
+	// Limits are what one caller can take; zero: as much as it likes.
+	Limits Limits
 }
 
 // Limits of a call.
@@ -80,6 +82,8 @@ const (
 	// MaxRequestBytes is the size of a request, well above all the secrets that a
 	// workspace can have.
 	MaxRequestBytes = 4 << 20
+	// maxHeaderBytes is the size of a call's metadata.
+	maxHeaderBytes = 64 << 10
 	// MaxWait is how long WaitWorkspace waits at most.
 	MaxWait = time.Hour
 )
@@ -105,6 +109,7 @@ type Server struct {
 	healthOff, reflectionOff bool
 
 	auditProblem atomic.Pointer[string] // found last; nil: nobody has looked
+	limits       *limiter
 
 	drainOnce sync.Once
 	draining  chan struct{} // closed by Drain
@@ -129,6 +134,7 @@ func New(cfg Config) *Server {
 		unary:    inFlight{idle: make(chan struct{}, 1)},
 		authn:    cfg.Authenticator,
 		policy:   make(access.Policy),
+		limits:   newLimiter(cfg.Limits),
 
 		healthOff:     cfg.Health == access.ExposureOff,
 		reflectionOff: cfg.Reflection == access.ExposureOff,
@@ -154,16 +160,19 @@ func (s *Server) NewGRPC(options ...grpc.ServerOption) *grpc.Server {
 		grpc.ChainStreamInterceptor(s.streamInterceptors()...),
 		grpc.MaxRecvMsgSize(MaxRequestBytes),
 		grpc.MaxConcurrentStreams(10_000), // a connection may carry a wait for each of many workspaces
-		grpc.ConnectionTimeout(20 * time.Second),
+		// Until then a connection has to have said that it speaks HTTP/2.
+		grpc.ConnectionTimeout(10 * time.Second),
+		grpc.MaxHeaderListSize(maxHeaderBytes),
 		grpc.UnknownServiceHandler(s.unknownRPC),
 		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(encodingproto.Name)}),
 		// Clients may ping every 10 s, also while only a watch is idle.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
-		// A peer that vanished is noticed, and its watches end, within 80 s.
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second}),
+		// A peer that vanished is noticed, and its watches end, within 80 s. One without
+		// a call for half an hour connects again with its next one.
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second, MaxConnectionIdle: 30 * time.Minute}),
 	}, options...)
 	g := grpc.NewServer(options...)
-	r := registrar{g}
+	r := registrar{g, s}
 	workspacev1.RegisterWorkspaceControlServer(r, s)
 	workspacev1.RegisterAdminControlServer(r, admin{server: s})
 	if !s.healthOff {

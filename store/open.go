@@ -61,6 +61,8 @@ type Config struct {
 
 	// Audit bounds the audit log.
 	Audit AuditPolicy
+	// Quotas bound what all workspaces take together.
+	Quotas Quotas
 
 	rollouts rolloutPolicy // for tests
 }
@@ -89,6 +91,7 @@ type Store struct {
 
 	// The writer's.
 	inDoubt bool // the last commit is
+	totals  Quotas
 	rolling rolling
 
 	ops       chan *op
@@ -227,6 +230,13 @@ func (s *Store) load(steps []func(*bolt.Tx) error) error {
 		st := &auditState{}
 		if found, err := getRecord(tx, bucketMeta, metaAudit, st); found && err == nil && st.genuine(s.audit.key, s.instance) {
 			s.audit.copied.Store(st.Copied)
+		}
+		if s.cfg.Quotas != (Quotas{}) {
+			totals, err := countTotals(tx)
+			if err != nil {
+				return err
+			}
+			s.totals = totals
 		}
 		rollouts, err := rolloutsOf(tx)
 		if len(rollouts) > 0 {

@@ -215,6 +215,9 @@ func (t *txn) planSecrets(o owner, spec *Spec, u *SecretsUpdate, etag string) (*
 	if grows && p.sums.KeyBytes > maxKeyBytes {
 		return nil, &QuotaError{Scope: o.scope, Limit: maxKeyBytes, Size: p.sums.KeyBytes}
 	}
+	if err := t.checkQuotas(p); err != nil {
+		return nil, err
+	}
 	return p, nil
 }
 
@@ -329,7 +332,7 @@ func (t *txn) deleteOwner(o owner) error {
 //
 // Errors: *NotFoundError, ErrDeleting, ErrEtag (Options.Etag is the one
 // secret's), *KeyError with ErrModelKey, ErrNeedsFiles or ErrNotLive, *QuotaError,
-// ErrRequestReused, ErrDiskFull; of a rollback also *KeyError with ErrUnreadable
+// *TotalError, ErrRequestReused, ErrDiskFull; of a rollback also *KeyError with ErrUnreadable
 // when the secret's row is damaged, and *VersionError with ErrVersionDisabled,
 // ErrVersionDestroyed or ErrUnreadable.
 func (s *Store) UpdateSecrets(ctx context.Context, scope Scope, u SecretsUpdate, opts Options) (Result, error) {

@@ -45,7 +45,11 @@ func (s *Store) mutate(ctx context.Context, opts Options, f func(*txn) (Result, 
 				return result, err
 			}
 		}
+		before := t.totals
 		result, err := f(t)
+		if err == nil {
+			err = s.cfg.Quotas.over(&before, &t.totals)
+		}
 		if err == nil && opts.RequestID != "" {
 			err = t.remember(opts.RequestID, fingerprint, result)
 		}
@@ -173,8 +177,8 @@ func bump(w *Workspace, reason ChangeReason, now time.Time) {
 }
 
 // CreateWorkspace makes a workspace with its first secrets. Errors: ErrExists,
-// *KeyError with ErrModelKey or ErrNeedsFiles, *QuotaError, ErrRequestReused,
-// ErrDiskFull.
+// *KeyError with ErrModelKey or ErrNeedsFiles, *QuotaError, *TotalError,
+// ErrRequestReused, ErrDiskFull.
 func (s *Store) CreateWorkspace(ctx context.Context, n NewWorkspace, opts Options) (Result, error) {
 	n.Labels, n.Spec, n.Secrets = cleanLabels(n.Labels), cleanSpec(n.Spec), slices.Clone(n.Secrets)
 	return s.mutate(ctx, opts, func(t *txn) (Result, error) {
@@ -183,6 +187,9 @@ func (s *Store) CreateWorkspace(ctx context.Context, n NewWorkspace, opts Option
 		}
 		if t.Bucket(bucketWorkspaces).Get([]byte(n.ID)) != nil {
 			return Result{}, ErrExists
+		}
+		if err := t.hasRoom(1); err != nil {
+			return Result{}, err
 		}
 		vars := n.Spec.ModelVars()
 		for _, value := range n.Secrets {

@@ -41,6 +41,7 @@ type txn struct {
 	revision uint64       // the newest one by now
 	begins   bool         // a rollout
 	dirty    bool         // the operation has written
+	totals   Quotas       // of what there is by now
 	changes  []Change     // of the operation
 	entries  []AuditEntry // of the operation
 	flush    bool         // the commit takes the audit log's queue along
@@ -50,9 +51,11 @@ type txn struct {
 // write makes it faster.
 func (t *txn) put(bucket, key, value []byte) error {
 	b := t.Bucket(bucket)
-	if old := b.Get(key); old != nil && bytes.Equal(old, value) {
+	old := b.Get(key)
+	if old != nil && bytes.Equal(old, value) {
 		return nil
 	}
+	t.counts(bucket, old, value)
 	t.dirty = true
 	return b.Put(key, value)
 }
@@ -66,8 +69,10 @@ func (t *txn) putRecord(bucket, key []byte, v record) error {
 }
 
 func (t *txn) delete(bucket, key []byte) error {
+	b := t.Bucket(bucket)
+	t.counts(bucket, b.Get(key), nil)
 	t.dirty = true
-	return t.Bucket(bucket).Delete(key)
+	return b.Delete(key)
 }
 
 func (t *txn) putMetaNumber(key []byte, n uint64) error { return t.put(bucketMeta, key, number(n)) }
@@ -215,6 +220,7 @@ func (s *Store) rehearse(o *op) {
 			if err != nil {
 				return err
 			}
+			t.totals = s.totals
 			return o.run(t)
 		})
 		s.rollback(tx)
@@ -262,6 +268,7 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 		if t, err = s.newTxn(tx); err != nil {
 			return err
 		}
+		t.totals = s.totals
 		wrote := false
 		for i, o := range batch {
 			t.dirty, t.changes, t.entries = false, nil, nil
@@ -317,6 +324,7 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 		s.inDoubt = true
 	}
 	s.revision.Store(t.revision)
+	s.totals = t.totals
 	if t.begins && s.rolling.ready == nil {
 		s.rolling.ready = s.cfg.rollouts.next
 	}

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"reflect"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -23,6 +24,7 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/workspaced/workspaced/runtime"
+	"github.com/workspaced/workspaced/server"
 	"github.com/workspaced/workspaced/server/access"
 	"github.com/workspaced/workspaced/store"
 )
@@ -69,6 +71,15 @@ type config struct {
 	AuditMaxAge         time.Duration `koanf:"audit_max_age" help:"how long the audit log keeps an entry; 0: as long as there is room"`
 	AuditMaxMiB         int           `koanf:"audit_max_mib" help:"how much of the database the audit log may take, in MiB; its oldest entries go then, about 2,300 are one"`
 	AuditCopy           string        `koanf:"audit_copy" help:"where else the audit log's entries go, as lines of JSON: the path of a file, which may be rotated, or syslog (default: nowhere)"`
+	RateLimit           int           `koanf:"rate_limit" help:"calls a second that a subject may make in the long run, twice as many at once; 0: any number"`
+	MethodRateLimits    []string      `koanf:"method_rate_limits" help:"the same for single RPCs, each METHOD=CALLS-A-SECOND, like CreateWorkspace=10"`
+	AnonymousRateLimit  int           `koanf:"anonymous_rate_limit" help:"calls a second from an address without credentials, such as health checks"`
+	MaxCalls            int           `koanf:"max_calls" help:"calls of a subject at the same time, waits and watches included; 0: any number"`
+	MaxStreams          int           `koanf:"max_streams" help:"how many of them may be streams, such as watches; 0: any number"`
+	MaxConnections      int           `koanf:"max_connections" help:"connections to each of the API's sockets at the same time, from one address half as many; 0: any number"`
+	MaxWorkspaces       int           `koanf:"max_workspaces" help:"how many workspaces there may be; 0: any number"`
+	MaxSecrets          int           `koanf:"max_secrets" help:"how many secrets there may be in all; 0: any number"`
+	MaxSecretsMiB       int           `koanf:"max_secrets_mib" help:"how much the values of all of them may take, in MiB; 0: any amount"`
 	DrainTimeout        time.Duration `koanf:"drain_timeout" help:"how long calls and cycles in flight have to finish after SIGTERM"`
 }
 
@@ -90,6 +101,15 @@ func defaultConfig() config {
 		MaxConcurrentCycles: 4,
 		AuditMaxAge:         90 * 24 * time.Hour,
 		AuditMaxMiB:         store.DefaultAuditBytes >> 20,
+		RateLimit:           10_000,
+		MethodRateLimits:    []string{},
+		AnonymousRateLimit:  100,
+		MaxCalls:            10_000,
+		MaxStreams:          2_000,
+		MaxConnections:      4_096,
+		MaxWorkspaces:       200_000,
+		MaxSecrets:          1_000_000,
+		MaxSecretsMiB:       1_024,
 		DrainTimeout:        30 * time.Second,
 	}
 }
@@ -394,10 +414,44 @@ func (c *config) check() error {
 	if err := c.checkAudit(); err != nil {
 		return err
 	}
+	if _, err := c.limits(); err != nil {
+		return err
+	}
 	if err := c.checkListen(); err != nil {
 		return err
 	}
 	return c.checkMetricsListen()
+}
+
+// limits are what one caller can take.
+func (c *config) limits() (server.Limits, error) {
+	for key, n := range map[string]int{
+		"rate_limit": c.RateLimit, "anonymous_rate_limit": c.AnonymousRateLimit, "max_calls": c.MaxCalls, "max_streams": c.MaxStreams,
+		"max_connections": c.MaxConnections, "max_workspaces": c.MaxWorkspaces, "max_secrets": c.MaxSecrets, "max_secrets_mib": c.MaxSecretsMiB,
+	} {
+		if n < 0 || n > 1<<30 {
+			return server.Limits{}, bad(key, "%d is not between 0 and %d", n, 1<<30)
+		}
+	}
+	methods := make(map[string]int)
+	for _, s := range c.MethodRateLimits {
+		name, text, _ := strings.Cut(s, "=")
+		n, err := strconv.Atoi(text)
+		if err != nil || n < 1 || n > 1<<30 {
+			return server.Limits{}, bad("method_rate_limits", "%q is no METHOD=CALLS-A-SECOND", s)
+		}
+		if !server.HasMethod(name) {
+			return server.Limits{}, bad("method_rate_limits", "there is no RPC %s", name)
+		}
+		methods[name] = n
+	}
+	return server.Limits{
+		Rate: c.RateLimit, MethodRates: methods, NobodyRate: c.AnonymousRateLimit, Calls: c.MaxCalls, Streams: c.MaxStreams,
+	}, nil
+}
+
+func (c *config) quotas() store.Quotas {
+	return store.Quotas{Workspaces: int64(c.MaxWorkspaces), Secrets: int64(c.MaxSecrets), Bytes: int64(c.MaxSecretsMiB) << 20}
 }
 
 func (c *config) checkAudit() error {

@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/workspaced/workspaced/server"
 )
 
 // stateLock keeps a second daemon from the state directory, where it would take
@@ -147,8 +149,16 @@ func groupID(group string) (int, error) {
 
 // listeners are the daemon's sockets.
 type listeners struct {
-	api     []net.Listener
+	api     []*server.BoundedListener
 	metrics net.Listener // nil: not wanted
+}
+
+// refused counts the connections that were one too many.
+func (ls *listeners) refused() (n uint64) {
+	for _, l := range ls.api {
+		n += l.Refused()
+	}
+	return n
 }
 
 func (ls *listeners) close() {
@@ -176,13 +186,13 @@ func listen(ctx context.Context, cfg config) (_ *listeners, err error) {
 	if err != nil {
 		return nil, err
 	}
-	ls.api = append(ls.api, l)
+	ls.api = append(ls.api, server.BoundConnections(l, cfg.MaxConnections))
 	if cfg.Listen != "" {
 		l, err := listenTCP(ctx, "listen", cfg.Listen)
 		if err != nil {
 			return nil, err
 		}
-		ls.api = append(ls.api, l)
+		ls.api = append(ls.api, server.BoundConnections(l, cfg.MaxConnections))
 	}
 	switch path := cfg.metricsSocket(); {
 	case path != "":

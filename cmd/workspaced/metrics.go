@@ -33,6 +33,8 @@ type metrics struct {
 	loops      func() []loop.Status
 	commits    *commitCounter
 	supervisor *workspace.Supervisor
+	limited    func() map[string]uint64 // calls, by reason
+	refused    func() uint64            // connections
 }
 
 var (
@@ -47,6 +49,11 @@ var (
 	metricChanges  = metric("store_changes_total", "Changes of workspaces committed.")
 )
 
+var (
+	metricLimited = prometheus.NewDesc("workspaced_calls_limited_total", "Calls refused because of their caller's limits, by the reason in the error.", []string{"reason"}, nil)
+	metricRefused = metric("connections_refused_total", "Connections closed at once because there were too many.")
+)
+
 func loopMetric(name, help string) *prometheus.Desc {
 	return prometheus.NewDesc("workspaced_loop_"+name, help, []string{"loop"}, nil)
 }
@@ -59,6 +66,7 @@ func metric(name, help string) *prometheus.Desc {
 func (m *metrics) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		metricBeat, metricStale, metricRestarts, metricPanics, metricCycles, metricActors, metricOrphans, metricCommits, metricChanges,
+		metricLimited, metricRefused,
 	} {
 		ch <- d
 	}
@@ -89,6 +97,10 @@ func (m *metrics) Collect(ch chan<- prometheus.Metric) {
 	counter(metricOrphans, float64(m.supervisor.Orphans()))
 	counter(metricCommits, float64(m.commits.commits.Load()))
 	counter(metricChanges, float64(m.commits.changes.Load()))
+	for reason, n := range m.limited() {
+		counter(metricLimited, float64(n), reason)
+	}
+	counter(metricRefused, float64(m.refused()))
 }
 
 // scrapeTimeout bounds a scrape, from the first byte of the request to the last

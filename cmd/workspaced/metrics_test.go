@@ -66,6 +66,8 @@ func TestMetrics(t *testing.T) {
 		},
 		commits:    new(commitCounter),
 		supervisor: workspace.New(workspace.Config{}),
+		limited:    func() map[string]uint64 { return map[string]uint64{"RATE_LIMITED": 7, "TOO_MANY_CALLS": 0} },
+		refused:    func() uint64 { return 9 },
 	}
 	m.commits.OnCommit([]store.Change{{ID: "a"}, {ID: "b"}})
 	m.commits.OnCommit([]store.Change{{ID: "a"}})
@@ -78,6 +80,9 @@ func TestMetrics(t *testing.T) {
 		t.Errorf("status %d:\n%s", code, body)
 	}
 	want := []string{
+		`workspaced_calls_limited_total{reason="RATE_LIMITED"} 7`,
+		`workspaced_calls_limited_total{reason="TOO_MANY_CALLS"} 0`,
+		`workspaced_connections_refused_total 9`,
 		`workspaced_cycles_total 0`,
 		`workspaced_loop_heartbeat_timestamp_seconds{loop="sweep"} 1.7000000005e+09`,
 		`workspaced_loop_panics_total{loop="store"} 0`,

@@ -100,9 +100,13 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 		return err
 	}
 	defer door.flush(hard, log) // before the store is closed
+	limits, err := cfg.limits()
+	if err != nil {
+		return err
+	}
 	api := server.New(server.Config{
-		Authenticator: &door.authn,
-		Store:         st, Hub: hub, Logger: log, Version: version, SpecPolicy: cfg.policy(),
+		Authenticator: &door.authn, Limits: limits,
+		Store: st, Hub: hub, Logger: log, Version: version, SpecPolicy: cfg.policy(),
 		Health: access.Exposure(cfg.Health), Reflection: access.Exposure(cfg.Reflection),
 	})
 	sockets, err := listen(soft, cfg)
@@ -159,7 +163,7 @@ func (d *running) run(soft, hard context.Context) error {
 	d.background(actors)
 	d.api.PublishLoops(d.status()) // before the first call
 	if l := d.sockets.metrics; l != nil {
-		m := &metrics{loops: d.status, commits: d.commits, supervisor: d.supervisor}
+		m := &metrics{loops: d.status, commits: d.commits, supervisor: d.supervisor, limited: d.api.LimitRefusals, refused: d.sockets.refused}
 		tasks.Go(func() error { return newMetricsServer(m, l, d.log).run(actors) })
 	}
 	for _, l := range d.sockets.api {
@@ -258,6 +262,6 @@ func openStore(cfg config, log *slog.Logger, onCommit func([]store.Change)) (*st
 	}
 	return store.Open(store.Config{
 		Path: cfg.database(), Sealer: sealer, OnCommit: onCommit, Logger: log, Around: faultPoints(),
-		Audit: store.AuditPolicy{MaxBytes: int64(cfg.AuditMaxMiB) << 20, MaxAge: cfg.AuditMaxAge},
+		Audit: store.AuditPolicy{MaxBytes: int64(cfg.AuditMaxMiB) << 20, MaxAge: cfg.AuditMaxAge}, Quotas: cfg.quotas(),
 	})
 }

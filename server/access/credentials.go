@@ -81,9 +81,13 @@ func (c *Credentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.Auth
 var errPlain = errors.New("plain text is not served here")
 
 func (c *Credentials) handshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
-	switch conn := conn.(type) {
+	kind := conn
+	if inner, ok := conn.(interface{ NetConn() net.Conn }); ok { // it is counted
+		kind = inner.NetConn()
+	}
+	switch kind := kind.(type) {
 	case *net.UnixConn:
-		subject, err := c.unixSubject(conn)
+		subject, err := c.unixSubject(kind)
 		return conn, authInfo(subject, credentials.PrivacyAndIntegrity), err
 	case *net.TCPConn:
 		if c.tls != nil {
@@ -95,7 +99,7 @@ func (c *Credentials) handshake(conn net.Conn) (net.Conn, credentials.AuthInfo, 
 		}
 		return nil, nil, errPlain
 	}
-	return nil, nil, fmt.Errorf("nobody is known on a %T", conn)
+	return nil, nil, fmt.Errorf("nobody is known on a %T", kind)
 }
 
 func authInfo(s Subject, level credentials.SecurityLevel) AuthInfo {

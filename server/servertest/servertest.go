@@ -32,6 +32,7 @@ import (
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/runtime/runtimetest"
+	"github.com/workspaced/workspaced/server"
 	"github.com/workspaced/workspaced/server/access"
 	"github.com/workspaced/workspaced/server/servertest/internal/daemon"
 )
@@ -55,6 +56,7 @@ type Server struct {
 	dir    string     // database and key
 	tmp    bool       // dir is ours to remove
 	logger *slog.Logger
+	limits server.Limits
 	policy runtime.Policy
 
 	mu        sync.Mutex
@@ -69,6 +71,9 @@ type Option func(*Server)
 
 // WithRuntime sets the runtime in place of one in which every image exists.
 func WithRuntime(f *runtimetest.Fake) Option { return func(s *Server) { s.Runtime = f } }
+
+// WithLimits sets what one caller can take; without it that is as much as it likes.
+func WithLimits(l server.Limits) Option { return func(s *Server) { s.limits = l } }
 
 // WithLogger sets where the server logs to; New logs to the test's output, Start
 // nowhere.
@@ -181,7 +186,7 @@ func (s *Server) dial(ctx context.Context, _ string) (net.Conn, error) {
 }
 
 func (s *Server) startDaemon() (*daemon.Daemon, error) {
-	return daemon.Start(daemon.Config{Dir: s.dir, Runtime: s.Runtime, Logger: s.logger, Policy: s.policy})
+	return daemon.Start(daemon.Config{Dir: s.dir, Runtime: s.Runtime, Logger: s.logger, Policy: s.policy, Limits: s.limits})
 }
 
 // stop ends a daemon without waiting for what it does: nobody is left who would

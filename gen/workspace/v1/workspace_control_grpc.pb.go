@@ -57,7 +57,9 @@ const (
 //   - FAILED_PRECONDITION: google.rpc.ErrorInfo and PreconditionFailure name the
 //     state that is in the way.
 //   - RESOURCE_EXHAUSTED: the disk is full; google.rpc.RetryInfo. Reading goes on.
-//     Also a request above 4 MiB.
+//     Also a request above 4 MiB; a caller with too many calls (RATE_LIMITED,
+//     TOO_MANY_CALLS, TOO_MANY_STREAMS), with google.rpc.RetryInfo; more workspaces
+//     or secrets than there may be (QUOTA_EXCEEDED), with google.rpc.QuotaFailure.
 //   - UNAVAILABLE: the daemon is draining; google.rpc.RetryInfo.
 //   - UNAVAILABLE, DEADLINE_EXCEEDED or CANCELLED with ErrorInfo reason
 //     CHANGE_IN_DOUBT: the disk failed or hung at the end of the change, which may
@@ -365,7 +367,9 @@ type WorkspaceControl_WatchWorkspacesClient = grpc.ServerStreamingClient[WatchWo
 //   - FAILED_PRECONDITION: google.rpc.ErrorInfo and PreconditionFailure name the
 //     state that is in the way.
 //   - RESOURCE_EXHAUSTED: the disk is full; google.rpc.RetryInfo. Reading goes on.
-//     Also a request above 4 MiB.
+//     Also a request above 4 MiB; a caller with too many calls (RATE_LIMITED,
+//     TOO_MANY_CALLS, TOO_MANY_STREAMS), with google.rpc.RetryInfo; more workspaces
+//     or secrets than there may be (QUOTA_EXCEEDED), with google.rpc.QuotaFailure.
 //   - UNAVAILABLE: the daemon is draining; google.rpc.RetryInfo.
 //   - UNAVAILABLE, DEADLINE_EXCEEDED or CANCELLED with ErrorInfo reason
 //     CHANGE_IN_DOUBT: the disk failed or hung at the end of the change, which may

@@ -38,6 +38,8 @@ type Config struct {
 	// OnCommit is called after each commit, when actors and watchers know of it; it
 	// may be nil.
 	OnCommit func([]store.Change)
+	// Limits are what one caller can take; zero: as much as it likes.
+	Limits server.Limits
 	// NoSweep: nobody sweeps.
 	NoSweep bool
 	// MaxConcurrentCycles is the supervisor's; 0: its default.
@@ -109,8 +111,8 @@ func Start(cfg Config) (*Daemon, error) {
 		return nil, errors.Join(err, d.Store.Close())
 	}
 	d.API = server.New(server.Config{
-		Authenticator: authn,
-		Store:         d.Store, Hub: hub, Logger: cfg.Logger, Version: "test", SpecPolicy: cfg.Policy,
+		Authenticator: authn, Limits: cfg.Limits,
+		Store: d.Store, Hub: hub, Logger: cfg.Logger, Version: "test", SpecPolicy: cfg.Policy,
 		Health: access.ExposurePublic, Reflection: access.ExposureAuthenticated,
 	})
 	d.grpc = d.API.NewGRPC(grpc.WaitForHandlers(true), grpc.Creds(serverCredentials{}))
