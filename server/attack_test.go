@@ -120,7 +120,7 @@ func attacks(t *testing.T, h *harness) []attack {
 }
 
 // spoil makes one field of a request, of those that carry text, one that no rule
-// can like.
+// can like, or leaves out the one that has all others.
 func spoil(r *rand.Rand, m protoreflect.Message) {
 	bad := strings.Repeat(string(rune(1+r.IntN(8))), 129+r.IntN(1000))
 	for _, name := range []string{"request_id", "name", "parent", "workspace_id"} {
@@ -128,6 +128,10 @@ func spoil(r *rand.Rand, m protoreflect.Message) {
 			m.Set(f, protoreflect.ValueOfString(bad))
 			return
 		}
+	}
+	if f := field(m, "token"); f != nil { // without which there is none to be made
+		m.Clear(f)
+		return
 	}
 	panic("teach spoil what " + string(m.Descriptor().FullName()) + " is made of")
 }
