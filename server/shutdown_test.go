@@ -43,6 +43,8 @@ func newShutdown(t *testing.T, st *faultyStore) *shutdown {
 	s.conn = must2(grpc.NewClient("passthrough:///x",
 		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return listener.DialContext(ctx) }),
 		grpc.WithTransportCredentials(insecure.NewCredentials())))(t)
+	// Not before the test has read what its streams still have.
+	t.Cleanup(func() { _ = s.conn.Close() })
 	s.client = workspacev1.NewWorkspaceControlClient(s.conn)
 	return s
 }
@@ -63,7 +65,6 @@ func (s *shutdown) want(atLeast, atMost time.Duration, finished bool) {
 	if err := <-s.served; err != nil {
 		s.t.Error(err)
 	}
-	_ = s.conn.Close()
 }
 
 // slowWatch opens a watch and does not read it, until the server can't send more.
