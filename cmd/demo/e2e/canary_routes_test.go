@@ -169,7 +169,7 @@ var routes = []route{
 	{"live", func(r *ride) {
 		spec := r.spec()
 		spec.SecretDelivery = workspacev1.SecretDelivery_SECRET_DELIVERY_FILES
-		spec.LiveSignal = "SIGUSR1"
+		spec.LiveSignal = "SIGWINCH" // which the program does not mind
 		r.createSpec(spec, "KEY", r.value("old file"))
 		r.runs()
 		v := r.value("changed in place")
