@@ -14,6 +14,7 @@ import (
 	"github.com/containerd/containerd/v2/pkg/oci"
 	specs "github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/runtime/ctrd/handshake"
 )
 
@@ -68,7 +69,9 @@ func (m *machine) newBare(ctx context.Context, workspace, file string, secrets i
 	b.spec = *spec
 	b.spec.Mounts = nil
 	for _, mount := range spec.Mounts {
-		if mount.Destination != handshake.Dir && mount.Destination != handshake.InitPath {
+		switch mount.Destination {
+		case handshake.Dir, handshake.InitPath, runtime.FilesDir: // the model's own
+		default:
 			b.spec.Mounts = append(b.spec.Mounts, mount)
 		}
 	}
