@@ -167,7 +167,7 @@ func TestRequests_AreBounded(t *testing.T) {
 	}
 	setSums := func(f func(*requestSums)) {
 		h.edit(func(tx *bolt.Tx) error {
-			tn := &txn{Tx: tx}
+			tn := &txn{Tx: tx, store: h.Store}
 			var sums requestSums
 			if _, err := getRecord(tx, bucketMeta, metaRequests, &sums); err != nil {
 				return err
