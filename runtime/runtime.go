@@ -16,6 +16,7 @@ package runtime
 import (
 	"errors"
 	"regexp"
+	"slices"
 	"syscall"
 	"time"
 )
@@ -84,6 +85,9 @@ type Launch struct {
 	Generation int64
 	// SecretVersions tells each secret's version, recorded likewise.
 	SecretVersions map[string]int64
+	// GlobalSecrets are the keys in SecretVersions that are global secrets, sorted;
+	// recorded likewise.
+	GlobalSecrets []string
 	// Env is laid over the image's own environment, `KEY=value`; where a key
 	// comes twice the later one counts.
 	Env []string
@@ -99,6 +103,9 @@ type Rotation struct {
 	Generation int64
 	// SecretVersions tells the versions of Files, recorded likewise.
 	SecretVersions map[string]int64
+	// GlobalSecrets are the keys in SecretVersions that are global secrets, sorted;
+	// recorded likewise.
+	GlobalSecrets []string
 	// Files are those in FilesDir from now on, no name twice.
 	Files []File
 	// Keep are names that stay as they are: the files, where there are such, and
@@ -106,6 +113,21 @@ type Rotation struct {
 	Keep []string
 	// Signal is what its first process gets once they are there; 0: none.
 	Signal syscall.Signal
+}
+
+// GlobalsAfter returns Instance.GlobalSecrets after the rotation, from those of
+// before and Instance.SecretVersions of after.
+func (r *Rotation) GlobalsAfter(before []string, versions map[string]int64) []string {
+	var after []string
+	for _, key := range before {
+		_, there := versions[key]
+		if _, replaced := r.SecretVersions[key]; there && !replaced {
+			after = append(after, key)
+		}
+	}
+	after = append(after, r.GlobalSecrets...)
+	slices.Sort(after)
+	return after
 }
 
 // FilesDir is where an instance has its Files: a directory in memory that only its
@@ -171,10 +193,12 @@ type Instance struct {
 	Phase                     Phase
 	// PreparedGeneration is its Spec's.
 	PreparedGeneration int64
-	// Generation and SecretVersions are its Launch's, or those of the newest Rotation
-	// and, for what is no file or was kept, of before; 0 and nil before the launch.
+	// Generation, SecretVersions and GlobalSecrets are its Launch's, or those of the
+	// newest Rotation and, for what is no file or was kept, of before; 0 and nil before
+	// the launch.
 	Generation     int64
 	SecretVersions map[string]int64
+	GlobalSecrets  []string
 	// ImageDigest is the digest of the image it was made from.
 	ImageDigest string
 	// PID is its first process as the host counts; 0 when there is none.

@@ -85,29 +85,45 @@ var auditedCalls = []struct {
 		_, err := h.Client.SetSecret(h.ctx(), &workspacev1.SetSecretRequest{Name: "workspaces/w/secrets/A", Payload: &workspacev1.SetSecretRequest_Text{Text: "z"}})
 		return err
 	}, "SetSecret workspaces/w/secrets/A OK CHANGED gen 4 x1"},
+	{"DisableSecretVersion", func(h *harness) error {
+		_, err := h.Client.DisableSecretVersion(h.ctx(), &workspacev1.DisableSecretVersionRequest{Name: "workspaces/w/secrets/A/versions/1"})
+		return err
+	}, "DisableSecretVersion workspaces/w/secrets/A/versions/1 OK CHANGED gen 4 x1"},
+	{"EnableSecretVersion", func(h *harness) error {
+		_, err := h.Client.EnableSecretVersion(h.ctx(), &workspacev1.EnableSecretVersionRequest{Name: "workspaces/w/secrets/A/versions/1"})
+		return err
+	}, "EnableSecretVersion workspaces/w/secrets/A/versions/1 OK CHANGED gen 4 x1"},
+	{"RollBackSecret", func(h *harness) error {
+		_, err := h.Client.RollBackSecret(h.ctx(), &workspacev1.RollBackSecretRequest{Name: "workspaces/w/secrets/A", Version: 1})
+		return err
+	}, "RollBackSecret workspaces/w/secrets/A OK CHANGED gen 5 x1"},
+	{"DestroySecretVersion", func(h *harness) error {
+		_, err := h.Client.DestroySecretVersion(h.ctx(), &workspacev1.DestroySecretVersionRequest{Name: "workspaces/w/secrets/A/versions/2"})
+		return err
+	}, "DestroySecretVersion workspaces/w/secrets/A/versions/2 OK CHANGED gen 5 x1"},
 	{"DeleteSecret", func(h *harness) error {
 		_, err := h.Client.DeleteSecret(h.ctx(), &workspacev1.DeleteSecretRequest{Name: "workspaces/w/secrets/A"})
 		return err
-	}, "DeleteSecret workspaces/w/secrets/A OK CHANGED gen 5 x1"},
+	}, "DeleteSecret workspaces/w/secrets/A OK CHANGED gen 6 x1"},
 	{"BatchUpdateSecrets", func(h *harness) error {
 		return batch(&workspacev1.BatchUpdateSecretsRequest{Parent: "global", Secrets: []*secret{text("G", "1")}})(h.Client, h.ctx())
 	}, "BatchUpdateSecrets global OK CHANGED gen 0 x1"},
 	{"RestartWorkspace", func(h *harness) error {
 		_, err := h.Client.RestartWorkspace(h.ctx(), &workspacev1.RestartWorkspaceRequest{Name: "workspaces/w"})
 		return err
-	}, "RestartWorkspace workspaces/w OK CHANGED gen 7 x1"},
+	}, "RestartWorkspace workspaces/w OK CHANGED gen 8 x1"},
 	{"StopWorkspace", func(h *harness) error {
 		_, err := h.Client.StopWorkspace(h.ctx(), &workspacev1.StopWorkspaceRequest{Name: "workspaces/w"})
 		return err
-	}, "StopWorkspace workspaces/w OK CHANGED gen 7 x1"},
+	}, "StopWorkspace workspaces/w OK CHANGED gen 8 x1"},
 	{"StartWorkspace", func(h *harness) error {
 		_, err := h.Client.StartWorkspace(h.ctx(), &workspacev1.StartWorkspaceRequest{Name: "workspaces/w"})
 		return err
-	}, "StartWorkspace workspaces/w OK CHANGED gen 8 x1"},
+	}, "StartWorkspace workspaces/w OK CHANGED gen 9 x1"},
 	{"DeleteWorkspace", func(h *harness) error {
 		_, err := h.Client.DeleteWorkspace(h.ctx(), &workspacev1.DeleteWorkspaceRequest{Name: "workspaces/w"})
 		return err
-	}, "DeleteWorkspace workspaces/w OK CHANGED gen 8 x1"},
+	}, "DeleteWorkspace workspaces/w OK CHANGED gen 9 x1"},
 	{"CreateToken", func(h *harness) error {
 		h.token(&workspacev1.Token{Subject: "ci", Roles: []workspacev1.Role{viewer}}, 0)
 		return nil

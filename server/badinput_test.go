@@ -145,6 +145,40 @@ func bySecret(name string) map[string]func(workspacev1.WorkspaceControlClient, c
 			_, err := c.DeleteSecret(ctx, &workspacev1.DeleteSecretRequest{Name: name})
 			return err
 		},
+		"RollBackSecret": rollBack(&workspacev1.RollBackSecretRequest{Name: name, Version: 1}),
+	}
+}
+
+// byVersion calls each RPC that is about one version of a secret.
+func byVersion(name, requestID string) map[string]func(workspacev1.WorkspaceControlClient, context.Context) error {
+	type c = workspacev1.WorkspaceControlClient
+	return map[string]func(c, context.Context) error{
+		"EnableSecretVersion": func(c c, ctx context.Context) error {
+			_, err := c.EnableSecretVersion(ctx, &workspacev1.EnableSecretVersionRequest{Name: name, RequestId: requestID})
+			return err
+		},
+		"DisableSecretVersion": func(c c, ctx context.Context) error {
+			_, err := c.DisableSecretVersion(ctx, &workspacev1.DisableSecretVersionRequest{Name: name, RequestId: requestID})
+			return err
+		},
+		"DestroySecretVersion": func(c c, ctx context.Context) error {
+			_, err := c.DestroySecretVersion(ctx, &workspacev1.DestroySecretVersionRequest{Name: name, RequestId: requestID})
+			return err
+		},
+	}
+}
+
+func rollBack(r *workspacev1.RollBackSecretRequest) func(workspacev1.WorkspaceControlClient, context.Context) error {
+	return func(c workspacev1.WorkspaceControlClient, ctx context.Context) error {
+		_, err := c.RollBackSecret(ctx, r)
+		return err
+	}
+}
+
+func listVersions(r *workspacev1.ListSecretVersionsRequest) func(workspacev1.WorkspaceControlClient, context.Context) error {
+	return func(c workspacev1.WorkspaceControlClient, ctx context.Context) error {
+		_, err := c.ListSecretVersions(ctx, r)
+		return err
 	}
 }
 
@@ -294,6 +328,20 @@ func badInputs() []badInput {
 			return err
 		}, code: codes.Aborted, reason: "ETAG_MISMATCH"},
 
+		{name: "RollBackSecret/no version", call: rollBack(&workspacev1.RollBackSecretRequest{Name: "secrets/A"}), fields: []string{"version"}, right: "greater than or equal to 1"},
+		{name: "RollBackSecret/negative", call: rollBack(&workspacev1.RollBackSecretRequest{Name: "secrets/A", Version: -1, Apply: 9, RequestId: "ü"}), fields: []string{"version", "apply", "request_id"}},
+		{name: "RollBackSecret/unknown", call: bySecret("workspaces/old/secrets/NONE")["RollBackSecret"], code: codes.NotFound, reason: "SECRET_NOT_FOUND"},
+		{name: "RollBackSecret/unknown workspace", call: bySecret("workspaces/none/secrets/A")["RollBackSecret"], code: codes.NotFound, reason: "WORKSPACE_NOT_FOUND"},
+		{name: "RollBackSecret/unknown version", call: rollBack(&workspacev1.RollBackSecretRequest{Name: "workspaces/old/secrets/TOKEN", Version: 2}), code: codes.NotFound, reason: "SECRET_VERSION_NOT_FOUND"},
+		{name: "RollBackSecret/etag", call: rollBack(&workspacev1.RollBackSecretRequest{Name: "workspaces/old/secrets/TOKEN", Version: 1, Etag: `"v9"`}), code: codes.Aborted, reason: "ETAG_MISMATCH"},
+		{name: "DisableSecretVersion/current", call: byVersion("workspaces/old/secrets/TOKEN/versions/1", "")["DisableSecretVersion"], code: codes.FailedPrecondition, reason: "SECRET_VERSION_CURRENT"},
+		{name: "DestroySecretVersion/current", call: byVersion("workspaces/old/secrets/TOKEN/versions/1", "")["DestroySecretVersion"], code: codes.FailedPrecondition, reason: "SECRET_VERSION_CURRENT"},
+		{name: "ListSecretVersions/unknown", call: listVersions(&workspacev1.ListSecretVersionsRequest{Parent: "workspaces/old/secrets/NONE"}), code: codes.NotFound, reason: "SECRET_NOT_FOUND"},
+		{name: "ListSecretVersions/unknown workspace", call: listVersions(&workspacev1.ListSecretVersionsRequest{Parent: "workspaces/none/secrets/A"}), code: codes.NotFound, reason: "WORKSPACE_NOT_FOUND"},
+		{name: "ListSecretVersions/parent", call: listVersions(&workspacev1.ListSecretVersionsRequest{Parent: "workspaces/old"}), fields: []string{"parent"}, right: "secrets/"},
+		{name: "ListSecretVersions/page size", call: listVersions(&workspacev1.ListSecretVersionsRequest{Parent: "secrets/A", PageSize: -1}), fields: []string{"page_size"}},
+		{name: "ListSecretVersions/token", call: listVersions(&workspacev1.ListSecretVersionsRequest{Parent: "workspaces/old/secrets/TOKEN", PageToken: "x"}), fields: []string{"page_token"}, right: "next_page_token"},
+
 		{name: "BatchUpdateSecrets/twice", call: batch(&workspacev1.BatchUpdateSecretsRequest{Parent: "workspaces/old", Secrets: []*secret{text("A", "x"), text("B", "x"), text("A", "y")}, DeleteKeys: []string{"B", "C", "C"}}), fields: []string{"secrets[2].key", "delete_keys[0]", "delete_keys[2]"}, right: "secrets[0].key"},
 		{name: "BatchUpdateSecrets/one bad", call: batch(&workspacev1.BatchUpdateSecretsRequest{Parent: "workspaces/old", Secrets: []*secret{text("A", "x"), text("B", big)}, DeleteKeys: []string{"TOKEN", "a-b"}}), fields: []string{"secrets[1].text", "delete_keys[1]"}},
 		{name: "BatchUpdateSecrets/model", call: batch(&workspacev1.BatchUpdateSecretsRequest{Parent: "workspaces/old", Secrets: []*secret{text("A", "x"), text("MODEL_PROVIDER", "x")}}), code: codes.FailedPrecondition, reason: "KEY_CARRIES_MODEL"},
@@ -334,6 +382,20 @@ func badInputs() []badInput {
 		for rpc, call := range bySecret(name) {
 			cases = append(cases, badInput{name: rpc + "/name " + name, call: call, fields: []string{"name"}, right: "secrets/"})
 		}
+	}
+	for _, name := range []string{"", "secrets/A", "secrets/A/versions/", "secrets/A/versions/0", "secrets/A/versions/01", "secrets/A/versions/-1", "secrets/A/versions/1234567890123456789", "workspaces/old/versions/1", "secrets/a-b/versions/1"} {
+		for rpc, call := range byVersion(name, "") {
+			cases = append(cases, badInput{name: rpc + "/name " + name, call: call, fields: []string{"name"}, right: "/versions/{version}"})
+		}
+	}
+	for rpc, call := range byVersion("secrets/A/versions/1", "ü") {
+		cases = append(cases, badInput{name: rpc + "/request id", call: call, fields: []string{"request_id"}})
+	}
+	for rpc, call := range byVersion("workspaces/old/secrets/TOKEN/versions/9", "") {
+		cases = append(cases, badInput{name: rpc + "/unknown version", call: call, code: codes.NotFound, reason: "SECRET_VERSION_NOT_FOUND"})
+	}
+	for rpc, call := range byVersion("workspaces/none/secrets/A/versions/1", "") {
+		cases = append(cases, badInput{name: rpc + "/unknown workspace", call: call, code: codes.NotFound, reason: "WORKSPACE_NOT_FOUND"})
 	}
 	for _, parent := range []string{"", "old", "workspaces/", "globals"} {
 		for rpc, call := range byParent(parent) {

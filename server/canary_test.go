@@ -48,6 +48,21 @@ func TestContract17_NoSecretComesBack(t *testing.T) {
 		note(c.SetSecret(ctx, &workspacev1.SetSecretRequest{
 			Name: name + "/secrets/FILE", Payload: &workspacev1.SetSecretRequest_Data{Data: []byte(value() + "\x00")}, Delivery: workspacev1.SecretDelivery_SECRET_DELIVERY_FILES,
 		}))
+		for _, secret := range []string{name + "/secrets/V", "secrets/V"} {
+			for range 4 {
+				note(c.SetSecret(ctx, &workspacev1.SetSecretRequest{Name: secret, Payload: &workspacev1.SetSecretRequest_Text{Text: value()}}))
+			}
+			note(c.RollBackSecret(ctx, &workspacev1.RollBackSecretRequest{Name: secret, Version: 1, RequestId: "r3" + secret}))
+			note(c.DisableSecretVersion(ctx, &workspacev1.DisableSecretVersionRequest{Name: secret + "/versions/2"}))
+			note(c.EnableSecretVersion(ctx, &workspacev1.EnableSecretVersionRequest{Name: secret + "/versions/2"}))
+			note(c.DisableSecretVersion(ctx, &workspacev1.DisableSecretVersionRequest{Name: secret + "/versions/2"}))
+			note(c.DestroySecretVersion(ctx, &workspacev1.DestroySecretVersionRequest{Name: secret + "/versions/3"}))
+			for version := range int64(9) { // some of which can't be
+				note(c.RollBackSecret(ctx, &workspacev1.RollBackSecretRequest{Name: secret, Version: version, ValidateOnly: true}))
+				note(c.DestroySecretVersion(ctx, &workspacev1.DestroySecretVersionRequest{Name: fmt.Sprint(secret, "/versions/", version), ValidateOnly: true}))
+			}
+			note(c.ListSecretVersions(ctx, &workspacev1.ListSecretVersionsRequest{Parent: secret}))
+		}
 		synctest.Wait()
 		note(c.GetSecret(ctx, &workspacev1.GetSecretRequest{Name: name + "/secrets/A"}))
 		note(c.ListSecrets(ctx, &workspacev1.ListSecretsRequest{Parent: name}))

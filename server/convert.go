@@ -47,6 +47,7 @@ func workspaceToProto(w *store.Workspace) *workspacev1.Workspace {
 		p.Pid = int32(r.PID)
 		p.StartTime = timeToProto(r.StartTime)
 		p.SecretVersions = r.SecretVersions
+		p.GlobalSecrets = r.GlobalSecrets
 	}
 	return p
 }
@@ -231,6 +232,19 @@ func deliveryFromProto(d workspacev1.SecretDelivery) store.Delivery {
 		return ""
 	}
 	return store.Delivery(strings.TrimPrefix(d.String(), deliveryPrefix))
+}
+
+func versionToProto(v *store.SecretVersion) *workspacev1.SecretVersion {
+	return &workspacev1.SecretVersion{
+		Name:            versionName(v.WorkspaceID, v.Key, v.Version),
+		Version:         v.Version,
+		State:           workspacev1.SecretVersionState(workspacev1.SecretVersionState_value["SECRET_VERSION_STATE_"+string(v.State)]),
+		Current:         v.Current,
+		SizeBytes:       int64(v.Size),
+		CreateTime:      timeToProto(v.CreateTime),
+		RestoredVersion: v.Restored,
+		Delivery:        deliveryToProto(v.Delivery),
+	}
 }
 
 func secretsToProto(secrets []store.Secret) []*workspacev1.Secret {

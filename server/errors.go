@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -38,6 +39,11 @@ const (
 	ReasonRetriesExhausted  = "RETRIES_EXHAUSTED"
 	ReasonStillWaiting      = "STILL_WAITING"
 	ReasonModelKey          = "KEY_CARRIES_MODEL"
+	ReasonVersionNotFound   = "SECRET_VERSION_NOT_FOUND"
+	ReasonVersionCurrent    = "SECRET_VERSION_CURRENT"
+	ReasonVersionDisabled   = "SECRET_VERSION_DISABLED"
+	ReasonVersionDestroyed  = "SECRET_VERSION_DESTROYED"
+	ReasonVersionUnreadable = "SECRET_VERSION_UNREADABLE"
 	ReasonNeedsFiles        = "SECRET_NEEDS_FILES"
 	ReasonPrivileged        = "PRIVILEGED_NOT_ALLOWED"
 	ReasonHostPath          = "HOST_PATH_NOT_ALLOWED"
@@ -178,6 +184,7 @@ func publicError(err error, method string, req any) error {
 		quota    *store.QuotaError
 		total    *store.TotalError
 		key      *store.KeyError
+		version  *store.VersionError
 	)
 	var (
 		unauthenticated *access.UnauthenticatedError
@@ -253,6 +260,8 @@ func publicError(err error, method string, req any) error {
 	case errors.As(err, &key) && errors.Is(key.Err, store.ErrNotLive):
 		return precondition(ReasonNotLive, workspaceOf(req),
 			fmt.Sprintf("has or would have %s as a variable, which no running container can take in: use APPLY_NOW, and once with the delivery SECRET_DELIVERY_FILES to have APPLY_LIVE from then on", key.Key))
+	case errors.As(err, &version):
+		return versionError(version, req)
 	case errors.Is(err, store.ErrDiskFull):
 		return &apiError{
 			code:    codes.ResourceExhausted,
@@ -308,6 +317,9 @@ func notFoundError(e *store.NotFoundError) error {
 	if e.Key != "" {
 		reason, kind, name = ReasonSecretNotFound, secretType, secretName(e.WorkspaceID, e.Key)
 	}
+	if e.Version != 0 {
+		reason, kind, name = ReasonVersionNotFound, versionType, versionName(e.WorkspaceID, e.Key, e.Version)
+	}
 	return &apiError{
 		code:    codes.NotFound,
 		reason:  reason,
@@ -317,6 +329,28 @@ func notFoundError(e *store.NotFoundError) error {
 			ResourceName: name,
 			Description:  "does not exist",
 		}},
+	}
+}
+
+// versionError says what is the matter with the version that a request names.
+func versionError(e *store.VersionError, req any) error {
+	name := resourceOf(req) // the version's, or the secret's
+	if _, _, _, err := parseVersionName("", name); err != nil {
+		name += versionsInfix + strconv.FormatInt(e.Version, 10)
+	}
+	switch {
+	case errors.Is(e.Err, store.ErrVersionCurrent):
+		return precondition(ReasonVersionCurrent, name, "is the current version, which the next container gets: roll back to another one, set another value, or delete the secret")
+	case errors.Is(e.Err, store.ErrVersionDisabled):
+		return precondition(ReasonVersionDisabled, name, "is disabled: choose another version, or enable it with EnableSecretVersion")
+	case errors.Is(e.Err, store.ErrVersionDestroyed):
+		return precondition(ReasonVersionDestroyed, name, "is destroyed, its value is gone: choose another version, or set the value")
+	}
+	return &apiError{
+		code:    codes.DataLoss,
+		reason:  ReasonVersionUnreadable,
+		message: "the value of " + name + " can't be read any more: choose another version, or set the value",
+		details: []protoadapt.MessageV1{&errdetails.ResourceInfo{ResourceType: versionType, ResourceName: name, Description: "can't be read"}},
 	}
 }
 

@@ -132,11 +132,14 @@ func requestFor(t *testing.T, m protoreflect.MethodDescriptor, id string) (proto
 		r.Workspace = &ws{Name: name, Spec: spec(), Labels: labels}
 		return r, id != daemon
 	}
-	set("name", name, secrets, "tokens/none")
+	set("name", name, secrets, secrets+"/versions/1", "tokens/none")
 	if id == daemon {
-		set("parent", global)
+		set("parent", global, secrets)
 	} else {
-		set("parent", name)
+		set("parent", name, secrets)
+	}
+	if f := field(req, "version"); f != nil {
+		req.Set(f, protoreflect.ValueOfInt64(1))
 	}
 	return req.Interface(), about
 }

@@ -3,6 +3,7 @@ package server
 import (
 	"crypto/rand"
 	"regexp"
+	"strconv"
 	"strings"
 
 	"github.com/workspaced/workspaced/store"
@@ -13,6 +14,7 @@ const (
 	workspacePattern       = "workspaces/{workspace}"
 	workspaceSecretPattern = "workspaces/{workspace}/secrets/{secret}"
 	globalSecretPattern    = "secrets/{secret}"
+	versionPattern         = "{secret}/versions/{version}"
 	// globalParent is the parent of the secrets of all workspaces.
 	globalParent = "global"
 )
@@ -22,11 +24,13 @@ const (
 const (
 	workspaceType = "workspace.v1.Workspace"
 	secretType    = "workspace.v1.Secret"
+	versionType   = "workspace.v1.SecretVersion"
 )
 
 const (
 	workspacesPrefix = "workspaces/"
 	secretsPrefix    = "secrets/"
+	versionsInfix    = "/versions/"
 )
 
 func workspaceName(id string) string { return workspacesPrefix + id }
@@ -36,6 +40,10 @@ func secretName(workspaceID, key string) string {
 		return secretsPrefix + key
 	}
 	return workspacesPrefix + workspaceID + "/" + secretsPrefix + key
+}
+
+func versionName(workspaceID, key string, version int64) string {
+	return secretName(workspaceID, key) + versionsInfix + strconv.FormatInt(version, 10)
 }
 
 // scopeName is the parent of a scope's secrets.
@@ -71,9 +79,19 @@ func parseSecretName(field, name string) (scope store.Scope, key string, err err
 
 // What names and request ids are made of, as the rules in the .proto say.
 var (
-	resourceName  = regexp.MustCompile(`^(global|workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?(/secrets/[A-Za-z_][A-Za-z0-9_]{0,127})?|secrets/[A-Za-z_][A-Za-z0-9_]{0,127}|tokens/[a-z0-9]{1,63})$`)
+	resourceName  = regexp.MustCompile(`^(global|workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?(/secrets/[A-Za-z_][A-Za-z0-9_]{0,127}(/versions/[0-9]{1,18})?)?|secrets/[A-Za-z_][A-Za-z0-9_]{0,127}(/versions/[0-9]{1,18})?|tokens/[a-z0-9]{1,63})$`)
 	requestIDName = regexp.MustCompile(`^[\x21-\x7e]{1,128}$`)
 )
+
+func parseVersionName(field, name string) (scope store.Scope, key string, version int64, err error) {
+	i := max(0, strings.LastIndex(name, versionsInfix)) // a workspace may be called so, too
+	scope, key, err = parseSecretName(field, name[:i])
+	version, parseErr := strconv.ParseInt(strings.TrimPrefix(name[i:], versionsInfix), 10, 64)
+	if err != nil || parseErr != nil || version < 1 {
+		return store.Scope{}, "", 0, invalid(field, "must be %s or %s", strings.Replace(versionPattern, "{secret}", workspaceSecretPattern, 1), strings.Replace(versionPattern, "{secret}", globalSecretPattern, 1))
+	}
+	return scope, key, version, nil
+}
 
 // isSegment reports whether s can stand between two slashes of a name. What it is
 // made of, the rules in the .proto say.

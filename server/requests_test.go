@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"strconv"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -48,6 +49,19 @@ func changes(h *harness, requestID string) map[string]func(variant string) (prot
 		"DeleteSecret": func(v string) (proto.Message, error) {
 			return c.DeleteSecret(ctx, &workspacev1.DeleteSecretRequest{RequestId: requestID, Name: name + "/secrets/OLD" + v})
 		},
+		"RollBackSecret": func(v string) (proto.Message, error) {
+			version, _ := strconv.ParseInt(v, 10, 64)
+			return c.RollBackSecret(ctx, &workspacev1.RollBackSecretRequest{RequestId: requestID, Name: name + "/secrets/VERSIONS", Version: version})
+		},
+		"EnableSecretVersion": func(v string) (proto.Message, error) {
+			return c.EnableSecretVersion(ctx, &workspacev1.EnableSecretVersionRequest{RequestId: requestID, Name: name + "/secrets/DISABLED/versions/" + v})
+		},
+		"DisableSecretVersion": func(v string) (proto.Message, error) {
+			return c.DisableSecretVersion(ctx, &workspacev1.DisableSecretVersionRequest{RequestId: requestID, Name: name + "/secrets/VERSIONS/versions/" + v})
+		},
+		"DestroySecretVersion": func(v string) (proto.Message, error) {
+			return c.DestroySecretVersion(ctx, &workspacev1.DestroySecretVersionRequest{RequestId: requestID, Name: name + "/secrets/VERSIONS/versions/" + v})
+		},
 		"BatchUpdateSecrets": func(v string) (proto.Message, error) {
 			return c.BatchUpdateSecrets(ctx, &workspacev1.BatchUpdateSecretsRequest{RequestId: requestID, Parent: name, Secrets: []*secret{text("B", v)}})
 		},
@@ -56,6 +70,13 @@ func changes(h *harness, requestID string) map[string]func(variant string) (prot
 
 func (h *harness) forChanges() {
 	h.create("w", func(r *createReq) { r.Secrets = []*secret{text("OLD1", "x"), text("OLD2", "x")} })
+	for _, v := range []string{"1", "2", "3"} {
+		h.set("workspaces/w/secrets/VERSIONS", v)
+		h.set("workspaces/w/secrets/DISABLED", v)
+	}
+	for _, v := range []string{"1", "2"} {
+		must2(h.Client.DisableSecretVersion(h.ctx(), &workspacev1.DisableSecretVersionRequest{Name: "workspaces/w/secrets/DISABLED/versions/" + v}))(h.t)
+	}
 	for _, id := range []string{"w1", "w2", "doomed", "parked1", "parked2"} {
 		h.create(id)
 	}

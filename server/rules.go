@@ -23,11 +23,12 @@ var patternWords = map[string]string{
 	`^[\x21-\x7e]{0,128}$`:                                  "must be at most 128 printable ASCII characters without spaces",
 	`^workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$`:          "must be workspaces/{workspace}, with an id of at most 63 lower case letters, digits and -, beginning with a letter and not ending with -",
 	`^(workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?|global)$`: "must be workspaces/{workspace}, or global for the secrets of all workspaces",
-	`^(workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/)?secrets/[A-Za-z_][A-Za-z0-9_]{0,127}$`: "must be workspaces/{workspace}/secrets/{key}, or secrets/{key} for a secret of all workspaces; a key is at most 128 letters, digits and _, not beginning with a digit",
-	`^([a-z]([a-z0-9-]{0,61}[a-z0-9])?|[a-z][a-z0-9-]{0,61}\*)?$`:                          "must be a workspace's id, or how ids begin and a * behind it, or empty",
-	`^[a-z0-9]([a-z0-9._@/-]{0,61}[a-z0-9])?$`:                                             "must be at most 63 lower case letters, digits and . _ @ / -, beginning and ending with a letter or digit",
-	`^tokens/[a-z0-9]{1,63}$`:                                                              "must be tokens/{token}, as ListTokens names it",
-	`^[A-Za-z0-9_.][A-Za-z0-9_.-]*(:[A-Za-z0-9_.][A-Za-z0-9_.-]*)?$|^$`:                    "must be user, uid, user:group or uid:gid, or empty",
+	`^(workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/)?secrets/[A-Za-z_][A-Za-z0-9_]{0,127}$`:                           "must be workspaces/{workspace}/secrets/{key}, or secrets/{key} for a secret of all workspaces; a key is at most 128 letters, digits and _, not beginning with a digit",
+	`^([a-z]([a-z0-9-]{0,61}[a-z0-9])?|[a-z][a-z0-9-]{0,61}\*)?$`:                                                    "must be a workspace's id, or how ids begin and a * behind it, or empty",
+	`^[a-z0-9]([a-z0-9._@/-]{0,61}[a-z0-9])?$`:                                                                       "must be at most 63 lower case letters, digits and . _ @ / -, beginning and ending with a letter or digit",
+	`^tokens/[a-z0-9]{1,63}$`:                                                                                        "must be tokens/{token}, as ListTokens names it",
+	`^(workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/)?secrets/[A-Za-z_][A-Za-z0-9_]{0,127}/versions/[1-9][0-9]{0,17}$`: "must be workspaces/{workspace}/secrets/{key}/versions/{version}, or secrets/{key}/versions/{version} for a secret of all workspaces; a version is a number from 1 upward",
+	`^[A-Za-z0-9_.][A-Za-z0-9_.-]*(:[A-Za-z0-9_.][A-Za-z0-9_.-]*)?$|^$`:                                              "must be user, uid, user:group or uid:gid, or empty",
 }
 
 // addRules adds what the rules in the .proto say. Neither their own words nor

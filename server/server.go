@@ -37,6 +37,7 @@ type Store interface {
 	ListWorkspaces(after string, limit int, match func(*store.Workspace) bool) ([]store.Workspace, bool, error)
 	Secret(scope store.Scope, key string) (store.Secret, error)
 	ListSecrets(scope store.Scope, after string, limit int) ([]store.Secret, bool, error)
+	ListSecretVersions(scope store.Scope, key string, below int64, limit int) ([]store.SecretVersion, bool, error)
 	FeedSince(since, after uint64, limit int) (store.FeedPage, error)
 	CreateWorkspace(ctx context.Context, w store.NewWorkspace, o store.Options) (store.Result, error)
 	UpdateWorkspace(ctx context.Context, id string, edit func(*store.Editable) error, o store.Options) (store.Result, error)
@@ -45,6 +46,7 @@ type Store interface {
 	StopWorkspace(ctx context.Context, id string, o store.Options) (store.Result, error)
 	StartWorkspace(ctx context.Context, id string, o store.Options) (store.Result, error)
 	UpdateSecrets(ctx context.Context, scope store.Scope, u store.SecretsUpdate, o store.Options) (store.Result, error)
+	SetVersionState(ctx context.Context, scope store.Scope, key string, version int64, state store.VersionState, o store.Options) (store.Result, error)
 	Audit(ctx context.Context, e store.AuditEntry) error
 	AuditLater(e store.AuditEntry)
 	FlushAudit(ctx context.Context) error

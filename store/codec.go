@@ -512,6 +512,9 @@ func codeRunning(c *codec, r *Running) {
 	if c.field("secretVersions", len(r.SecretVersions) > 0) {
 		table(c, &r.SecretVersions, integer)
 	}
+	if c.field("globalSecrets", len(r.GlobalSecrets) > 0) {
+		list(c, &r.GlobalSecrets, text)
+	}
 	c.end()
 }
 

@@ -167,6 +167,7 @@ func (s *Store) Snapshot(id string) (snapshot Snapshot, err error) {
 			}
 			snapshot.Secrets = append(snapshot.Secrets, OpenedSecret{
 				Key: key, Version: from.row.Version, Value: value, Delivery: from.row.Delivery.known(),
+				Global: from.owner.scope.Global(),
 			})
 		}
 		for key, waits := range staged {

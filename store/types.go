@@ -267,6 +267,8 @@ type Running struct {
 	ImageDigest    string           `json:"imageDigest,omitempty"`
 	StartTime      time.Time        `json:"startTime"`
 	SecretVersions map[string]int64 `json:"secretVersions,omitempty"`
+	// GlobalSecrets are the keys in SecretVersions that are global secrets, sorted.
+	GlobalSecrets []string `json:"globalSecrets,omitempty"`
 }
 
 // LastGood is a generation's spec that is known to run.
@@ -362,6 +364,7 @@ type OpenedSecret struct {
 	Version  int64
 	Value    seal.Plaintext
 	Delivery Delivery // never empty
+	Global   bool
 }
 
 // File reports whether a container of the spec gets it as a file.

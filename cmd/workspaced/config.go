@@ -68,6 +68,7 @@ type config struct {
 	LogFormat           string        `koanf:"log_format" help:"text or json"`
 	CoreDumps           bool          `koanf:"core_dumps" help:"let the kernel write the daemon's memory, and the secrets in it, to a file when it crashes"`
 	MaxConcurrentCycles int           `koanf:"max_concurrent_cycles" help:"how many workspaces may replace their container at the same time"`
+	SecretVersions      int           `koanf:"secret_versions" help:"how many versions of each secret are kept, the current one among them, 1 to 100; with a lower number than before, what is above it goes with the secret's next change"`
 	AuditMaxAge         time.Duration `koanf:"audit_max_age" help:"how long the audit log keeps an entry; 0: as long as there is room"`
 	AuditMaxMiB         int           `koanf:"audit_max_mib" help:"how much of the database the audit log may take, in MiB; its oldest entries go then, about 2,300 are one"`
 	AuditCopy           string        `koanf:"audit_copy" help:"where else the audit log's entries go, as lines of JSON: the path of a file, which may be rotated, or syslog (default: nowhere)"`
@@ -99,6 +100,7 @@ func defaultConfig() config {
 		LogLevel:            "info",
 		LogFormat:           "text",
 		MaxConcurrentCycles: 4,
+		SecretVersions:      store.DefaultSecretVersions,
 		AuditMaxAge:         90 * 24 * time.Hour,
 		AuditMaxMiB:         store.DefaultAuditBytes >> 20,
 		RateLimit:           10_000,
@@ -400,6 +402,9 @@ func (c *config) check() error {
 	}
 	if c.MaxConcurrentCycles < 1 {
 		return bad("max_concurrent_cycles", "%d is less than 1", c.MaxConcurrentCycles)
+	}
+	if c.SecretVersions < 1 || c.SecretVersions > store.MaxSecretVersions {
+		return bad("secret_versions", "%d is not between 1 and %d", c.SecretVersions, store.MaxSecretVersions)
 	}
 	if c.DrainTimeout <= 0 {
 		return bad("drain_timeout", "%v is not more than 0", c.DrainTimeout)

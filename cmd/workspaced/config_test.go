@@ -130,6 +130,8 @@ func TestConfigRefused(t *testing.T) {
 		{name: "rate of no RPC", args: []string{"--method-rate-limits=SetSecrets=1"}, want: []string{"method_rate_limits", "SetSecrets"}},
 		{name: "rate of an RPC", args: []string{"--method-rate-limits=SetSecret"}, want: []string{"method_rate_limits", "METHOD=CALLS"}},
 		{name: "audit age", args: []string{"--audit-max-age=-1s"}, want: []string{"audit_max_age"}},
+		{name: "no versions", args: []string{"--secret-versions=0"}, want: []string{"secret_versions", "0 is not between 1 and 100", "from flag --secret-versions"}},
+		{name: "too many versions", file: "secret_versions: 101\n", want: []string{"secret_versions", "101 is not between 1 and 100"}},
 		{name: "no audit log", args: []string{"--audit-max-mib=0"}, want: []string{"audit_max_mib", "4096"}},
 		{name: "log level", args: []string{"--log-level=loud"}, want: []string{"log_level", "loud"}},
 		{name: "log format", args: []string{"--log-format=xml"}, want: []string{"log_format", "xml"}},

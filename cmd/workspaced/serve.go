@@ -262,6 +262,7 @@ func openStore(cfg config, log *slog.Logger, onCommit func([]store.Change)) (*st
 	}
 	return store.Open(store.Config{
 		Path: cfg.database(), Sealer: sealer, OnCommit: onCommit, Logger: log, Around: faultPoints(),
-		Audit: store.AuditPolicy{MaxBytes: int64(cfg.AuditMaxMiB) << 20, MaxAge: cfg.AuditMaxAge}, Quotas: cfg.quotas(),
+		SecretVersions: cfg.SecretVersions,
+		Audit:          store.AuditPolicy{MaxBytes: int64(cfg.AuditMaxMiB) << 20, MaxAge: cfg.AuditMaxAge}, Quotas: cfg.quotas(),
 	})
 }

@@ -285,7 +285,8 @@ func (r *record) instance(phase runtime.Phase) runtime.Instance {
 		Stopped:            r.Stopping,
 	}
 	if r.Launch != nil {
-		i.Generation, i.SecretVersions, i.StartTime = r.Launch.Generation, r.Launch.SecretVersions, r.Launch.StartTime
+		i.Generation, i.StartTime = r.Launch.Generation, r.Launch.StartTime
+		i.SecretVersions, i.GlobalSecrets = r.Launch.SecretVersions, r.Launch.GlobalSecrets
 	}
 	if phase == runtime.PhaseStandby || phase == runtime.PhaseRunning {
 		i.PID = r.PID

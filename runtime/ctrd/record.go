@@ -48,6 +48,7 @@ type record struct {
 type launchRecord struct {
 	Generation     int64            `json:"generation"`
 	SecretVersions map[string]int64 `json:"secret_versions,omitempty"`
+	GlobalSecrets  []string         `json:"global_secrets,omitempty"`
 	// Files are the names of its files.
 	Files     []string  `json:"files,omitempty"`
 	StartTime time.Time `json:"start_time"`

@@ -69,6 +69,7 @@ func (d *Driver) rotate(ctx context.Context, id string, rotation runtime.Rotatio
 		launch := *r.Launch
 		launch.Generation, launch.Files = rotation.Generation, names
 		launch.SecretVersions = versionsAfter(r.Launch, &rotation)
+		launch.GlobalSecrets = rotation.GlobalsAfter(r.Launch.GlobalSecrets, launch.SecretVersions)
 		r.Launch = &launch
 	})
 	switch {

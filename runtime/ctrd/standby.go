@@ -289,7 +289,10 @@ func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) 
 	if err != nil {
 		return err
 	}
-	s.record.Launch = &launchRecord{Generation: launch.Generation, SecretVersions: launch.SecretVersions, Files: files, StartTime: time.Now()}
+	s.record.Launch = &launchRecord{
+		Generation: launch.Generation, SecretVersions: launch.SecretVersions, GlobalSecrets: launch.GlobalSecrets,
+		Files: files, StartTime: time.Now(),
+	}
 	if err := d.recordLaunch(ctx, s.record); err != nil {
 		return err
 	}

@@ -103,8 +103,8 @@ func (f *Fake) start(id string, launch runtime.Launch) (runtime.Instance, error)
 	}
 	in.secrets = secrets
 	in.Generation = launch.Generation
-	in.SecretVersions = launch.SecretVersions
-	in.SecretVersions = in.snapshot().SecretVersions
+	in.SecretVersions = maps.Clone(launch.SecretVersions)
+	in.GlobalSecrets = slices.Clone(launch.GlobalSecrets)
 	if in.cmd.StartErr != nil {
 		return runtime.Instance{}, in.cmd.StartErr
 	}
@@ -197,6 +197,7 @@ func (f *Fake) rotate(id string, rotation runtime.Rotation) (runtime.Instance, e
 	}
 	maps.Copy(versions, rotation.SecretVersions)
 	in.secrets, in.Generation, in.SecretVersions = files, rotation.Generation, versions
+	in.GlobalSecrets = rotation.GlobalsAfter(in.GlobalSecrets, versions)
 	if rotation.Signal != 0 {
 		in.signals = append(in.signals, rotation.Signal)
 	}

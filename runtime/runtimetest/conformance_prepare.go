@@ -238,10 +238,10 @@ var startProperties = []property{
 	{"generation and secret versions are on record", func(s *suite) {
 		in := s.prepare(s.spec("a", 4))
 		before := time.Now()
-		started := s.start(in.ID, runtime.Launch{Generation: 6, SecretVersions: map[string]int64{"KEY": 3, "OTHER": 1}})
+		started := s.start(in.ID, runtime.Launch{Generation: 6, SecretVersions: map[string]int64{"KEY": 3, "OTHER": 1}, GlobalSecrets: []string{"OTHER"}})
 		want := in
 		want.Phase, want.Generation = runtime.PhaseRunning, 6
-		want.SecretVersions = map[string]int64{"KEY": 3, "OTHER": 1}
+		want.SecretVersions, want.GlobalSecrets = map[string]int64{"KEY": 3, "OTHER": 1}, []string{"OTHER"}
 		want.StartTime = started.StartTime
 		s.wantSame(want)
 		s.wantSame(started)

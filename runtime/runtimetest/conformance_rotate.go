@@ -3,6 +3,7 @@ package runtimetest
 import (
 	"errors"
 	"maps"
+	"slices"
 
 	"github.com/workspaced/workspaced/runtime"
 )
@@ -44,15 +45,17 @@ var rotateProperties = []property{
 	{"what runs takes in other files and goes on", func(s *suite) {
 		in := s.start(s.prepare(s.spec("a", 1)).ID, runtime.Launch{
 			Generation: 1, SecretVersions: map[string]int64{"A": 1, "B": 1, "C": 1, "ENV": 7}, Env: []string{"ENV=x"}, Files: someFiles("1"),
+			GlobalSecrets: []string{"A", "B", "C", "ENV"},
 		})
 		rotated := s.rotate(in.ID, runtime.Rotation{
-			Generation: 3, SecretVersions: map[string]int64{"A": 2, "D": 1}, Keep: []string{"B", "NONE", "ENV"},
+			Generation: 3, SecretVersions: map[string]int64{"A": 2, "D": 1}, GlobalSecrets: []string{"D"}, Keep: []string{"B", "NONE", "ENV"},
 			Files: []runtime.File{{Name: "A", Data: []byte("2\x00")}, {Name: "D"}},
 		})
 		want := in
 		want.Generation, want.SecretVersions = 3, map[string]int64{"A": 2, "B": 1, "D": 1, "ENV": 7}
+		want.GlobalSecrets = []string{"B", "D", "ENV"} // A and C are own ones, or gone
 		s.wantSame(want)
-		if rotated.Phase != runtime.PhaseRunning || rotated.Generation != 3 || !maps.Equal(rotated.SecretVersions, want.SecretVersions) {
+		if rotated.Phase != runtime.PhaseRunning || rotated.Generation != 3 || !maps.Equal(rotated.SecretVersions, want.SecretVersions) || !slices.Equal(rotated.GlobalSecrets, want.GlobalSecrets) {
 			s.Errorf("Rotate = %+v, want %+v", rotated, want)
 		}
 		files := map[string]string{"A": "2\x00", "B": "1", "D": ""}
@@ -65,6 +68,7 @@ var rotateProperties = []property{
 		s.rotate(in.ID, runtime.Rotation{Generation: 5})
 		s.wantFiles(in, nil)
 		want.Generation, want.SecretVersions = 5, map[string]int64{"ENV": 7}
+		want.GlobalSecrets = []string{"ENV"}
 		s.wantSame(want)
 		s.stop(in.ID)
 	}},

@@ -400,6 +400,7 @@ func (f *Fake) Volumes(workspaceID string) []string {
 func (in *instance) snapshot() runtime.Instance {
 	s := in.Instance
 	s.SecretVersions = maps.Clone(s.SecretVersions)
+	s.GlobalSecrets = slices.Clone(s.GlobalSecrets)
 	if s.Exit != nil {
 		exit := *s.Exit
 		s.Exit = &exit

@@ -46,6 +46,7 @@ func launchOf(spec *store.Spec, sn *store.Snapshot, generation int64) (runtime.L
 	env := plainEnv(spec)
 	var files []runtime.File
 	versions := make(map[string]int64, len(sn.Secrets))
+	var globals []string
 	for _, s := range sn.Secrets {
 		value := s.Value.Reveal()
 		switch {
@@ -63,6 +64,9 @@ func launchOf(spec *store.Spec, sn *store.Snapshot, generation int64) (runtime.L
 			env = append(env, s.Key+"="+value)
 		}
 		versions[s.Key] = s.Version
+		if s.Global {
+			globals = append(globals, s.Key)
+		}
 	}
 	if sn.Workspace.Model != "" {
 		for _, k := range spec.ModelVars() {
@@ -77,7 +81,7 @@ func launchOf(spec *store.Spec, sn *store.Snapshot, generation int64) (runtime.L
 	if err := checkExecSize(env, spec.Command, spec.Args); err != nil {
 		return runtime.Launch{}, err
 	}
-	return runtime.Launch{Generation: generation, SecretVersions: versions, Env: env, Files: files}, nil
+	return runtime.Launch{Generation: generation, SecretVersions: versions, GlobalSecrets: globals, Env: env, Files: files}, nil
 }
 
 // hidden reports whether a global secret of that key is hidden by the model.
@@ -96,6 +100,9 @@ func rotationOf(sn *store.Snapshot) *runtime.Rotation {
 		if s.File(spec) && !hidden(spec, sn, s.Key) && !slices.Contains(sn.Staged, s.Key) {
 			r.Files = append(r.Files, runtime.File{Name: s.Key, Data: []byte(s.Value.Reveal())})
 			r.SecretVersions[s.Key] = s.Version
+			if s.Global {
+				r.GlobalSecrets = append(r.GlobalSecrets, s.Key)
+			}
 		}
 	}
 	return r

@@ -31,6 +31,7 @@ func TestLaunchOf(t *testing.T) {
 
 		files    map[string]string
 		versions map[string]int64
+		globals  []string
 	}
 	tests := []test{
 		{name: "nothing"},
@@ -39,6 +40,14 @@ func TestLaunchOf(t *testing.T) {
 			name: "a secret wins over the spec's", spec: store.Spec{Env: map[string]string{"A": "plain"}},
 			secrets: []store.OpenedSecret{secret("A", "secret", 7)}, want: []string{"A=plain", "A=secret"},
 			versions: map[string]int64{"A": 7},
+		},
+		{
+			name: "global ones are told from own ones", secrets: []store.OpenedSecret{global(secret("A", "a", 1)), secret("B", "b", 2), global(secret("C", "c", 3))},
+			want: []string{"A=a", "B=b", "C=c"}, versions: map[string]int64{"A": 1, "B": 2, "C": 3}, globals: []string{"A", "C"},
+		},
+		{
+			name: "a global one that the model hides is none", model: "m", secrets: []store.OpenedSecret{global(secret("MODEL_PROVIDER", "s", 1))},
+			want: []string{"MODEL_PROVIDER=m"},
 		},
 		{name: "model", model: "m", want: []string{"MODEL_PROVIDER=m"}},
 		{name: "no model", spec: store.Spec{ModelEnv: []string{"X"}}},
@@ -85,6 +94,9 @@ func TestLaunchOf(t *testing.T) {
 			if got.Generation != 5 {
 				t.Errorf("generation %d, want 5", got.Generation)
 			}
+			if diff := cmp.Diff(tt.globals, got.GlobalSecrets); diff != "" {
+				t.Error(diff)
+			}
 			if diff := cmp.Diff(tt.versions, got.SecretVersions, cmpopts.EquateEmpty()); diff != "" {
 				t.Errorf("versions (-want +got):\n%s", diff)
 			}
@@ -129,4 +141,9 @@ func TestEnvironmentFits(t *testing.T) {
 	if !errors.As(err, &re) || re.Reason != runtime.ReasonEnvironmentTooLarge {
 		t.Errorf("one long argument: err = %v, want ENVIRONMENT_TOO_LARGE", err)
 	}
+}
+
+func global(s store.OpenedSecret) store.OpenedSecret {
+	s.Global = true
+	return s
 }

@@ -34,6 +34,7 @@ func (a *actor) recordStart(ctx context.Context, ws *store.Workspace, in runtime
 			ImageDigest:    in.ImageDigest,
 			StartTime:      in.StartTime,
 			SecretVersions: in.SecretVersions,
+			GlobalSecrets:  in.GlobalSecrets,
 		}
 		st.ObservedGeneration = in.Generation
 		st.StartingGeneration = 0
@@ -67,7 +68,7 @@ func (a *actor) recordRotation(ctx context.Context, ws *store.Workspace, in runt
 		if st.Running == nil || st.Running.InstanceID != in.ID {
 			return
 		}
-		st.Running.SecretVersions = in.SecretVersions
+		st.Running.SecretVersions, st.Running.GlobalSecrets = in.SecretVersions, in.GlobalSecrets
 		st.ObservedGeneration = in.Generation
 		st.StartingGeneration = 0
 		if st.Failure != nil && st.Failure.Generation <= in.Generation {

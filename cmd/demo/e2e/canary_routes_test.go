@@ -59,6 +59,41 @@ var routes = []route{
 		r.set("KEY", v)
 		r.runs("KEY", v)
 	}},
+	{"rolled-back", func(r *ride) {
+		r.create("KEY", r.value("disabled later"))
+		good, bad := r.value("good"), r.value("bad")
+		r.set("KEY", good)
+		r.set("KEY", bad)
+		r.runs("KEY", bad)
+		c, name := r.client(), r.secret("KEY")
+		for _, step := range []func() error{
+			func() error {
+				_, err := c.RollBackSecret(r.ctx, &workspacev1.RollBackSecretRequest{Name: name, Version: 2, RequestId: "rolled-back"})
+				return err
+			},
+			func() error {
+				_, err := c.DisableSecretVersion(r.ctx, &workspacev1.DisableSecretVersionRequest{Name: name + "/versions/1"})
+				return err
+			},
+			func() error {
+				_, err := c.EnableSecretVersion(r.ctx, &workspacev1.EnableSecretVersionRequest{Name: name + "/versions/1"})
+				return err
+			},
+			func() error {
+				_, err := c.DestroySecretVersion(r.ctx, &workspacev1.DestroySecretVersionRequest{Name: name + "/versions/3"})
+				return err
+			},
+			func() error {
+				_, err := c.ListSecretVersions(r.ctx, &workspacev1.ListSecretVersionsRequest{Parent: name})
+				return err
+			},
+		} {
+			if err := step(); err != nil {
+				r.t.Fatal(err)
+			}
+		}
+		r.runs("KEY", good)
+	}},
 	{"bytes", func(r *ride) {
 		r.create()
 		v := "\x01\n\"" + r.value("data")

@@ -57,6 +57,7 @@ func TestReadmeExamples(t *testing.T) {
 		"http://hello/env":    {`"API_KEY": "second"`, `"MODEL_PROVIDER": "large"`},
 		"APPLY_LIVE":          {`"TLS_KEY": "-----BEGIN PRIVATE KEY-----rotated"`},
 		"http://hello/files":  {`"TLS_KEY": "-----BEGIN`},
+		"/RollBackSecret":     {`"restoredVersion": "1"`, `"API_KEY": "3"`, `"SECRET_VERSION_STATE_DISABLED"`, `"SECRET_VERSION_STATE_DESTROYED"`},
 		"/BatchUpdateSecrets": {`"key": "USER_TOKEN"`, `"affectedWorkspaces": 1`},
 		"/WatchWorkspaces":    {`"name": "workspaces/hello"`, `"synced"`},
 		"/DeleteWorkspace":    {`"name": "workspaces/hello"`, "WORKSPACE_STATE_DELETING"},

@@ -400,6 +400,63 @@ func (ChangeReason) EnumDescriptor() ([]byte, []int) {
 	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{4}
 }
 
+// Whether a secret can be rolled back to a version.
+type SecretVersionState int32
+
+const (
+	// Never sent.
+	SecretVersionState_SECRET_VERSION_STATE_UNSPECIFIED SecretVersionState = 0
+	// It can.
+	SecretVersionState_SECRET_VERSION_STATE_ENABLED SecretVersionState = 1
+	// It can't, until EnableSecretVersion.
+	SecretVersionState_SECRET_VERSION_STATE_DISABLED SecretVersionState = 2
+	// It never can: its value is gone.
+	SecretVersionState_SECRET_VERSION_STATE_DESTROYED SecretVersionState = 3
+)
+
+// Enum value maps for SecretVersionState.
+var (
+	SecretVersionState_name = map[int32]string{
+		0: "SECRET_VERSION_STATE_UNSPECIFIED",
+		1: "SECRET_VERSION_STATE_ENABLED",
+		2: "SECRET_VERSION_STATE_DISABLED",
+		3: "SECRET_VERSION_STATE_DESTROYED",
+	}
+	SecretVersionState_value = map[string]int32{
+		"SECRET_VERSION_STATE_UNSPECIFIED": 0,
+		"SECRET_VERSION_STATE_ENABLED":     1,
+		"SECRET_VERSION_STATE_DISABLED":    2,
+		"SECRET_VERSION_STATE_DESTROYED":   3,
+	}
+)
+
+func (x SecretVersionState) Enum() *SecretVersionState {
+	p := new(SecretVersionState)
+	*p = x
+	return p
+}
+
+func (x SecretVersionState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SecretVersionState) Descriptor() protoreflect.EnumDescriptor {
+	return file_workspace_v1_workspace_proto_enumTypes[5].Descriptor()
+}
+
+func (SecretVersionState) Type() protoreflect.EnumType {
+	return &file_workspace_v1_workspace_proto_enumTypes[5]
+}
+
+func (x SecretVersionState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SecretVersionState.Descriptor instead.
+func (SecretVersionState) EnumDescriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{5}
+}
+
 // Who gets a secret.
 type SecretScope int32
 
@@ -437,11 +494,11 @@ func (x SecretScope) String() string {
 }
 
 func (SecretScope) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_workspace_proto_enumTypes[5].Descriptor()
+	return file_workspace_v1_workspace_proto_enumTypes[6].Descriptor()
 }
 
 func (SecretScope) Type() protoreflect.EnumType {
-	return &file_workspace_v1_workspace_proto_enumTypes[5]
+	return &file_workspace_v1_workspace_proto_enumTypes[6]
 }
 
 func (x SecretScope) Number() protoreflect.EnumNumber {
@@ -450,7 +507,7 @@ func (x SecretScope) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use SecretScope.Descriptor instead.
 func (SecretScope) EnumDescriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{5}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{6}
 }
 
 // When a change of a secret reaches the container.
@@ -514,11 +571,11 @@ func (x Apply) String() string {
 }
 
 func (Apply) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_workspace_proto_enumTypes[6].Descriptor()
+	return file_workspace_v1_workspace_proto_enumTypes[7].Descriptor()
 }
 
 func (Apply) Type() protoreflect.EnumType {
-	return &file_workspace_v1_workspace_proto_enumTypes[6]
+	return &file_workspace_v1_workspace_proto_enumTypes[7]
 }
 
 func (x Apply) Number() protoreflect.EnumNumber {
@@ -527,7 +584,7 @@ func (x Apply) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Apply.Descriptor instead.
 func (Apply) EnumDescriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{6}
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{7}
 }
 
 // A workspace: a durable record and at most one running container.
@@ -587,10 +644,15 @@ type Workspace struct {
 	// Why the newest cycle failed; unset after one that succeeded.
 	LastError *LastError `protobuf:"bytes,22,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
 	// The version of each secret that the running container has.
-	// Keys of global secrets have their own version count.
+	// A key that is in `global_secrets` has that version of the global secret,
+	// `secrets/{key}/versions/{version}`, any other one that of the workspace's own;
+	// these two are counted apart.
 	SecretVersions map[string]int64 `protobuf:"bytes,23,rep,name=secret_versions,json=secretVersions,proto3" json:"secret_versions,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The keys in `secret_versions` that are global secrets, in order. Containers
+	// that an older version of the daemon has started tell of none.
+	GlobalSecrets []string `protobuf:"bytes,27,rep,name=global_secrets,json=globalSecrets,proto3" json:"global_secrets,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Workspace) Reset() {
@@ -780,6 +842,13 @@ func (x *Workspace) GetLastError() *LastError {
 func (x *Workspace) GetSecretVersions() map[string]int64 {
 	if x != nil {
 		return x.SecretVersions
+	}
+	return nil
+}
+
+func (x *Workspace) GetGlobalSecrets() []string {
+	if x != nil {
+		return x.GlobalSecrets
 	}
 	return nil
 }
@@ -1515,11 +1584,126 @@ func (x *Secret) GetDelivery() SecretDelivery {
 	return SecretDelivery_SECRET_DELIVERY_UNSPECIFIED
 }
 
+// The metadata of one of the values that a secret has had. No RPC returns the
+// value. A secret has as many versions as the daemon's setting `secret_versions`
+// says, the current one among them: a new one takes the place of the oldest.
+type SecretVersion struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `workspaces/{workspace}/secrets/{key}/versions/{version}` or
+	// `secrets/{key}/versions/{version}`.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The number: from 1 upward, and never given to another value or delivery, not
+	// even after the key was deleted and set again.
+	Version int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// Whether the secret can be rolled back to it.
+	State SecretVersionState `protobuf:"varint,3,opt,name=state,proto3,enum=workspace.v1.SecretVersionState" json:"state,omitempty"`
+	// True for the one that the next container gets, which is the newest and always
+	// enabled.
+	Current bool `protobuf:"varint,4,opt,name=current,proto3" json:"current,omitempty"`
+	// Length of the value in bytes.
+	SizeBytes int64 `protobuf:"varint,5,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// When it was set, or rolled back to.
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// The version whose value and delivery RollBackSecret made this one's; 0 when
+	// the value was set.
+	RestoredVersion int64 `protobuf:"varint,7,opt,name=restored_version,json=restoredVersion,proto3" json:"restored_version,omitempty"`
+	// How containers get it.
+	Delivery      SecretDelivery `protobuf:"varint,8,opt,name=delivery,proto3,enum=workspace.v1.SecretDelivery" json:"delivery,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SecretVersion) Reset() {
+	*x = SecretVersion{}
+	mi := &file_workspace_v1_workspace_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SecretVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SecretVersion) ProtoMessage() {}
+
+func (x *SecretVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SecretVersion.ProtoReflect.Descriptor instead.
+func (*SecretVersion) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *SecretVersion) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SecretVersion) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *SecretVersion) GetState() SecretVersionState {
+	if x != nil {
+		return x.State
+	}
+	return SecretVersionState_SECRET_VERSION_STATE_UNSPECIFIED
+}
+
+func (x *SecretVersion) GetCurrent() bool {
+	if x != nil {
+		return x.Current
+	}
+	return false
+}
+
+func (x *SecretVersion) GetSizeBytes() int64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *SecretVersion) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *SecretVersion) GetRestoredVersion() int64 {
+	if x != nil {
+		return x.RestoredVersion
+	}
+	return 0
+}
+
+func (x *SecretVersion) GetDelivery() SecretDelivery {
+	if x != nil {
+		return x.Delivery
+	}
+	return SecretDelivery_SECRET_DELIVERY_UNSPECIFIED
+}
+
 var File_workspace_v1_workspace_proto protoreflect.FileDescriptor
 
 const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\n" +
-	"\x1cworkspace/v1/workspace.proto\x12\fworkspace.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbc\n" +
+	"\x1cworkspace/v1/workspace.proto\x12\fworkspace.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe9\n" +
 	"\n" +
 	"\tWorkspace\x12\x18\n" +
 	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\bR\x04name\x12\x16\n" +
@@ -1553,7 +1737,8 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\tlast_exit\x18\x15 \x01(\v2\x16.workspace.v1.LastExitB\x04\xe2A\x01\x03R\blastExit\x12<\n" +
 	"\n" +
 	"last_error\x18\x16 \x01(\v2\x17.workspace.v1.LastErrorB\x04\xe2A\x01\x03R\tlastError\x12Z\n" +
-	"\x0fsecret_versions\x18\x17 \x03(\v2+.workspace.v1.Workspace.SecretVersionsEntryB\x04\xe2A\x01\x03R\x0esecretVersions\x1a9\n" +
+	"\x0fsecret_versions\x18\x17 \x03(\v2+.workspace.v1.Workspace.SecretVersionsEntryB\x04\xe2A\x01\x03R\x0esecretVersions\x12+\n" +
+	"\x0eglobal_secrets\x18\x1b \x03(\tB\x04\xe2A\x01\x03R\rglobalSecrets\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aA\n" +
@@ -1637,7 +1822,18 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\vupdate_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
 	"updateTime\x12\x18\n" +
 	"\x04etag\x18\b \x01(\tB\x04\xe2A\x01\x03R\x04etag\x12>\n" +
-	"\bdelivery\x18\f \x01(\x0e2\x1c.workspace.v1.SecretDeliveryB\x04\xe2A\x01\x03R\bdelivery*\x7f\n" +
+	"\bdelivery\x18\f \x01(\x0e2\x1c.workspace.v1.SecretDeliveryB\x04\xe2A\x01\x03R\bdelivery\"\x80\x03\n" +
+	"\rSecretVersion\x12\x18\n" +
+	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\bR\x04name\x12\x1e\n" +
+	"\aversion\x18\x02 \x01(\x03B\x04\xe2A\x01\x03R\aversion\x12<\n" +
+	"\x05state\x18\x03 \x01(\x0e2 .workspace.v1.SecretVersionStateB\x04\xe2A\x01\x03R\x05state\x12\x1e\n" +
+	"\acurrent\x18\x04 \x01(\bB\x04\xe2A\x01\x03R\acurrent\x12#\n" +
+	"\n" +
+	"size_bytes\x18\x05 \x01(\x03B\x04\xe2A\x01\x03R\tsizeBytes\x12A\n" +
+	"\vcreate_time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\n" +
+	"createTime\x12/\n" +
+	"\x10restored_version\x18\a \x01(\x03B\x04\xe2A\x01\x03R\x0frestoredVersion\x12>\n" +
+	"\bdelivery\x18\b \x01(\x0e2\x1c.workspace.v1.SecretDeliveryB\x04\xe2A\x01\x03R\bdelivery*\x7f\n" +
 	"\x0eSecretDelivery\x12\x1f\n" +
 	"\x1bSECRET_DELIVERY_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13SECRET_DELIVERY_ENV\x10\x01\x12\x19\n" +
@@ -1671,7 +1867,12 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\x14CHANGE_REASON_SECRET\x10\x04\x12\x1f\n" +
 	"\x1bCHANGE_REASON_GLOBAL_SECRET\x10\x05\x12\x19\n" +
 	"\x15CHANGE_REASON_RESTART\x10\x06\x12\x17\n" +
-	"\x13CHANGE_REASON_START\x10\a*`\n" +
+	"\x13CHANGE_REASON_START\x10\a*\xa3\x01\n" +
+	"\x12SecretVersionState\x12$\n" +
+	" SECRET_VERSION_STATE_UNSPECIFIED\x10\x00\x12 \n" +
+	"\x1cSECRET_VERSION_STATE_ENABLED\x10\x01\x12!\n" +
+	"\x1dSECRET_VERSION_STATE_DISABLED\x10\x02\x12\"\n" +
+	"\x1eSECRET_VERSION_STATE_DESTROYED\x10\x03*`\n" +
 	"\vSecretScope\x12\x1c\n" +
 	"\x18SECRET_SCOPE_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16SECRET_SCOPE_WORKSPACE\x10\x01\x12\x17\n" +
@@ -1695,61 +1896,66 @@ func file_workspace_v1_workspace_proto_rawDescGZIP() []byte {
 	return file_workspace_v1_workspace_proto_rawDescData
 }
 
-var file_workspace_v1_workspace_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
-var file_workspace_v1_workspace_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
+var file_workspace_v1_workspace_proto_enumTypes = make([]protoimpl.EnumInfo, 8)
+var file_workspace_v1_workspace_proto_msgTypes = make([]protoimpl.MessageInfo, 12)
 var file_workspace_v1_workspace_proto_goTypes = []any{
 	(SecretDelivery)(0),           // 0: workspace.v1.SecretDelivery
 	(SecurityProfile)(0),          // 1: workspace.v1.SecurityProfile
 	(CrashRestart)(0),             // 2: workspace.v1.CrashRestart
 	(WorkspaceState)(0),           // 3: workspace.v1.WorkspaceState
 	(ChangeReason)(0),             // 4: workspace.v1.ChangeReason
-	(SecretScope)(0),              // 5: workspace.v1.SecretScope
-	(Apply)(0),                    // 6: workspace.v1.Apply
-	(*Workspace)(nil),             // 7: workspace.v1.Workspace
-	(*WorkspaceSpec)(nil),         // 8: workspace.v1.WorkspaceSpec
-	(*CrashPolicy)(nil),           // 9: workspace.v1.CrashPolicy
-	(*Resources)(nil),             // 10: workspace.v1.Resources
-	(*Volume)(nil),                // 11: workspace.v1.Volume
-	(*LastExit)(nil),              // 12: workspace.v1.LastExit
-	(*LastError)(nil),             // 13: workspace.v1.LastError
-	(*Secret)(nil),                // 14: workspace.v1.Secret
-	nil,                           // 15: workspace.v1.Workspace.LabelsEntry
-	nil,                           // 16: workspace.v1.Workspace.SecretVersionsEntry
-	nil,                           // 17: workspace.v1.WorkspaceSpec.EnvEntry
-	(*timestamppb.Timestamp)(nil), // 18: google.protobuf.Timestamp
-	(*durationpb.Duration)(nil),   // 19: google.protobuf.Duration
+	(SecretVersionState)(0),       // 5: workspace.v1.SecretVersionState
+	(SecretScope)(0),              // 6: workspace.v1.SecretScope
+	(Apply)(0),                    // 7: workspace.v1.Apply
+	(*Workspace)(nil),             // 8: workspace.v1.Workspace
+	(*WorkspaceSpec)(nil),         // 9: workspace.v1.WorkspaceSpec
+	(*CrashPolicy)(nil),           // 10: workspace.v1.CrashPolicy
+	(*Resources)(nil),             // 11: workspace.v1.Resources
+	(*Volume)(nil),                // 12: workspace.v1.Volume
+	(*LastExit)(nil),              // 13: workspace.v1.LastExit
+	(*LastError)(nil),             // 14: workspace.v1.LastError
+	(*Secret)(nil),                // 15: workspace.v1.Secret
+	(*SecretVersion)(nil),         // 16: workspace.v1.SecretVersion
+	nil,                           // 17: workspace.v1.Workspace.LabelsEntry
+	nil,                           // 18: workspace.v1.Workspace.SecretVersionsEntry
+	nil,                           // 19: workspace.v1.WorkspaceSpec.EnvEntry
+	(*timestamppb.Timestamp)(nil), // 20: google.protobuf.Timestamp
+	(*durationpb.Duration)(nil),   // 21: google.protobuf.Duration
 }
 var file_workspace_v1_workspace_proto_depIdxs = []int32{
-	15, // 0: workspace.v1.Workspace.labels:type_name -> workspace.v1.Workspace.LabelsEntry
-	8,  // 1: workspace.v1.Workspace.spec:type_name -> workspace.v1.WorkspaceSpec
-	18, // 2: workspace.v1.Workspace.create_time:type_name -> google.protobuf.Timestamp
-	18, // 3: workspace.v1.Workspace.update_time:type_name -> google.protobuf.Timestamp
+	17, // 0: workspace.v1.Workspace.labels:type_name -> workspace.v1.Workspace.LabelsEntry
+	9,  // 1: workspace.v1.Workspace.spec:type_name -> workspace.v1.WorkspaceSpec
+	20, // 2: workspace.v1.Workspace.create_time:type_name -> google.protobuf.Timestamp
+	20, // 3: workspace.v1.Workspace.update_time:type_name -> google.protobuf.Timestamp
 	3,  // 4: workspace.v1.Workspace.state:type_name -> workspace.v1.WorkspaceState
 	4,  // 5: workspace.v1.Workspace.change_reason:type_name -> workspace.v1.ChangeReason
-	18, // 6: workspace.v1.Workspace.start_time:type_name -> google.protobuf.Timestamp
-	12, // 7: workspace.v1.Workspace.last_exit:type_name -> workspace.v1.LastExit
-	13, // 8: workspace.v1.Workspace.last_error:type_name -> workspace.v1.LastError
-	16, // 9: workspace.v1.Workspace.secret_versions:type_name -> workspace.v1.Workspace.SecretVersionsEntry
-	17, // 10: workspace.v1.WorkspaceSpec.env:type_name -> workspace.v1.WorkspaceSpec.EnvEntry
-	10, // 11: workspace.v1.WorkspaceSpec.resources:type_name -> workspace.v1.Resources
-	11, // 12: workspace.v1.WorkspaceSpec.volumes:type_name -> workspace.v1.Volume
-	19, // 13: workspace.v1.WorkspaceSpec.stop_grace_period:type_name -> google.protobuf.Duration
-	9,  // 14: workspace.v1.WorkspaceSpec.crash_policy:type_name -> workspace.v1.CrashPolicy
+	20, // 6: workspace.v1.Workspace.start_time:type_name -> google.protobuf.Timestamp
+	13, // 7: workspace.v1.Workspace.last_exit:type_name -> workspace.v1.LastExit
+	14, // 8: workspace.v1.Workspace.last_error:type_name -> workspace.v1.LastError
+	18, // 9: workspace.v1.Workspace.secret_versions:type_name -> workspace.v1.Workspace.SecretVersionsEntry
+	19, // 10: workspace.v1.WorkspaceSpec.env:type_name -> workspace.v1.WorkspaceSpec.EnvEntry
+	11, // 11: workspace.v1.WorkspaceSpec.resources:type_name -> workspace.v1.Resources
+	12, // 12: workspace.v1.WorkspaceSpec.volumes:type_name -> workspace.v1.Volume
+	21, // 13: workspace.v1.WorkspaceSpec.stop_grace_period:type_name -> google.protobuf.Duration
+	10, // 14: workspace.v1.WorkspaceSpec.crash_policy:type_name -> workspace.v1.CrashPolicy
 	0,  // 15: workspace.v1.WorkspaceSpec.secret_delivery:type_name -> workspace.v1.SecretDelivery
 	1,  // 16: workspace.v1.WorkspaceSpec.security_profile:type_name -> workspace.v1.SecurityProfile
 	2,  // 17: workspace.v1.CrashPolicy.restart:type_name -> workspace.v1.CrashRestart
-	18, // 18: workspace.v1.LastExit.exit_time:type_name -> google.protobuf.Timestamp
-	18, // 19: workspace.v1.LastError.next_attempt_time:type_name -> google.protobuf.Timestamp
-	18, // 20: workspace.v1.LastError.fail_time:type_name -> google.protobuf.Timestamp
-	5,  // 21: workspace.v1.Secret.scope:type_name -> workspace.v1.SecretScope
-	18, // 22: workspace.v1.Secret.create_time:type_name -> google.protobuf.Timestamp
-	18, // 23: workspace.v1.Secret.update_time:type_name -> google.protobuf.Timestamp
+	20, // 18: workspace.v1.LastExit.exit_time:type_name -> google.protobuf.Timestamp
+	20, // 19: workspace.v1.LastError.next_attempt_time:type_name -> google.protobuf.Timestamp
+	20, // 20: workspace.v1.LastError.fail_time:type_name -> google.protobuf.Timestamp
+	6,  // 21: workspace.v1.Secret.scope:type_name -> workspace.v1.SecretScope
+	20, // 22: workspace.v1.Secret.create_time:type_name -> google.protobuf.Timestamp
+	20, // 23: workspace.v1.Secret.update_time:type_name -> google.protobuf.Timestamp
 	0,  // 24: workspace.v1.Secret.delivery:type_name -> workspace.v1.SecretDelivery
-	25, // [25:25] is the sub-list for method output_type
-	25, // [25:25] is the sub-list for method input_type
-	25, // [25:25] is the sub-list for extension type_name
-	25, // [25:25] is the sub-list for extension extendee
-	0,  // [0:25] is the sub-list for field type_name
+	5,  // 25: workspace.v1.SecretVersion.state:type_name -> workspace.v1.SecretVersionState
+	20, // 26: workspace.v1.SecretVersion.create_time:type_name -> google.protobuf.Timestamp
+	0,  // 27: workspace.v1.SecretVersion.delivery:type_name -> workspace.v1.SecretDelivery
+	28, // [28:28] is the sub-list for method output_type
+	28, // [28:28] is the sub-list for method input_type
+	28, // [28:28] is the sub-list for extension type_name
+	28, // [28:28] is the sub-list for extension extendee
+	0,  // [0:28] is the sub-list for field type_name
 }
 
 func init() { file_workspace_v1_workspace_proto_init() }
@@ -1766,8 +1972,8 @@ func file_workspace_v1_workspace_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_workspace_v1_workspace_proto_rawDesc), len(file_workspace_v1_workspace_proto_rawDesc)),
-			NumEnums:      7,
-			NumMessages:   11,
+			NumEnums:      8,
+			NumMessages:   12,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

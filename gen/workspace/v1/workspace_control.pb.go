@@ -2118,6 +2118,681 @@ func (x *GetSecretResponse) GetSecret() *Secret {
 	return nil
 }
 
+// Request of ListSecretVersions.
+type ListSecretVersionsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The secret: `workspaces/{workspace}/secrets/{key}` or `secrets/{key}`.
+	Parent string `protobuf:"bytes,1,opt,name=parent,proto3" json:"parent,omitempty"`
+	// At most so many, up to 1000; 100, which are all, when 0.
+	PageSize int32 `protobuf:"varint,2,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// From the page before; the parent must be the same.
+	PageToken     string `protobuf:"bytes,3,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSecretVersionsRequest) Reset() {
+	*x = ListSecretVersionsRequest{}
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSecretVersionsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSecretVersionsRequest) ProtoMessage() {}
+
+func (x *ListSecretVersionsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSecretVersionsRequest.ProtoReflect.Descriptor instead.
+func (*ListSecretVersionsRequest) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *ListSecretVersionsRequest) GetParent() string {
+	if x != nil {
+		return x.Parent
+	}
+	return ""
+}
+
+func (x *ListSecretVersionsRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListSecretVersionsRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// Response of ListSecretVersions.
+type ListSecretVersionsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The page, newest first.
+	SecretVersions []*SecretVersion `protobuf:"bytes,1,rep,name=secret_versions,json=secretVersions,proto3" json:"secret_versions,omitempty"`
+	// For the next page; empty on the last.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListSecretVersionsResponse) Reset() {
+	*x = ListSecretVersionsResponse{}
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[30]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListSecretVersionsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListSecretVersionsResponse) ProtoMessage() {}
+
+func (x *ListSecretVersionsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[30]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListSecretVersionsResponse.ProtoReflect.Descriptor instead.
+func (*ListSecretVersionsResponse) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{30}
+}
+
+func (x *ListSecretVersionsResponse) GetSecretVersions() []*SecretVersion {
+	if x != nil {
+		return x.SecretVersions
+	}
+	return nil
+}
+
+func (x *ListSecretVersionsResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// Request of RollBackSecret.
+type RollBackSecretRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The secret: `workspaces/{workspace}/secrets/{key}` or `secrets/{key}`.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The number of the version whose value it is to get.
+	Version int64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
+	// When the container gets it.
+	Apply Apply `protobuf:"varint,3,opt,name=apply,proto3,enum=workspace.v1.Apply" json:"apply,omitempty"`
+	// If set, must be the secret's current one.
+	Etag string `protobuf:"bytes,4,opt,name=etag,proto3" json:"etag,omitempty"`
+	// See the service's comment.
+	RequestId string `protobuf:"bytes,5,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// See the service's comment.
+	ValidateOnly  bool `protobuf:"varint,6,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RollBackSecretRequest) Reset() {
+	*x = RollBackSecretRequest{}
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[31]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollBackSecretRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollBackSecretRequest) ProtoMessage() {}
+
+func (x *RollBackSecretRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[31]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollBackSecretRequest.ProtoReflect.Descriptor instead.
+func (*RollBackSecretRequest) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{31}
+}
+
+func (x *RollBackSecretRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RollBackSecretRequest) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *RollBackSecretRequest) GetApply() Apply {
+	if x != nil {
+		return x.Apply
+	}
+	return Apply_APPLY_UNSPECIFIED
+}
+
+func (x *RollBackSecretRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *RollBackSecretRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RollBackSecretRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+// Response of RollBackSecret.
+type RollBackSecretResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The secret's metadata, with its new version.
+	Secret *Secret `protobuf:"bytes,1,opt,name=secret,proto3" json:"secret,omitempty"`
+	// The generation to wait for; 0 for a global secret: wait for each workspace
+	// with no generation named.
+	Generation int64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Whether value or delivery differed, or what waited for the next start was put
+	// into force.
+	Changed bool `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`
+	// Workspaces that got a new generation.
+	AffectedWorkspaces int32 `protobuf:"varint,4,opt,name=affected_workspaces,json=affectedWorkspaces,proto3" json:"affected_workspaces,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *RollBackSecretResponse) Reset() {
+	*x = RollBackSecretResponse{}
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[32]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RollBackSecretResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RollBackSecretResponse) ProtoMessage() {}
+
+func (x *RollBackSecretResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[32]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RollBackSecretResponse.ProtoReflect.Descriptor instead.
+func (*RollBackSecretResponse) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{32}
+}
+
+func (x *RollBackSecretResponse) GetSecret() *Secret {
+	if x != nil {
+		return x.Secret
+	}
+	return nil
+}
+
+func (x *RollBackSecretResponse) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *RollBackSecretResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *RollBackSecretResponse) GetAffectedWorkspaces() int32 {
+	if x != nil {
+		return x.AffectedWorkspaces
+	}
+	return 0
+}
+
+// Request of EnableSecretVersion.
+type EnableSecretVersionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `workspaces/{workspace}/secrets/{key}/versions/{version}` or
+	// `secrets/{key}/versions/{version}`.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// See the service's comment.
+	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// See the service's comment.
+	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnableSecretVersionRequest) Reset() {
+	*x = EnableSecretVersionRequest{}
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnableSecretVersionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnableSecretVersionRequest) ProtoMessage() {}
+
+func (x *EnableSecretVersionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnableSecretVersionRequest.ProtoReflect.Descriptor instead.
+func (*EnableSecretVersionRequest) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *EnableSecretVersionRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *EnableSecretVersionRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *EnableSecretVersionRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+// Response of EnableSecretVersion.
+type EnableSecretVersionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The version's metadata.
+	SecretVersion *SecretVersion `protobuf:"bytes,1,opt,name=secret_version,json=secretVersion,proto3" json:"secret_version,omitempty"`
+	// The workspace's generation, which is the same as before; 0 for a global
+	// secret.
+	Generation int64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	// False when it was in that state already.
+	Changed       bool `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EnableSecretVersionResponse) Reset() {
+	*x = EnableSecretVersionResponse{}
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EnableSecretVersionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EnableSecretVersionResponse) ProtoMessage() {}
+
+func (x *EnableSecretVersionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EnableSecretVersionResponse.ProtoReflect.Descriptor instead.
+func (*EnableSecretVersionResponse) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *EnableSecretVersionResponse) GetSecretVersion() *SecretVersion {
+	if x != nil {
+		return x.SecretVersion
+	}
+	return nil
+}
+
+func (x *EnableSecretVersionResponse) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *EnableSecretVersionResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+// Request of DisableSecretVersion.
+type DisableSecretVersionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `workspaces/{workspace}/secrets/{key}/versions/{version}` or
+	// `secrets/{key}/versions/{version}`.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// See the service's comment.
+	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// See the service's comment.
+	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisableSecretVersionRequest) Reset() {
+	*x = DisableSecretVersionRequest{}
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisableSecretVersionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisableSecretVersionRequest) ProtoMessage() {}
+
+func (x *DisableSecretVersionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisableSecretVersionRequest.ProtoReflect.Descriptor instead.
+func (*DisableSecretVersionRequest) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *DisableSecretVersionRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DisableSecretVersionRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *DisableSecretVersionRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+// Response of DisableSecretVersion.
+type DisableSecretVersionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The version's metadata.
+	SecretVersion *SecretVersion `protobuf:"bytes,1,opt,name=secret_version,json=secretVersion,proto3" json:"secret_version,omitempty"`
+	// The workspace's generation, which is the same as before; 0 for a global
+	// secret.
+	Generation int64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	// False when it was in that state already.
+	Changed       bool `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DisableSecretVersionResponse) Reset() {
+	*x = DisableSecretVersionResponse{}
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DisableSecretVersionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DisableSecretVersionResponse) ProtoMessage() {}
+
+func (x *DisableSecretVersionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DisableSecretVersionResponse.ProtoReflect.Descriptor instead.
+func (*DisableSecretVersionResponse) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *DisableSecretVersionResponse) GetSecretVersion() *SecretVersion {
+	if x != nil {
+		return x.SecretVersion
+	}
+	return nil
+}
+
+func (x *DisableSecretVersionResponse) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *DisableSecretVersionResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+// Request of DestroySecretVersion.
+type DestroySecretVersionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `workspaces/{workspace}/secrets/{key}/versions/{version}` or
+	// `secrets/{key}/versions/{version}`.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// See the service's comment.
+	RequestId string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// See the service's comment.
+	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DestroySecretVersionRequest) Reset() {
+	*x = DestroySecretVersionRequest{}
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DestroySecretVersionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DestroySecretVersionRequest) ProtoMessage() {}
+
+func (x *DestroySecretVersionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DestroySecretVersionRequest.ProtoReflect.Descriptor instead.
+func (*DestroySecretVersionRequest) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *DestroySecretVersionRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DestroySecretVersionRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *DestroySecretVersionRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+// Response of DestroySecretVersion.
+type DestroySecretVersionResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The version's metadata.
+	SecretVersion *SecretVersion `protobuf:"bytes,1,opt,name=secret_version,json=secretVersion,proto3" json:"secret_version,omitempty"`
+	// The workspace's generation, which is the same as before; 0 for a global
+	// secret.
+	Generation int64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	// False when it was in that state already.
+	Changed       bool `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DestroySecretVersionResponse) Reset() {
+	*x = DestroySecretVersionResponse{}
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DestroySecretVersionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DestroySecretVersionResponse) ProtoMessage() {}
+
+func (x *DestroySecretVersionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DestroySecretVersionResponse.ProtoReflect.Descriptor instead.
+func (*DestroySecretVersionResponse) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *DestroySecretVersionResponse) GetSecretVersion() *SecretVersion {
+	if x != nil {
+		return x.SecretVersion
+	}
+	return nil
+}
+
+func (x *DestroySecretVersionResponse) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *DestroySecretVersionResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
 // Request of WaitWorkspace.
 type WaitWorkspaceRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2134,7 +2809,7 @@ type WaitWorkspaceRequest struct {
 
 func (x *WaitWorkspaceRequest) Reset() {
 	*x = WaitWorkspaceRequest{}
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[29]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2146,7 +2821,7 @@ func (x *WaitWorkspaceRequest) String() string {
 func (*WaitWorkspaceRequest) ProtoMessage() {}
 
 func (x *WaitWorkspaceRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[29]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2159,7 +2834,7 @@ func (x *WaitWorkspaceRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitWorkspaceRequest.ProtoReflect.Descriptor instead.
 func (*WaitWorkspaceRequest) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{29}
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *WaitWorkspaceRequest) GetName() string {
@@ -2194,7 +2869,7 @@ type WaitWorkspaceResponse struct {
 
 func (x *WaitWorkspaceResponse) Reset() {
 	*x = WaitWorkspaceResponse{}
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[30]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2206,7 +2881,7 @@ func (x *WaitWorkspaceResponse) String() string {
 func (*WaitWorkspaceResponse) ProtoMessage() {}
 
 func (x *WaitWorkspaceResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[30]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2219,7 +2894,7 @@ func (x *WaitWorkspaceResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitWorkspaceResponse.ProtoReflect.Descriptor instead.
 func (*WaitWorkspaceResponse) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{30}
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *WaitWorkspaceResponse) GetWorkspace() *Workspace {
@@ -2244,7 +2919,7 @@ type WatchWorkspacesRequest struct {
 
 func (x *WatchWorkspacesRequest) Reset() {
 	*x = WatchWorkspacesRequest{}
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[31]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2256,7 +2931,7 @@ func (x *WatchWorkspacesRequest) String() string {
 func (*WatchWorkspacesRequest) ProtoMessage() {}
 
 func (x *WatchWorkspacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[31]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2269,7 +2944,7 @@ func (x *WatchWorkspacesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchWorkspacesRequest.ProtoReflect.Descriptor instead.
 func (*WatchWorkspacesRequest) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{31}
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *WatchWorkspacesRequest) GetFilter() string {
@@ -2306,7 +2981,7 @@ type WatchWorkspacesResponse struct {
 
 func (x *WatchWorkspacesResponse) Reset() {
 	*x = WatchWorkspacesResponse{}
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[32]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2318,7 +2993,7 @@ func (x *WatchWorkspacesResponse) String() string {
 func (*WatchWorkspacesResponse) ProtoMessage() {}
 
 func (x *WatchWorkspacesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[32]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2331,7 +3006,7 @@ func (x *WatchWorkspacesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchWorkspacesResponse.ProtoReflect.Descriptor instead.
 func (*WatchWorkspacesResponse) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{32}
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *WatchWorkspacesResponse) GetEvent() isWatchWorkspacesResponse_Event {
@@ -2431,7 +3106,7 @@ type RemovedWorkspace struct {
 
 func (x *RemovedWorkspace) Reset() {
 	*x = RemovedWorkspace{}
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[33]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2443,7 +3118,7 @@ func (x *RemovedWorkspace) String() string {
 func (*RemovedWorkspace) ProtoMessage() {}
 
 func (x *RemovedWorkspace) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[33]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2456,7 +3131,7 @@ func (x *RemovedWorkspace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovedWorkspace.ProtoReflect.Descriptor instead.
 func (*RemovedWorkspace) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{33}
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *RemovedWorkspace) GetName() string {
@@ -2484,7 +3159,7 @@ type SyncMarker struct {
 
 func (x *SyncMarker) Reset() {
 	*x = SyncMarker{}
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[34]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2496,7 +3171,7 @@ func (x *SyncMarker) String() string {
 func (*SyncMarker) ProtoMessage() {}
 
 func (x *SyncMarker) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[34]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2509,7 +3184,7 @@ func (x *SyncMarker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncMarker.ProtoReflect.Descriptor instead.
 func (*SyncMarker) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{34}
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *SyncMarker) GetSyncTime() *timestamppb.Timestamp {
@@ -2528,7 +3203,7 @@ type ResyncMarker struct {
 
 func (x *ResyncMarker) Reset() {
 	*x = ResyncMarker{}
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[35]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2540,7 +3215,7 @@ func (x *ResyncMarker) String() string {
 func (*ResyncMarker) ProtoMessage() {}
 
 func (x *ResyncMarker) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[35]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2553,7 +3228,7 @@ func (x *ResyncMarker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncMarker.ProtoReflect.Descriptor instead.
 func (*ResyncMarker) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{35}
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{45}
 }
 
 var File_workspace_v1_workspace_control_proto protoreflect.FileDescriptor
@@ -2729,7 +3404,63 @@ const file_workspace_v1_workspace_control_proto_rawDesc = "" +
 	"\x10GetSecretRequest\x12s\n" +
 	"\x04name\x18\x01 \x01(\tB_\xe2A\x01\x02\xbaHXrV2T^(workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/)?secrets/[A-Za-z_][A-Za-z0-9_]{0,127}$R\x04name\"A\n" +
 	"\x11GetSecretResponse\x12,\n" +
-	"\x06secret\x18\x01 \x01(\v2\x14.workspace.v1.SecretR\x06secret\"\xc9\x01\n" +
+	"\x06secret\x18\x01 \x01(\v2\x14.workspace.v1.SecretR\x06secret\"\xe3\x01\n" +
+	"\x19ListSecretVersionsRequest\x12w\n" +
+	"\x06parent\x18\x01 \x01(\tB_\xe2A\x01\x02\xbaHXrV2T^(workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/)?secrets/[A-Za-z_][A-Za-z0-9_]{0,127}$R\x06parent\x12$\n" +
+	"\tpage_size\x18\x02 \x01(\x05B\a\xbaH\x04\x1a\x02(\x00R\bpageSize\x12'\n" +
+	"\n" +
+	"page_token\x18\x03 \x01(\tB\b\xbaH\x05r\x03\x18\x80\bR\tpageToken\"\x8a\x01\n" +
+	"\x1aListSecretVersionsResponse\x12D\n" +
+	"\x0fsecret_versions\x18\x01 \x03(\v2\x1b.workspace.v1.SecretVersionR\x0esecretVersions\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xe7\x02\n" +
+	"\x15RollBackSecretRequest\x12s\n" +
+	"\x04name\x18\x01 \x01(\tB_\xe2A\x01\x02\xbaHXrV2T^(workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/)?secrets/[A-Za-z_][A-Za-z0-9_]{0,127}$R\x04name\x12%\n" +
+	"\aversion\x18\x02 \x01(\x03B\v\xe2A\x01\x02\xbaH\x04\"\x02(\x01R\aversion\x123\n" +
+	"\x05apply\x18\x03 \x01(\x0e2\x13.workspace.v1.ApplyB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05apply\x12\x1c\n" +
+	"\x04etag\x18\x04 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\x04etag\x12:\n" +
+	"\n" +
+	"request_id\x18\x05 \x01(\tB\x1b\xbaH\x18r\x162\x14^[\\x21-\\x7e]{0,128}$R\trequestId\x12#\n" +
+	"\rvalidate_only\x18\x06 \x01(\bR\fvalidateOnly\"\xb1\x01\n" +
+	"\x16RollBackSecretResponse\x12,\n" +
+	"\x06secret\x18\x01 \x01(\v2\x14.workspace.v1.SecretR\x06secret\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x03R\n" +
+	"generation\x12\x18\n" +
+	"\achanged\x18\x03 \x01(\bR\achanged\x12/\n" +
+	"\x13affected_workspaces\x18\x04 \x01(\x05R\x12affectedWorkspaces\"\x8d\x02\n" +
+	"\x1aEnableSecretVersionRequest\x12\x8d\x01\n" +
+	"\x04name\x18\x01 \x01(\tBy\xe2A\x01\x02\xbaHrrp2n^(workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/)?secrets/[A-Za-z_][A-Za-z0-9_]{0,127}/versions/[1-9][0-9]{0,17}$R\x04name\x12:\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tB\x1b\xbaH\x18r\x162\x14^[\\x21-\\x7e]{0,128}$R\trequestId\x12#\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\"\x9b\x01\n" +
+	"\x1bEnableSecretVersionResponse\x12B\n" +
+	"\x0esecret_version\x18\x01 \x01(\v2\x1b.workspace.v1.SecretVersionR\rsecretVersion\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x03R\n" +
+	"generation\x12\x18\n" +
+	"\achanged\x18\x03 \x01(\bR\achanged\"\x8e\x02\n" +
+	"\x1bDisableSecretVersionRequest\x12\x8d\x01\n" +
+	"\x04name\x18\x01 \x01(\tBy\xe2A\x01\x02\xbaHrrp2n^(workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/)?secrets/[A-Za-z_][A-Za-z0-9_]{0,127}/versions/[1-9][0-9]{0,17}$R\x04name\x12:\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tB\x1b\xbaH\x18r\x162\x14^[\\x21-\\x7e]{0,128}$R\trequestId\x12#\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\"\x9c\x01\n" +
+	"\x1cDisableSecretVersionResponse\x12B\n" +
+	"\x0esecret_version\x18\x01 \x01(\v2\x1b.workspace.v1.SecretVersionR\rsecretVersion\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x03R\n" +
+	"generation\x12\x18\n" +
+	"\achanged\x18\x03 \x01(\bR\achanged\"\x8e\x02\n" +
+	"\x1bDestroySecretVersionRequest\x12\x8d\x01\n" +
+	"\x04name\x18\x01 \x01(\tBy\xe2A\x01\x02\xbaHrrp2n^(workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?/)?secrets/[A-Za-z_][A-Za-z0-9_]{0,127}/versions/[1-9][0-9]{0,17}$R\x04name\x12:\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tB\x1b\xbaH\x18r\x162\x14^[\\x21-\\x7e]{0,128}$R\trequestId\x12#\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\"\x9c\x01\n" +
+	"\x1cDestroySecretVersionResponse\x12B\n" +
+	"\x0esecret_version\x18\x01 \x01(\v2\x1b.workspace.v1.SecretVersionR\rsecretVersion\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x03R\n" +
+	"generation\x12\x18\n" +
+	"\achanged\x18\x03 \x01(\bR\achanged\"\xc9\x01\n" +
 	"\x14WaitWorkspaceRequest\x12K\n" +
 	"\x04name\x18\x01 \x01(\tB7\xe2A\x01\x02\xbaH0r.2,^workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12'\n" +
 	"\n" +
@@ -2758,7 +3489,7 @@ const file_workspace_v1_workspace_control_proto_rawDesc = "" +
 	"\rWaitCondition\x12\x1e\n" +
 	"\x1aWAIT_CONDITION_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16WAIT_CONDITION_STARTED\x10\x01\x12\x18\n" +
-	"\x14WAIT_CONDITION_READY\x10\x022\x93\r\n" +
+	"\x14WAIT_CONDITION_READY\x10\x022\xe9\x11\n" +
 	"\x10WorkspaceControl\x12i\n" +
 	"\x0fCreateWorkspace\x12$.workspace.v1.CreateWorkspaceRequest\x1a%.workspace.v1.CreateWorkspaceResponse\"\t\xba\xd2\x18\x05\n" +
 	"\x01\x02\x10\x01\x12d\n" +
@@ -2787,7 +3518,17 @@ const file_workspace_v1_workspace_control_proto_rawDesc = "" +
 	"\vListSecrets\x12 .workspace.v1.ListSecretsRequest\x1a!.workspace.v1.ListSecretsResponse\"\f\xba\xd2\x18\x05\n" +
 	"\x01\x01\x10\x01\x90\x02\x01\x12Z\n" +
 	"\tGetSecret\x12\x1e.workspace.v1.GetSecretRequest\x1a\x1f.workspace.v1.GetSecretResponse\"\f\xba\xd2\x18\x05\n" +
-	"\x01\x01\x10\x01\x90\x02\x01\x12g\n" +
+	"\x01\x01\x10\x01\x90\x02\x01\x12u\n" +
+	"\x12ListSecretVersions\x12'.workspace.v1.ListSecretVersionsRequest\x1a(.workspace.v1.ListSecretVersionsResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x01\x10\x01\x90\x02\x01\x12i\n" +
+	"\x0eRollBackSecret\x12#.workspace.v1.RollBackSecretRequest\x1a$.workspace.v1.RollBackSecretResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x03\x10\x01\x90\x02\x02\x12x\n" +
+	"\x13EnableSecretVersion\x12(.workspace.v1.EnableSecretVersionRequest\x1a).workspace.v1.EnableSecretVersionResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x03\x10\x01\x90\x02\x02\x12{\n" +
+	"\x14DisableSecretVersion\x12).workspace.v1.DisableSecretVersionRequest\x1a*.workspace.v1.DisableSecretVersionResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x03\x10\x01\x90\x02\x02\x12{\n" +
+	"\x14DestroySecretVersion\x12).workspace.v1.DestroySecretVersionRequest\x1a*.workspace.v1.DestroySecretVersionResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x03\x10\x01\x90\x02\x02\x12g\n" +
 	"\rWaitWorkspace\x12\".workspace.v1.WaitWorkspaceRequest\x1a#.workspace.v1.WaitWorkspaceResponse\"\r\xba\xd2\x18\x06\n" +
 	"\x02\x01\x05\x10\x01\x90\x02\x01\x12n\n" +
 	"\x0fWatchWorkspaces\x12$.workspace.v1.WatchWorkspacesRequest\x1a%.workspace.v1.WatchWorkspacesResponse\"\f\xba\xd2\x18\x05\n" +
@@ -2806,120 +3547,147 @@ func file_workspace_v1_workspace_control_proto_rawDescGZIP() []byte {
 }
 
 var file_workspace_v1_workspace_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_workspace_v1_workspace_control_proto_msgTypes = make([]protoimpl.MessageInfo, 36)
+var file_workspace_v1_workspace_control_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
 var file_workspace_v1_workspace_control_proto_goTypes = []any{
-	(WaitCondition)(0),                 // 0: workspace.v1.WaitCondition
-	(*CreateWorkspaceRequest)(nil),     // 1: workspace.v1.CreateWorkspaceRequest
-	(*SecretValue)(nil),                // 2: workspace.v1.SecretValue
-	(*CreateWorkspaceResponse)(nil),    // 3: workspace.v1.CreateWorkspaceResponse
-	(*GetWorkspaceRequest)(nil),        // 4: workspace.v1.GetWorkspaceRequest
-	(*GetWorkspaceResponse)(nil),       // 5: workspace.v1.GetWorkspaceResponse
-	(*ListWorkspacesRequest)(nil),      // 6: workspace.v1.ListWorkspacesRequest
-	(*ListWorkspacesResponse)(nil),     // 7: workspace.v1.ListWorkspacesResponse
-	(*UpdateWorkspaceRequest)(nil),     // 8: workspace.v1.UpdateWorkspaceRequest
-	(*UpdateWorkspaceResponse)(nil),    // 9: workspace.v1.UpdateWorkspaceResponse
-	(*DeleteWorkspaceRequest)(nil),     // 10: workspace.v1.DeleteWorkspaceRequest
-	(*DeleteWorkspaceResponse)(nil),    // 11: workspace.v1.DeleteWorkspaceResponse
-	(*RestartWorkspaceRequest)(nil),    // 12: workspace.v1.RestartWorkspaceRequest
-	(*RestartWorkspaceResponse)(nil),   // 13: workspace.v1.RestartWorkspaceResponse
-	(*StopWorkspaceRequest)(nil),       // 14: workspace.v1.StopWorkspaceRequest
-	(*StopWorkspaceResponse)(nil),      // 15: workspace.v1.StopWorkspaceResponse
-	(*StartWorkspaceRequest)(nil),      // 16: workspace.v1.StartWorkspaceRequest
-	(*StartWorkspaceResponse)(nil),     // 17: workspace.v1.StartWorkspaceResponse
-	(*SetModelRequest)(nil),            // 18: workspace.v1.SetModelRequest
-	(*SetModelResponse)(nil),           // 19: workspace.v1.SetModelResponse
-	(*SetSecretRequest)(nil),           // 20: workspace.v1.SetSecretRequest
-	(*SetSecretResponse)(nil),          // 21: workspace.v1.SetSecretResponse
-	(*DeleteSecretRequest)(nil),        // 22: workspace.v1.DeleteSecretRequest
-	(*DeleteSecretResponse)(nil),       // 23: workspace.v1.DeleteSecretResponse
-	(*BatchUpdateSecretsRequest)(nil),  // 24: workspace.v1.BatchUpdateSecretsRequest
-	(*BatchUpdateSecretsResponse)(nil), // 25: workspace.v1.BatchUpdateSecretsResponse
-	(*ListSecretsRequest)(nil),         // 26: workspace.v1.ListSecretsRequest
-	(*ListSecretsResponse)(nil),        // 27: workspace.v1.ListSecretsResponse
-	(*GetSecretRequest)(nil),           // 28: workspace.v1.GetSecretRequest
-	(*GetSecretResponse)(nil),          // 29: workspace.v1.GetSecretResponse
-	(*WaitWorkspaceRequest)(nil),       // 30: workspace.v1.WaitWorkspaceRequest
-	(*WaitWorkspaceResponse)(nil),      // 31: workspace.v1.WaitWorkspaceResponse
-	(*WatchWorkspacesRequest)(nil),     // 32: workspace.v1.WatchWorkspacesRequest
-	(*WatchWorkspacesResponse)(nil),    // 33: workspace.v1.WatchWorkspacesResponse
-	(*RemovedWorkspace)(nil),           // 34: workspace.v1.RemovedWorkspace
-	(*SyncMarker)(nil),                 // 35: workspace.v1.SyncMarker
-	(*ResyncMarker)(nil),               // 36: workspace.v1.ResyncMarker
-	(*Workspace)(nil),                  // 37: workspace.v1.Workspace
-	(SecretDelivery)(0),                // 38: workspace.v1.SecretDelivery
-	(*fieldmaskpb.FieldMask)(nil),      // 39: google.protobuf.FieldMask
-	(Apply)(0),                         // 40: workspace.v1.Apply
-	(*Secret)(nil),                     // 41: workspace.v1.Secret
-	(*timestamppb.Timestamp)(nil),      // 42: google.protobuf.Timestamp
+	(WaitCondition)(0),                   // 0: workspace.v1.WaitCondition
+	(*CreateWorkspaceRequest)(nil),       // 1: workspace.v1.CreateWorkspaceRequest
+	(*SecretValue)(nil),                  // 2: workspace.v1.SecretValue
+	(*CreateWorkspaceResponse)(nil),      // 3: workspace.v1.CreateWorkspaceResponse
+	(*GetWorkspaceRequest)(nil),          // 4: workspace.v1.GetWorkspaceRequest
+	(*GetWorkspaceResponse)(nil),         // 5: workspace.v1.GetWorkspaceResponse
+	(*ListWorkspacesRequest)(nil),        // 6: workspace.v1.ListWorkspacesRequest
+	(*ListWorkspacesResponse)(nil),       // 7: workspace.v1.ListWorkspacesResponse
+	(*UpdateWorkspaceRequest)(nil),       // 8: workspace.v1.UpdateWorkspaceRequest
+	(*UpdateWorkspaceResponse)(nil),      // 9: workspace.v1.UpdateWorkspaceResponse
+	(*DeleteWorkspaceRequest)(nil),       // 10: workspace.v1.DeleteWorkspaceRequest
+	(*DeleteWorkspaceResponse)(nil),      // 11: workspace.v1.DeleteWorkspaceResponse
+	(*RestartWorkspaceRequest)(nil),      // 12: workspace.v1.RestartWorkspaceRequest
+	(*RestartWorkspaceResponse)(nil),     // 13: workspace.v1.RestartWorkspaceResponse
+	(*StopWorkspaceRequest)(nil),         // 14: workspace.v1.StopWorkspaceRequest
+	(*StopWorkspaceResponse)(nil),        // 15: workspace.v1.StopWorkspaceResponse
+	(*StartWorkspaceRequest)(nil),        // 16: workspace.v1.StartWorkspaceRequest
+	(*StartWorkspaceResponse)(nil),       // 17: workspace.v1.StartWorkspaceResponse
+	(*SetModelRequest)(nil),              // 18: workspace.v1.SetModelRequest
+	(*SetModelResponse)(nil),             // 19: workspace.v1.SetModelResponse
+	(*SetSecretRequest)(nil),             // 20: workspace.v1.SetSecretRequest
+	(*SetSecretResponse)(nil),            // 21: workspace.v1.SetSecretResponse
+	(*DeleteSecretRequest)(nil),          // 22: workspace.v1.DeleteSecretRequest
+	(*DeleteSecretResponse)(nil),         // 23: workspace.v1.DeleteSecretResponse
+	(*BatchUpdateSecretsRequest)(nil),    // 24: workspace.v1.BatchUpdateSecretsRequest
+	(*BatchUpdateSecretsResponse)(nil),   // 25: workspace.v1.BatchUpdateSecretsResponse
+	(*ListSecretsRequest)(nil),           // 26: workspace.v1.ListSecretsRequest
+	(*ListSecretsResponse)(nil),          // 27: workspace.v1.ListSecretsResponse
+	(*GetSecretRequest)(nil),             // 28: workspace.v1.GetSecretRequest
+	(*GetSecretResponse)(nil),            // 29: workspace.v1.GetSecretResponse
+	(*ListSecretVersionsRequest)(nil),    // 30: workspace.v1.ListSecretVersionsRequest
+	(*ListSecretVersionsResponse)(nil),   // 31: workspace.v1.ListSecretVersionsResponse
+	(*RollBackSecretRequest)(nil),        // 32: workspace.v1.RollBackSecretRequest
+	(*RollBackSecretResponse)(nil),       // 33: workspace.v1.RollBackSecretResponse
+	(*EnableSecretVersionRequest)(nil),   // 34: workspace.v1.EnableSecretVersionRequest
+	(*EnableSecretVersionResponse)(nil),  // 35: workspace.v1.EnableSecretVersionResponse
+	(*DisableSecretVersionRequest)(nil),  // 36: workspace.v1.DisableSecretVersionRequest
+	(*DisableSecretVersionResponse)(nil), // 37: workspace.v1.DisableSecretVersionResponse
+	(*DestroySecretVersionRequest)(nil),  // 38: workspace.v1.DestroySecretVersionRequest
+	(*DestroySecretVersionResponse)(nil), // 39: workspace.v1.DestroySecretVersionResponse
+	(*WaitWorkspaceRequest)(nil),         // 40: workspace.v1.WaitWorkspaceRequest
+	(*WaitWorkspaceResponse)(nil),        // 41: workspace.v1.WaitWorkspaceResponse
+	(*WatchWorkspacesRequest)(nil),       // 42: workspace.v1.WatchWorkspacesRequest
+	(*WatchWorkspacesResponse)(nil),      // 43: workspace.v1.WatchWorkspacesResponse
+	(*RemovedWorkspace)(nil),             // 44: workspace.v1.RemovedWorkspace
+	(*SyncMarker)(nil),                   // 45: workspace.v1.SyncMarker
+	(*ResyncMarker)(nil),                 // 46: workspace.v1.ResyncMarker
+	(*Workspace)(nil),                    // 47: workspace.v1.Workspace
+	(SecretDelivery)(0),                  // 48: workspace.v1.SecretDelivery
+	(*fieldmaskpb.FieldMask)(nil),        // 49: google.protobuf.FieldMask
+	(Apply)(0),                           // 50: workspace.v1.Apply
+	(*Secret)(nil),                       // 51: workspace.v1.Secret
+	(*SecretVersion)(nil),                // 52: workspace.v1.SecretVersion
+	(*timestamppb.Timestamp)(nil),        // 53: google.protobuf.Timestamp
 }
 var file_workspace_v1_workspace_control_proto_depIdxs = []int32{
-	37, // 0: workspace.v1.CreateWorkspaceRequest.workspace:type_name -> workspace.v1.Workspace
+	47, // 0: workspace.v1.CreateWorkspaceRequest.workspace:type_name -> workspace.v1.Workspace
 	2,  // 1: workspace.v1.CreateWorkspaceRequest.secrets:type_name -> workspace.v1.SecretValue
-	38, // 2: workspace.v1.SecretValue.delivery:type_name -> workspace.v1.SecretDelivery
-	37, // 3: workspace.v1.CreateWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	37, // 4: workspace.v1.GetWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	37, // 5: workspace.v1.ListWorkspacesResponse.workspaces:type_name -> workspace.v1.Workspace
-	37, // 6: workspace.v1.UpdateWorkspaceRequest.workspace:type_name -> workspace.v1.Workspace
-	39, // 7: workspace.v1.UpdateWorkspaceRequest.update_mask:type_name -> google.protobuf.FieldMask
-	37, // 8: workspace.v1.UpdateWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	37, // 9: workspace.v1.DeleteWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	37, // 10: workspace.v1.RestartWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	37, // 11: workspace.v1.StopWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	37, // 12: workspace.v1.StartWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	37, // 13: workspace.v1.SetModelResponse.workspace:type_name -> workspace.v1.Workspace
-	40, // 14: workspace.v1.SetSecretRequest.apply:type_name -> workspace.v1.Apply
-	38, // 15: workspace.v1.SetSecretRequest.delivery:type_name -> workspace.v1.SecretDelivery
-	41, // 16: workspace.v1.SetSecretResponse.secret:type_name -> workspace.v1.Secret
-	40, // 17: workspace.v1.DeleteSecretRequest.apply:type_name -> workspace.v1.Apply
+	48, // 2: workspace.v1.SecretValue.delivery:type_name -> workspace.v1.SecretDelivery
+	47, // 3: workspace.v1.CreateWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	47, // 4: workspace.v1.GetWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	47, // 5: workspace.v1.ListWorkspacesResponse.workspaces:type_name -> workspace.v1.Workspace
+	47, // 6: workspace.v1.UpdateWorkspaceRequest.workspace:type_name -> workspace.v1.Workspace
+	49, // 7: workspace.v1.UpdateWorkspaceRequest.update_mask:type_name -> google.protobuf.FieldMask
+	47, // 8: workspace.v1.UpdateWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	47, // 9: workspace.v1.DeleteWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	47, // 10: workspace.v1.RestartWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	47, // 11: workspace.v1.StopWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	47, // 12: workspace.v1.StartWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	47, // 13: workspace.v1.SetModelResponse.workspace:type_name -> workspace.v1.Workspace
+	50, // 14: workspace.v1.SetSecretRequest.apply:type_name -> workspace.v1.Apply
+	48, // 15: workspace.v1.SetSecretRequest.delivery:type_name -> workspace.v1.SecretDelivery
+	51, // 16: workspace.v1.SetSecretResponse.secret:type_name -> workspace.v1.Secret
+	50, // 17: workspace.v1.DeleteSecretRequest.apply:type_name -> workspace.v1.Apply
 	2,  // 18: workspace.v1.BatchUpdateSecretsRequest.secrets:type_name -> workspace.v1.SecretValue
-	40, // 19: workspace.v1.BatchUpdateSecretsRequest.apply:type_name -> workspace.v1.Apply
-	41, // 20: workspace.v1.BatchUpdateSecretsResponse.secrets:type_name -> workspace.v1.Secret
-	41, // 21: workspace.v1.ListSecretsResponse.secrets:type_name -> workspace.v1.Secret
-	41, // 22: workspace.v1.GetSecretResponse.secret:type_name -> workspace.v1.Secret
-	0,  // 23: workspace.v1.WaitWorkspaceRequest.until:type_name -> workspace.v1.WaitCondition
-	37, // 24: workspace.v1.WaitWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	37, // 25: workspace.v1.WatchWorkspacesResponse.workspace:type_name -> workspace.v1.Workspace
-	34, // 26: workspace.v1.WatchWorkspacesResponse.removed:type_name -> workspace.v1.RemovedWorkspace
-	35, // 27: workspace.v1.WatchWorkspacesResponse.synced:type_name -> workspace.v1.SyncMarker
-	36, // 28: workspace.v1.WatchWorkspacesResponse.resync:type_name -> workspace.v1.ResyncMarker
-	42, // 29: workspace.v1.SyncMarker.sync_time:type_name -> google.protobuf.Timestamp
-	1,  // 30: workspace.v1.WorkspaceControl.CreateWorkspace:input_type -> workspace.v1.CreateWorkspaceRequest
-	4,  // 31: workspace.v1.WorkspaceControl.GetWorkspace:input_type -> workspace.v1.GetWorkspaceRequest
-	6,  // 32: workspace.v1.WorkspaceControl.ListWorkspaces:input_type -> workspace.v1.ListWorkspacesRequest
-	8,  // 33: workspace.v1.WorkspaceControl.UpdateWorkspace:input_type -> workspace.v1.UpdateWorkspaceRequest
-	10, // 34: workspace.v1.WorkspaceControl.DeleteWorkspace:input_type -> workspace.v1.DeleteWorkspaceRequest
-	12, // 35: workspace.v1.WorkspaceControl.RestartWorkspace:input_type -> workspace.v1.RestartWorkspaceRequest
-	14, // 36: workspace.v1.WorkspaceControl.StopWorkspace:input_type -> workspace.v1.StopWorkspaceRequest
-	16, // 37: workspace.v1.WorkspaceControl.StartWorkspace:input_type -> workspace.v1.StartWorkspaceRequest
-	18, // 38: workspace.v1.WorkspaceControl.SetModel:input_type -> workspace.v1.SetModelRequest
-	20, // 39: workspace.v1.WorkspaceControl.SetSecret:input_type -> workspace.v1.SetSecretRequest
-	22, // 40: workspace.v1.WorkspaceControl.DeleteSecret:input_type -> workspace.v1.DeleteSecretRequest
-	24, // 41: workspace.v1.WorkspaceControl.BatchUpdateSecrets:input_type -> workspace.v1.BatchUpdateSecretsRequest
-	26, // 42: workspace.v1.WorkspaceControl.ListSecrets:input_type -> workspace.v1.ListSecretsRequest
-	28, // 43: workspace.v1.WorkspaceControl.GetSecret:input_type -> workspace.v1.GetSecretRequest
-	30, // 44: workspace.v1.WorkspaceControl.WaitWorkspace:input_type -> workspace.v1.WaitWorkspaceRequest
-	32, // 45: workspace.v1.WorkspaceControl.WatchWorkspaces:input_type -> workspace.v1.WatchWorkspacesRequest
-	3,  // 46: workspace.v1.WorkspaceControl.CreateWorkspace:output_type -> workspace.v1.CreateWorkspaceResponse
-	5,  // 47: workspace.v1.WorkspaceControl.GetWorkspace:output_type -> workspace.v1.GetWorkspaceResponse
-	7,  // 48: workspace.v1.WorkspaceControl.ListWorkspaces:output_type -> workspace.v1.ListWorkspacesResponse
-	9,  // 49: workspace.v1.WorkspaceControl.UpdateWorkspace:output_type -> workspace.v1.UpdateWorkspaceResponse
-	11, // 50: workspace.v1.WorkspaceControl.DeleteWorkspace:output_type -> workspace.v1.DeleteWorkspaceResponse
-	13, // 51: workspace.v1.WorkspaceControl.RestartWorkspace:output_type -> workspace.v1.RestartWorkspaceResponse
-	15, // 52: workspace.v1.WorkspaceControl.StopWorkspace:output_type -> workspace.v1.StopWorkspaceResponse
-	17, // 53: workspace.v1.WorkspaceControl.StartWorkspace:output_type -> workspace.v1.StartWorkspaceResponse
-	19, // 54: workspace.v1.WorkspaceControl.SetModel:output_type -> workspace.v1.SetModelResponse
-	21, // 55: workspace.v1.WorkspaceControl.SetSecret:output_type -> workspace.v1.SetSecretResponse
-	23, // 56: workspace.v1.WorkspaceControl.DeleteSecret:output_type -> workspace.v1.DeleteSecretResponse
-	25, // 57: workspace.v1.WorkspaceControl.BatchUpdateSecrets:output_type -> workspace.v1.BatchUpdateSecretsResponse
-	27, // 58: workspace.v1.WorkspaceControl.ListSecrets:output_type -> workspace.v1.ListSecretsResponse
-	29, // 59: workspace.v1.WorkspaceControl.GetSecret:output_type -> workspace.v1.GetSecretResponse
-	31, // 60: workspace.v1.WorkspaceControl.WaitWorkspace:output_type -> workspace.v1.WaitWorkspaceResponse
-	33, // 61: workspace.v1.WorkspaceControl.WatchWorkspaces:output_type -> workspace.v1.WatchWorkspacesResponse
-	46, // [46:62] is the sub-list for method output_type
-	30, // [30:46] is the sub-list for method input_type
-	30, // [30:30] is the sub-list for extension type_name
-	30, // [30:30] is the sub-list for extension extendee
-	0,  // [0:30] is the sub-list for field type_name
+	50, // 19: workspace.v1.BatchUpdateSecretsRequest.apply:type_name -> workspace.v1.Apply
+	51, // 20: workspace.v1.BatchUpdateSecretsResponse.secrets:type_name -> workspace.v1.Secret
+	51, // 21: workspace.v1.ListSecretsResponse.secrets:type_name -> workspace.v1.Secret
+	51, // 22: workspace.v1.GetSecretResponse.secret:type_name -> workspace.v1.Secret
+	52, // 23: workspace.v1.ListSecretVersionsResponse.secret_versions:type_name -> workspace.v1.SecretVersion
+	50, // 24: workspace.v1.RollBackSecretRequest.apply:type_name -> workspace.v1.Apply
+	51, // 25: workspace.v1.RollBackSecretResponse.secret:type_name -> workspace.v1.Secret
+	52, // 26: workspace.v1.EnableSecretVersionResponse.secret_version:type_name -> workspace.v1.SecretVersion
+	52, // 27: workspace.v1.DisableSecretVersionResponse.secret_version:type_name -> workspace.v1.SecretVersion
+	52, // 28: workspace.v1.DestroySecretVersionResponse.secret_version:type_name -> workspace.v1.SecretVersion
+	0,  // 29: workspace.v1.WaitWorkspaceRequest.until:type_name -> workspace.v1.WaitCondition
+	47, // 30: workspace.v1.WaitWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	47, // 31: workspace.v1.WatchWorkspacesResponse.workspace:type_name -> workspace.v1.Workspace
+	44, // 32: workspace.v1.WatchWorkspacesResponse.removed:type_name -> workspace.v1.RemovedWorkspace
+	45, // 33: workspace.v1.WatchWorkspacesResponse.synced:type_name -> workspace.v1.SyncMarker
+	46, // 34: workspace.v1.WatchWorkspacesResponse.resync:type_name -> workspace.v1.ResyncMarker
+	53, // 35: workspace.v1.SyncMarker.sync_time:type_name -> google.protobuf.Timestamp
+	1,  // 36: workspace.v1.WorkspaceControl.CreateWorkspace:input_type -> workspace.v1.CreateWorkspaceRequest
+	4,  // 37: workspace.v1.WorkspaceControl.GetWorkspace:input_type -> workspace.v1.GetWorkspaceRequest
+	6,  // 38: workspace.v1.WorkspaceControl.ListWorkspaces:input_type -> workspace.v1.ListWorkspacesRequest
+	8,  // 39: workspace.v1.WorkspaceControl.UpdateWorkspace:input_type -> workspace.v1.UpdateWorkspaceRequest
+	10, // 40: workspace.v1.WorkspaceControl.DeleteWorkspace:input_type -> workspace.v1.DeleteWorkspaceRequest
+	12, // 41: workspace.v1.WorkspaceControl.RestartWorkspace:input_type -> workspace.v1.RestartWorkspaceRequest
+	14, // 42: workspace.v1.WorkspaceControl.StopWorkspace:input_type -> workspace.v1.StopWorkspaceRequest
+	16, // 43: workspace.v1.WorkspaceControl.StartWorkspace:input_type -> workspace.v1.StartWorkspaceRequest
+	18, // 44: workspace.v1.WorkspaceControl.SetModel:input_type -> workspace.v1.SetModelRequest
+	20, // 45: workspace.v1.WorkspaceControl.SetSecret:input_type -> workspace.v1.SetSecretRequest
+	22, // 46: workspace.v1.WorkspaceControl.DeleteSecret:input_type -> workspace.v1.DeleteSecretRequest
+	24, // 47: workspace.v1.WorkspaceControl.BatchUpdateSecrets:input_type -> workspace.v1.BatchUpdateSecretsRequest
+	26, // 48: workspace.v1.WorkspaceControl.ListSecrets:input_type -> workspace.v1.ListSecretsRequest
+	28, // 49: workspace.v1.WorkspaceControl.GetSecret:input_type -> workspace.v1.GetSecretRequest
+	30, // 50: workspace.v1.WorkspaceControl.ListSecretVersions:input_type -> workspace.v1.ListSecretVersionsRequest
+	32, // 51: workspace.v1.WorkspaceControl.RollBackSecret:input_type -> workspace.v1.RollBackSecretRequest
+	34, // 52: workspace.v1.WorkspaceControl.EnableSecretVersion:input_type -> workspace.v1.EnableSecretVersionRequest
+	36, // 53: workspace.v1.WorkspaceControl.DisableSecretVersion:input_type -> workspace.v1.DisableSecretVersionRequest
+	38, // 54: workspace.v1.WorkspaceControl.DestroySecretVersion:input_type -> workspace.v1.DestroySecretVersionRequest
+	40, // 55: workspace.v1.WorkspaceControl.WaitWorkspace:input_type -> workspace.v1.WaitWorkspaceRequest
+	42, // 56: workspace.v1.WorkspaceControl.WatchWorkspaces:input_type -> workspace.v1.WatchWorkspacesRequest
+	3,  // 57: workspace.v1.WorkspaceControl.CreateWorkspace:output_type -> workspace.v1.CreateWorkspaceResponse
+	5,  // 58: workspace.v1.WorkspaceControl.GetWorkspace:output_type -> workspace.v1.GetWorkspaceResponse
+	7,  // 59: workspace.v1.WorkspaceControl.ListWorkspaces:output_type -> workspace.v1.ListWorkspacesResponse
+	9,  // 60: workspace.v1.WorkspaceControl.UpdateWorkspace:output_type -> workspace.v1.UpdateWorkspaceResponse
+	11, // 61: workspace.v1.WorkspaceControl.DeleteWorkspace:output_type -> workspace.v1.DeleteWorkspaceResponse
+	13, // 62: workspace.v1.WorkspaceControl.RestartWorkspace:output_type -> workspace.v1.RestartWorkspaceResponse
+	15, // 63: workspace.v1.WorkspaceControl.StopWorkspace:output_type -> workspace.v1.StopWorkspaceResponse
+	17, // 64: workspace.v1.WorkspaceControl.StartWorkspace:output_type -> workspace.v1.StartWorkspaceResponse
+	19, // 65: workspace.v1.WorkspaceControl.SetModel:output_type -> workspace.v1.SetModelResponse
+	21, // 66: workspace.v1.WorkspaceControl.SetSecret:output_type -> workspace.v1.SetSecretResponse
+	23, // 67: workspace.v1.WorkspaceControl.DeleteSecret:output_type -> workspace.v1.DeleteSecretResponse
+	25, // 68: workspace.v1.WorkspaceControl.BatchUpdateSecrets:output_type -> workspace.v1.BatchUpdateSecretsResponse
+	27, // 69: workspace.v1.WorkspaceControl.ListSecrets:output_type -> workspace.v1.ListSecretsResponse
+	29, // 70: workspace.v1.WorkspaceControl.GetSecret:output_type -> workspace.v1.GetSecretResponse
+	31, // 71: workspace.v1.WorkspaceControl.ListSecretVersions:output_type -> workspace.v1.ListSecretVersionsResponse
+	33, // 72: workspace.v1.WorkspaceControl.RollBackSecret:output_type -> workspace.v1.RollBackSecretResponse
+	35, // 73: workspace.v1.WorkspaceControl.EnableSecretVersion:output_type -> workspace.v1.EnableSecretVersionResponse
+	37, // 74: workspace.v1.WorkspaceControl.DisableSecretVersion:output_type -> workspace.v1.DisableSecretVersionResponse
+	39, // 75: workspace.v1.WorkspaceControl.DestroySecretVersion:output_type -> workspace.v1.DestroySecretVersionResponse
+	41, // 76: workspace.v1.WorkspaceControl.WaitWorkspace:output_type -> workspace.v1.WaitWorkspaceResponse
+	43, // 77: workspace.v1.WorkspaceControl.WatchWorkspaces:output_type -> workspace.v1.WatchWorkspacesResponse
+	57, // [57:78] is the sub-list for method output_type
+	36, // [36:57] is the sub-list for method input_type
+	36, // [36:36] is the sub-list for extension type_name
+	36, // [36:36] is the sub-list for extension extendee
+	0,  // [0:36] is the sub-list for field type_name
 }
 
 func init() { file_workspace_v1_workspace_control_proto_init() }
@@ -2937,7 +3705,7 @@ func file_workspace_v1_workspace_control_proto_init() {
 		(*SetSecretRequest_Text)(nil),
 		(*SetSecretRequest_Data)(nil),
 	}
-	file_workspace_v1_workspace_control_proto_msgTypes[32].OneofWrappers = []any{
+	file_workspace_v1_workspace_control_proto_msgTypes[42].OneofWrappers = []any{
 		(*WatchWorkspacesResponse_Workspace)(nil),
 		(*WatchWorkspacesResponse_Removed)(nil),
 		(*WatchWorkspacesResponse_Synced)(nil),
@@ -2949,7 +3717,7 @@ func file_workspace_v1_workspace_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_workspace_v1_workspace_control_proto_rawDesc), len(file_workspace_v1_workspace_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   36,
+			NumMessages:   46,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -19,22 +19,27 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	WorkspaceControl_CreateWorkspace_FullMethodName    = "/workspace.v1.WorkspaceControl/CreateWorkspace"
-	WorkspaceControl_GetWorkspace_FullMethodName       = "/workspace.v1.WorkspaceControl/GetWorkspace"
-	WorkspaceControl_ListWorkspaces_FullMethodName     = "/workspace.v1.WorkspaceControl/ListWorkspaces"
-	WorkspaceControl_UpdateWorkspace_FullMethodName    = "/workspace.v1.WorkspaceControl/UpdateWorkspace"
-	WorkspaceControl_DeleteWorkspace_FullMethodName    = "/workspace.v1.WorkspaceControl/DeleteWorkspace"
-	WorkspaceControl_RestartWorkspace_FullMethodName   = "/workspace.v1.WorkspaceControl/RestartWorkspace"
-	WorkspaceControl_StopWorkspace_FullMethodName      = "/workspace.v1.WorkspaceControl/StopWorkspace"
-	WorkspaceControl_StartWorkspace_FullMethodName     = "/workspace.v1.WorkspaceControl/StartWorkspace"
-	WorkspaceControl_SetModel_FullMethodName           = "/workspace.v1.WorkspaceControl/SetModel"
-	WorkspaceControl_SetSecret_FullMethodName          = "/workspace.v1.WorkspaceControl/SetSecret"
-	WorkspaceControl_DeleteSecret_FullMethodName       = "/workspace.v1.WorkspaceControl/DeleteSecret"
-	WorkspaceControl_BatchUpdateSecrets_FullMethodName = "/workspace.v1.WorkspaceControl/BatchUpdateSecrets"
-	WorkspaceControl_ListSecrets_FullMethodName        = "/workspace.v1.WorkspaceControl/ListSecrets"
-	WorkspaceControl_GetSecret_FullMethodName          = "/workspace.v1.WorkspaceControl/GetSecret"
-	WorkspaceControl_WaitWorkspace_FullMethodName      = "/workspace.v1.WorkspaceControl/WaitWorkspace"
-	WorkspaceControl_WatchWorkspaces_FullMethodName    = "/workspace.v1.WorkspaceControl/WatchWorkspaces"
+	WorkspaceControl_CreateWorkspace_FullMethodName      = "/workspace.v1.WorkspaceControl/CreateWorkspace"
+	WorkspaceControl_GetWorkspace_FullMethodName         = "/workspace.v1.WorkspaceControl/GetWorkspace"
+	WorkspaceControl_ListWorkspaces_FullMethodName       = "/workspace.v1.WorkspaceControl/ListWorkspaces"
+	WorkspaceControl_UpdateWorkspace_FullMethodName      = "/workspace.v1.WorkspaceControl/UpdateWorkspace"
+	WorkspaceControl_DeleteWorkspace_FullMethodName      = "/workspace.v1.WorkspaceControl/DeleteWorkspace"
+	WorkspaceControl_RestartWorkspace_FullMethodName     = "/workspace.v1.WorkspaceControl/RestartWorkspace"
+	WorkspaceControl_StopWorkspace_FullMethodName        = "/workspace.v1.WorkspaceControl/StopWorkspace"
+	WorkspaceControl_StartWorkspace_FullMethodName       = "/workspace.v1.WorkspaceControl/StartWorkspace"
+	WorkspaceControl_SetModel_FullMethodName             = "/workspace.v1.WorkspaceControl/SetModel"
+	WorkspaceControl_SetSecret_FullMethodName            = "/workspace.v1.WorkspaceControl/SetSecret"
+	WorkspaceControl_DeleteSecret_FullMethodName         = "/workspace.v1.WorkspaceControl/DeleteSecret"
+	WorkspaceControl_BatchUpdateSecrets_FullMethodName   = "/workspace.v1.WorkspaceControl/BatchUpdateSecrets"
+	WorkspaceControl_ListSecrets_FullMethodName          = "/workspace.v1.WorkspaceControl/ListSecrets"
+	WorkspaceControl_GetSecret_FullMethodName            = "/workspace.v1.WorkspaceControl/GetSecret"
+	WorkspaceControl_ListSecretVersions_FullMethodName   = "/workspace.v1.WorkspaceControl/ListSecretVersions"
+	WorkspaceControl_RollBackSecret_FullMethodName       = "/workspace.v1.WorkspaceControl/RollBackSecret"
+	WorkspaceControl_EnableSecretVersion_FullMethodName  = "/workspace.v1.WorkspaceControl/EnableSecretVersion"
+	WorkspaceControl_DisableSecretVersion_FullMethodName = "/workspace.v1.WorkspaceControl/DisableSecretVersion"
+	WorkspaceControl_DestroySecretVersion_FullMethodName = "/workspace.v1.WorkspaceControl/DestroySecretVersion"
+	WorkspaceControl_WaitWorkspace_FullMethodName        = "/workspace.v1.WorkspaceControl/WaitWorkspace"
+	WorkspaceControl_WatchWorkspaces_FullMethodName      = "/workspace.v1.WorkspaceControl/WatchWorkspaces"
 )
 
 // WorkspaceControlClient is the client API for WorkspaceControl service.
@@ -135,7 +140,8 @@ type WorkspaceControlClient interface {
 	// variable (SECRET_NOT_LIVE). RESOURCE_EXHAUSTED: more than 1 MiB a
 	// workspace, or 256 KiB of global secrets.
 	SetSecret(ctx context.Context, in *SetSecretRequest, opts ...grpc.CallOption) (*SetSecretResponse, error)
-	// Deletes one secret. NOT_FOUND when there is none, unless `allow_missing`.
+	// Deletes one secret, with all its versions. NOT_FOUND when there is none, unless
+	// `allow_missing`.
 	DeleteSecret(ctx context.Context, in *DeleteSecretRequest, opts ...grpc.CallOption) (*DeleteSecretResponse, error)
 	// Sets and deletes several secrets of one parent in one transaction: all or
 	// none, one generation, one cycle. Deleting a key that is not there is no
@@ -145,6 +151,44 @@ type WorkspaceControlClient interface {
 	ListSecrets(ctx context.Context, in *ListSecretsRequest, opts ...grpc.CallOption) (*ListSecretsResponse, error)
 	// Gets one secret's metadata.
 	GetSecret(ctx context.Context, in *GetSecretRequest, opts ...grpc.CallOption) (*GetSecretResponse, error)
+	// Lists the versions of a secret, metadata only, newest first, in pages.
+	// NOT_FOUND also when the secret was deleted: its versions are gone with it.
+	ListSecretVersions(ctx context.Context, in *ListSecretVersionsRequest, opts ...grpc.CallOption) (*ListSecretVersionsResponse, error)
+	// Gives a secret value and delivery of an older version again. It is a change
+	// like SetSecret: a new version, since numbers only go up and never name two
+	// values; a generation; `changed: false` if there is nothing to change. Idempotent
+	// as long as nothing else changes the secret.
+	//
+	// NOT_FOUND: no such secret, or not that version any more. ABORTED: etag.
+	// FAILED_PRECONDITION: the version is disabled (ErrorInfo reason
+	// SECRET_VERSION_DISABLED) or destroyed (SECRET_VERSION_DESTROYED), or what
+	// SetSecret gives that for. DATA_LOSS: its value can't be read any more; set the
+	// secret, or choose another version. RESOURCE_EXHAUSTED: as of SetSecret.
+	RollBackSecret(ctx context.Context, in *RollBackSecretRequest, opts ...grpc.CallOption) (*RollBackSecretResponse, error)
+	// Allows rolling back to a version again. It restarts nothing. Idempotent.
+	//
+	// FAILED_PRECONDITION: the version is destroyed (ErrorInfo reason
+	// SECRET_VERSION_DESTROYED), or the workspace is being deleted.
+	EnableSecretVersion(ctx context.Context, in *EnableSecretVersionRequest, opts ...grpc.CallOption) (*EnableSecretVersionResponse, error)
+	// Makes sure that nobody rolls back to a version, one with a bad value say, until
+	// it is enabled again. It restarts nothing: what runs with it goes on. Idempotent.
+	//
+	// FAILED_PRECONDITION: it is the current version (ErrorInfo reason
+	// SECRET_VERSION_CURRENT), which every next container gets: roll back to another
+	// one, or set or delete the secret, first; it is destroyed
+	// (SECRET_VERSION_DESTROYED); or the workspace is being deleted.
+	DisableSecretVersion(ctx context.Context, in *DisableSecretVersionRequest, opts ...grpc.CallOption) (*DisableSecretVersionResponse, error)
+	// Removes the value of a version for good; that there was one is still listed.
+	// It restarts nothing. Idempotent.
+	//
+	// What was on a disk once may be found there, sealed, in free pages of the
+	// database and in backups of it. A value that has leaked has to be made worthless
+	// where it is used.
+	//
+	// FAILED_PRECONDITION: it is the current version (ErrorInfo reason
+	// SECRET_VERSION_CURRENT): set another value, or delete the secret; or the
+	// workspace is being deleted.
+	DestroySecretVersion(ctx context.Context, in *DestroySecretVersionRequest, opts ...grpc.CallOption) (*DestroySecretVersionResponse, error)
 	// Blocks until a generation has come about, or can't any more, or the
 	// caller's deadline is about to pass (DEADLINE_EXCEEDED with ErrorInfo reason
 	// STILL_WAITING: the message says in which state it is and why; at most an
@@ -318,6 +362,56 @@ func (c *workspaceControlClient) GetSecret(ctx context.Context, in *GetSecretReq
 	return out, nil
 }
 
+func (c *workspaceControlClient) ListSecretVersions(ctx context.Context, in *ListSecretVersionsRequest, opts ...grpc.CallOption) (*ListSecretVersionsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListSecretVersionsResponse)
+	err := c.cc.Invoke(ctx, WorkspaceControl_ListSecretVersions_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workspaceControlClient) RollBackSecret(ctx context.Context, in *RollBackSecretRequest, opts ...grpc.CallOption) (*RollBackSecretResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RollBackSecretResponse)
+	err := c.cc.Invoke(ctx, WorkspaceControl_RollBackSecret_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workspaceControlClient) EnableSecretVersion(ctx context.Context, in *EnableSecretVersionRequest, opts ...grpc.CallOption) (*EnableSecretVersionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(EnableSecretVersionResponse)
+	err := c.cc.Invoke(ctx, WorkspaceControl_EnableSecretVersion_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workspaceControlClient) DisableSecretVersion(ctx context.Context, in *DisableSecretVersionRequest, opts ...grpc.CallOption) (*DisableSecretVersionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DisableSecretVersionResponse)
+	err := c.cc.Invoke(ctx, WorkspaceControl_DisableSecretVersion_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workspaceControlClient) DestroySecretVersion(ctx context.Context, in *DestroySecretVersionRequest, opts ...grpc.CallOption) (*DestroySecretVersionResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DestroySecretVersionResponse)
+	err := c.cc.Invoke(ctx, WorkspaceControl_DestroySecretVersion_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *workspaceControlClient) WaitWorkspace(ctx context.Context, in *WaitWorkspaceRequest, opts ...grpc.CallOption) (*WaitWorkspaceResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(WaitWorkspaceResponse)
@@ -445,7 +539,8 @@ type WorkspaceControlServer interface {
 	// variable (SECRET_NOT_LIVE). RESOURCE_EXHAUSTED: more than 1 MiB a
 	// workspace, or 256 KiB of global secrets.
 	SetSecret(context.Context, *SetSecretRequest) (*SetSecretResponse, error)
-	// Deletes one secret. NOT_FOUND when there is none, unless `allow_missing`.
+	// Deletes one secret, with all its versions. NOT_FOUND when there is none, unless
+	// `allow_missing`.
 	DeleteSecret(context.Context, *DeleteSecretRequest) (*DeleteSecretResponse, error)
 	// Sets and deletes several secrets of one parent in one transaction: all or
 	// none, one generation, one cycle. Deleting a key that is not there is no
@@ -455,6 +550,44 @@ type WorkspaceControlServer interface {
 	ListSecrets(context.Context, *ListSecretsRequest) (*ListSecretsResponse, error)
 	// Gets one secret's metadata.
 	GetSecret(context.Context, *GetSecretRequest) (*GetSecretResponse, error)
+	// Lists the versions of a secret, metadata only, newest first, in pages.
+	// NOT_FOUND also when the secret was deleted: its versions are gone with it.
+	ListSecretVersions(context.Context, *ListSecretVersionsRequest) (*ListSecretVersionsResponse, error)
+	// Gives a secret value and delivery of an older version again. It is a change
+	// like SetSecret: a new version, since numbers only go up and never name two
+	// values; a generation; `changed: false` if there is nothing to change. Idempotent
+	// as long as nothing else changes the secret.
+	//
+	// NOT_FOUND: no such secret, or not that version any more. ABORTED: etag.
+	// FAILED_PRECONDITION: the version is disabled (ErrorInfo reason
+	// SECRET_VERSION_DISABLED) or destroyed (SECRET_VERSION_DESTROYED), or what
+	// SetSecret gives that for. DATA_LOSS: its value can't be read any more; set the
+	// secret, or choose another version. RESOURCE_EXHAUSTED: as of SetSecret.
+	RollBackSecret(context.Context, *RollBackSecretRequest) (*RollBackSecretResponse, error)
+	// Allows rolling back to a version again. It restarts nothing. Idempotent.
+	//
+	// FAILED_PRECONDITION: the version is destroyed (ErrorInfo reason
+	// SECRET_VERSION_DESTROYED), or the workspace is being deleted.
+	EnableSecretVersion(context.Context, *EnableSecretVersionRequest) (*EnableSecretVersionResponse, error)
+	// Makes sure that nobody rolls back to a version, one with a bad value say, until
+	// it is enabled again. It restarts nothing: what runs with it goes on. Idempotent.
+	//
+	// FAILED_PRECONDITION: it is the current version (ErrorInfo reason
+	// SECRET_VERSION_CURRENT), which every next container gets: roll back to another
+	// one, or set or delete the secret, first; it is destroyed
+	// (SECRET_VERSION_DESTROYED); or the workspace is being deleted.
+	DisableSecretVersion(context.Context, *DisableSecretVersionRequest) (*DisableSecretVersionResponse, error)
+	// Removes the value of a version for good; that there was one is still listed.
+	// It restarts nothing. Idempotent.
+	//
+	// What was on a disk once may be found there, sealed, in free pages of the
+	// database and in backups of it. A value that has leaked has to be made worthless
+	// where it is used.
+	//
+	// FAILED_PRECONDITION: it is the current version (ErrorInfo reason
+	// SECRET_VERSION_CURRENT): set another value, or delete the secret; or the
+	// workspace is being deleted.
+	DestroySecretVersion(context.Context, *DestroySecretVersionRequest) (*DestroySecretVersionResponse, error)
 	// Blocks until a generation has come about, or can't any more, or the
 	// caller's deadline is about to pass (DEADLINE_EXCEEDED with ErrorInfo reason
 	// STILL_WAITING: the message says in which state it is and why; at most an
@@ -529,6 +662,21 @@ func (UnimplementedWorkspaceControlServer) ListSecrets(context.Context, *ListSec
 }
 func (UnimplementedWorkspaceControlServer) GetSecret(context.Context, *GetSecretRequest) (*GetSecretResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method GetSecret not implemented")
+}
+func (UnimplementedWorkspaceControlServer) ListSecretVersions(context.Context, *ListSecretVersionsRequest) (*ListSecretVersionsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListSecretVersions not implemented")
+}
+func (UnimplementedWorkspaceControlServer) RollBackSecret(context.Context, *RollBackSecretRequest) (*RollBackSecretResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RollBackSecret not implemented")
+}
+func (UnimplementedWorkspaceControlServer) EnableSecretVersion(context.Context, *EnableSecretVersionRequest) (*EnableSecretVersionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method EnableSecretVersion not implemented")
+}
+func (UnimplementedWorkspaceControlServer) DisableSecretVersion(context.Context, *DisableSecretVersionRequest) (*DisableSecretVersionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DisableSecretVersion not implemented")
+}
+func (UnimplementedWorkspaceControlServer) DestroySecretVersion(context.Context, *DestroySecretVersionRequest) (*DestroySecretVersionResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DestroySecretVersion not implemented")
 }
 func (UnimplementedWorkspaceControlServer) WaitWorkspace(context.Context, *WaitWorkspaceRequest) (*WaitWorkspaceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method WaitWorkspace not implemented")
@@ -809,6 +957,96 @@ func _WorkspaceControl_GetSecret_Handler(srv interface{}, ctx context.Context, d
 	return interceptor(ctx, in, info, handler)
 }
 
+func _WorkspaceControl_ListSecretVersions_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListSecretVersionsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkspaceControlServer).ListSecretVersions(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkspaceControl_ListSecretVersions_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkspaceControlServer).ListSecretVersions(ctx, req.(*ListSecretVersionsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _WorkspaceControl_RollBackSecret_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RollBackSecretRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkspaceControlServer).RollBackSecret(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkspaceControl_RollBackSecret_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkspaceControlServer).RollBackSecret(ctx, req.(*RollBackSecretRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _WorkspaceControl_EnableSecretVersion_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(EnableSecretVersionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkspaceControlServer).EnableSecretVersion(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkspaceControl_EnableSecretVersion_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkspaceControlServer).EnableSecretVersion(ctx, req.(*EnableSecretVersionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _WorkspaceControl_DisableSecretVersion_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DisableSecretVersionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkspaceControlServer).DisableSecretVersion(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkspaceControl_DisableSecretVersion_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkspaceControlServer).DisableSecretVersion(ctx, req.(*DisableSecretVersionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _WorkspaceControl_DestroySecretVersion_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DestroySecretVersionRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkspaceControlServer).DestroySecretVersion(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkspaceControl_DestroySecretVersion_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkspaceControlServer).DestroySecretVersion(ctx, req.(*DestroySecretVersionRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _WorkspaceControl_WaitWorkspace_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(WaitWorkspaceRequest)
 	if err := dec(in); err != nil {
@@ -900,6 +1138,26 @@ var WorkspaceControl_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "GetSecret",
 			Handler:    _WorkspaceControl_GetSecret_Handler,
+		},
+		{
+			MethodName: "ListSecretVersions",
+			Handler:    _WorkspaceControl_ListSecretVersions_Handler,
+		},
+		{
+			MethodName: "RollBackSecret",
+			Handler:    _WorkspaceControl_RollBackSecret_Handler,
+		},
+		{
+			MethodName: "EnableSecretVersion",
+			Handler:    _WorkspaceControl_EnableSecretVersion_Handler,
+		},
+		{
+			MethodName: "DisableSecretVersion",
+			Handler:    _WorkspaceControl_DisableSecretVersion_Handler,
+		},
+		{
+			MethodName: "DestroySecretVersion",
+			Handler:    _WorkspaceControl_DestroySecretVersion_Handler,
 		},
 		{
 			MethodName: "WaitWorkspace",
