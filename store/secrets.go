@@ -147,7 +147,7 @@ func (o owner) variable(tx *bolt.Tx, spec *Spec, key string) bool {
 	case r.Staged && r.Variable:
 		return true
 	case known && !r.Deleted:
-		return r.Delivery != DeliveryFiles && (spec == nil || !deliversFile(r.Delivery.known(), spec))
+		return !deliversFile(r.Delivery.known(), spec)
 	case o.scope.Global() || r.Staged:
 		return false
 	default: // the global one counts

@@ -371,7 +371,7 @@ type OpenedSecret struct {
 func (s *OpenedSecret) File(spec *Spec) bool { return deliversFile(s.Delivery, spec) }
 
 func deliversFile(d Delivery, spec *Spec) bool {
-	if d == DeliverySpec {
+	if d == DeliverySpec && spec != nil {
 		d = spec.SecretDelivery
 	}
 	return d == DeliveryFiles

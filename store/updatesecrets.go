@@ -2,6 +2,7 @@ package store
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -42,6 +43,7 @@ func (u *SecretsUpdate) bump(w *Workspace, reason ChangeReason, now time.Time) {
 type secretsPlan struct {
 	owner   owner
 	staged  bool
+	grows   bool // some value, or how many there are
 	sums    ownerRecord
 	sets    []plannedSet
 	deletes []plannedDelete
@@ -109,116 +111,129 @@ func (t *txn) planSecrets(o owner, spec *Spec, u *SecretsUpdate, etag string) (*
 		seen[key] = true
 		return nil
 	}
-
 	for _, key := range u.Delete {
-		if err := once(key); err != nil {
+		if err := cmp.Or(once(key), t.planDelete(p, spec, u, key, etag)); err != nil {
 			return nil, err
-		}
-		r, known := o.get(t.Tx, key)
-		found := known && !r.Deleted
-		// Deleted for the next start only, until now.
-		unstaged := known && r.Deleted && r.Staged && !u.NextStart
-		if !found && !unstaged && u.MustExist {
-			return nil, &NotFoundError{WorkspaceID: o.scope.WorkspaceID, Key: key}
-		}
-		if err := checkSecretEtag(o, key, &r, found, etag); err != nil {
-			return nil, err
-		}
-		if r.damaged {
-			r.Version = t.unusedVersion(&p.sums)
-		}
-		if found {
-			p.sums.Bytes -= r.Size
-			p.sums.KeyBytes -= len(key)
-		}
-		if found || unstaged {
-			variable := o.variable(t.Tx, spec, key)
-			// A global one that it has hidden takes its place.
-			if u.Live && (variable || !o.scope.Global() && owner{}.variable(t.Tx, spec, key)) {
-				return nil, &KeyError{Key: key, Err: ErrNotLive}
-			}
-			p.deletes = append(p.deletes, plannedDelete{key, r, variable && u.NextStart})
 		}
 	}
-	grows := false
 	for i, value := range sets {
-		if err := once(value.Key); err != nil {
-			return nil, err
-		}
-		if n := value.Value.Len(); n > MaxValueBytes {
-			return nil, &QuotaError{Scope: o.scope, Limit: MaxValueBytes, Size: n}
-		}
-		old, known := o.get(t.Tx, value.Key)
-		found := known && !old.Deleted
-		if err := checkSecretEtag(o, value.Key, &old, found, etag); err != nil {
-			return nil, err
-		}
-		delivery := value.Delivery
-		switch {
-		case delivery == "" && found:
-			delivery = old.Delivery
-		case delivery == DeliverySpec:
-			delivery = ""
-		}
-		binary := strings.ContainsRune(value.Value.Reveal(), 0)
-		if binary && delivery != DeliveryFiles && (delivery != "" || spec == nil || spec.SecretDelivery != DeliveryFiles) {
-			return nil, &KeyError{Key: value.Key, Err: ErrNeedsFiles}
-		}
-		variable := o.variable(t.Tx, spec, value.Key)
-		if u.Live && (variable || delivery != DeliveryFiles && (delivery != "" || spec == nil || spec.SecretDelivery != DeliveryFiles)) {
-			return nil, &KeyError{Key: value.Key, Err: ErrNotLive}
-		}
-		if found && !old.damaged && old.Size == value.Value.Len() && old.Delivery == delivery {
-			// One that can't be opened counts as different: setting it heals it.
-			if plain, err := o.open(t.Tx, t.store.cfg.Sealer, value.Key, &old); err == nil && plain.Equal(value.Value) {
-				unstaged := old.Staged && !u.NextStart
-				old.Staged, old.Variable = old.Staged && u.NextStart, old.Variable && u.NextStart
-				p.sets = append(p.sets, plannedSet{value: value, row: old, changed: unstaged})
-				continue
-			}
-		}
-		var older []versionRecord
-		switch {
-		case old.damaged: // nobody knows of the others whether they are disabled
-			old.Version, old.CreateTime = t.unusedVersion(&p.sums), t.now
-		case found:
-			older = old.next(t.store.cfg.SecretVersions)
-		}
-		row := secretRecord{
-			Version:    old.Version + 1,
-			Size:       value.Value.Len(),
-			CreateTime: old.CreateTime,
-			UpdateTime: t.now,
-			Delivery:   delivery,
-			Binary:     binary,
-			Staged:     u.NextStart,
-			Variable:   variable && u.NextStart,
-			Older:      older,
-		}
+		var restored int64
 		if i == len(u.Set) {
-			row.Restored = u.RollBack.Version
+			restored = u.RollBack.Version
 		}
-		if !found {
-			row.CreateTime = t.now
-			p.sums.KeyBytes += len(value.Key)
+		if err := cmp.Or(once(value.Key), t.planSet(p, spec, u, value, restored, etag)); err != nil {
+			return nil, err
 		}
-		if !known {
-			row.Version = p.sums.LastVersion + 1
-		}
-		grows = grows || row.Size > old.Size || !found
-		p.sums.Bytes += row.Size - old.Size
-		p.sets = append(p.sets, plannedSet{value: value, row: row, retired: known && old.Deleted, changed: true, sealed: true})
 	}
-	if grows && p.sums.Bytes > o.limit() {
+	if p.sums.Bytes > o.limit() && p.grows {
 		return nil, &QuotaError{Scope: o.scope, Limit: o.limit(), Size: p.sums.Bytes}
 	}
-	if grows && p.sums.KeyBytes > maxKeyBytes {
+	if p.sums.KeyBytes > maxKeyBytes && p.grows {
 		return nil, &QuotaError{Scope: o.scope, Limit: maxKeyBytes, Size: p.sums.KeyBytes}
 	}
 	if err := t.checkQuotas(p); err != nil {
 		return nil, err
 	}
 	return p, nil
+}
+
+// planDelete plans the deletion of a secret, if there is one.
+func (t *txn) planDelete(p *secretsPlan, spec *Spec, u *SecretsUpdate, key, etag string) error {
+	o := p.owner
+	r, known := o.get(t.Tx, key)
+	found := known && !r.Deleted
+	// Deleted for the next start only, until now.
+	unstaged := known && r.Deleted && r.Staged && !u.NextStart
+	if !found && !unstaged && u.MustExist {
+		return &NotFoundError{WorkspaceID: o.scope.WorkspaceID, Key: key}
+	}
+	if err := checkSecretEtag(o, key, &r, found, etag); err != nil {
+		return err
+	}
+	if r.damaged {
+		r.Version = t.unusedVersion(&p.sums)
+	}
+	if !found && !unstaged {
+		return nil
+	}
+	variable := o.variable(t.Tx, spec, key)
+	// A global one that it has hidden takes its place.
+	if u.Live && (variable || !o.scope.Global() && owner{}.variable(t.Tx, spec, key)) {
+		return &KeyError{Key: key, Err: ErrNotLive}
+	}
+	if found {
+		p.sums.Bytes -= r.Size
+		p.sums.KeyBytes -= len(key)
+	}
+	p.deletes = append(p.deletes, plannedDelete{key, r, variable && u.NextStart})
+	return nil
+}
+
+// planSet plans that a secret is set, by a rollback if a version is restored.
+func (t *txn) planSet(p *secretsPlan, spec *Spec, u *SecretsUpdate, value SecretValue, restored int64, etag string) error {
+	o, key := p.owner, value.Key
+	if n := value.Value.Len(); n > MaxValueBytes {
+		return &QuotaError{Scope: o.scope, Limit: MaxValueBytes, Size: n}
+	}
+	old, known := o.get(t.Tx, key)
+	found := known && !old.Deleted
+	if err := checkSecretEtag(o, key, &old, found, etag); err != nil {
+		return err
+	}
+	delivery := value.Delivery
+	switch {
+	case delivery == "" && found:
+		delivery = old.Delivery
+	case delivery == DeliverySpec:
+		delivery = ""
+	}
+	file, variable := deliversFile(delivery.known(), spec), o.variable(t.Tx, spec, key)
+	binary := strings.ContainsRune(value.Value.Reveal(), 0)
+	switch {
+	case binary && !file:
+		return &KeyError{Key: key, Err: ErrNeedsFiles}
+	case u.Live && (variable || !file):
+		return &KeyError{Key: key, Err: ErrNotLive}
+	}
+	if found && !old.damaged && old.Size == value.Value.Len() && old.Delivery == delivery {
+		// One that can't be opened counts as different: setting it heals it.
+		if plain, err := o.open(t.Tx, t.store.cfg.Sealer, key, &old); err == nil && plain.Equal(value.Value) {
+			unstaged := old.Staged && !u.NextStart
+			old.Staged, old.Variable = old.Staged && u.NextStart, old.Variable && u.NextStart
+			p.sets = append(p.sets, plannedSet{value: value, row: old, changed: unstaged})
+			return nil
+		}
+	}
+	var older []versionRecord
+	switch {
+	case old.damaged: // nobody knows of the others whether they are disabled
+		old.Version, old.CreateTime = t.unusedVersion(&p.sums), t.now
+	case found:
+		older = old.next(t.store.cfg.SecretVersions)
+	}
+	row := secretRecord{
+		Version:    old.Version + 1,
+		Size:       value.Value.Len(),
+		CreateTime: old.CreateTime,
+		UpdateTime: t.now,
+		Delivery:   delivery,
+		Binary:     binary,
+		Staged:     u.NextStart,
+		Variable:   variable && u.NextStart,
+		Restored:   restored,
+		Older:      older,
+	}
+	if !found {
+		row.CreateTime = t.now
+		p.sums.KeyBytes += len(key)
+	}
+	if !known {
+		row.Version = p.sums.LastVersion + 1
+	}
+	p.grows = p.grows || row.Size > old.Size || !found
+	p.sums.Bytes += row.Size - old.Size
+	p.sets = append(p.sets, plannedSet{value: value, row: row, retired: known && old.Deleted, changed: true, sealed: true})
+	return nil
 }
 
 // unusedVersion returns a version above any that a damaged row can have had.
