@@ -47,21 +47,28 @@ func (s *Server) auditEntry(ctx context.Context, method string) store.AuditEntry
 	return e
 }
 
-// auditChange is the entry of a change that the store makes; its call has none
-// else, unless it fails.
-func (s *Server) auditChange(ctx context.Context, method string, req change) *store.AuditEntry {
+// handAudit is the entry of a change that the store makes; its call has none else,
+// unless it fails.
+func (s *Server) handAudit(ctx context.Context, method, resource string) *store.AuditEntry {
 	if c, ok := ctx.Value(callKey{}).(*call); ok {
 		c.handed = true
 	}
 	e := s.auditEntry(ctx, method)
-	e.Resource, e.RequestID = resourceOf(req), req.GetRequestId()
+	e.Resource = resource
+	return &e
+}
+
+// auditChange is handAudit for a change of workspaces or secrets.
+func (s *Server) auditChange(ctx context.Context, method string, req change) *store.AuditEntry {
+	e := s.handAudit(ctx, method, resourceOf(req))
+	e.RequestID = req.GetRequestId()
 	switch req := req.(type) {
 	case *workspacev1.CreateWorkspaceRequest:
 		e.Keys = keysOf(req.GetSecrets(), nil)
 	case *workspacev1.BatchUpdateSecretsRequest:
 		e.Keys = keysOf(req.GetSecrets(), req.GetDeleteKeys())
 	}
-	return &e
+	return e
 }
 
 // keysOf are the first of the keys that a request sets or deletes.

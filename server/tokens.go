@@ -34,22 +34,12 @@ func (a admin) CreateToken(ctx context.Context, req *workspacev1.CreateTokenRequ
 		Creator:    access.SubjectOf(ctx).Name,
 	}, ttl, store.Options{
 		ValidateOnly: req.GetValidateOnly(),
-		Audit:        a.server.auditToken(ctx, workspacev1.AdminControl_CreateToken_FullMethodName, ""),
+		Audit:        a.server.handAudit(ctx, workspacev1.AdminControl_CreateToken_FullMethodName, ""),
 	})
 	if err != nil {
 		return nil, err
 	}
 	return &workspacev1.CreateTokenResponse{Token: tokenToProto(&made), Secret: secret}, nil
-}
-
-// auditToken is auditChange for tokens.
-func (s *Server) auditToken(ctx context.Context, method, resource string) *store.AuditEntry {
-	if c, ok := ctx.Value(callKey{}).(*call); ok {
-		c.handed = true
-	}
-	e := s.auditEntry(ctx, method)
-	e.Resource = resource
-	return &e
 }
 
 // checkToken checks what the rules in the .proto can't say of a token.
@@ -93,7 +83,7 @@ func (a admin) ListTokens(_ context.Context, req *workspacev1.ListTokensRequest)
 // INVALID_ARGUMENT, NOT_FOUND, RESOURCE_EXHAUSTED, UNAVAILABLE.
 func (a admin) RevokeToken(ctx context.Context, req *workspacev1.RevokeTokenRequest) (*workspacev1.RevokeTokenResponse, error) {
 	t, changed, err := a.server.authn.Tokens.Revoke(ctx, strings.TrimPrefix(req.GetName(), access.TokenPrefix), store.Options{
-		Audit: a.server.auditToken(ctx, workspacev1.AdminControl_RevokeToken_FullMethodName, req.GetName()),
+		Audit: a.server.handAudit(ctx, workspacev1.AdminControl_RevokeToken_FullMethodName, req.GetName()),
 	})
 	if err != nil {
 		return nil, err

@@ -34,7 +34,7 @@ func (e *DeniedError) Error() string {
 	if len(e.Roles) == 0 {
 		return "this is open to nobody"
 	}
-	role := strings.Join(roleNames(e.Roles), " or ")
+	role := strings.Join(RoleNames(e.Roles), " or ")
 	if !e.Elsewhere {
 		return fmt.Sprintf("%s lacks the role %s", e.Subject, role)
 	}

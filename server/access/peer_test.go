@@ -71,7 +71,7 @@ func TestMain(m *testing.M) {
 // has what is bound to any of them.
 func TestPeerCredentials(t *testing.T) {
 	if os.Geteuid() != 0 {
-		t.Skip("only root can start processes of other users")
+		t.Skip("SKIPPED, NOT TESTED: only root can start processes of other users")
 	}
 	// One without a file: every user can reach it.
 	socket := fmt.Sprintf("@access-test-%d", os.Getpid())
@@ -162,7 +162,7 @@ func showGrants(grants []Grant) (show []string) {
 		if !g.Scope.All() {
 			where = fmt.Sprint(g.Scope.Workspaces, " ", g.Scope.Labels)
 		}
-		show = append(show, fmt.Sprint(roleNames(g.Roles.List()), " ", where))
+		show = append(show, fmt.Sprint(RoleNames(g.Roles.List()), " ", where))
 	}
 	return show
 }

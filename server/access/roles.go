@@ -65,7 +65,8 @@ func parseRole(name string) (workspacev1.Role, error) {
 	return 0, fmt.Errorf("%q is none of the roles %s", name, strings.Join(names, ", "))
 }
 
-func roleNames(roles []workspacev1.Role) (names []string) {
+// RoleNames are roles as configuration, messages and the store write them.
+func RoleNames(roles []workspacev1.Role) (names []string) {
 	for _, r := range roles {
 		names = append(names, RoleName(r))
 	}

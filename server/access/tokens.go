@@ -15,7 +15,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 	"github.com/workspaced/workspaced/store"
 )
 
@@ -276,6 +275,3 @@ func (ts *Tokens) Flush(ctx context.Context) error {
 	}
 	return nil
 }
-
-// RoleNames are the roles as the store keeps them.
-func RoleNames(roles []workspacev1.Role) []string { return roleNames(roles) }
