@@ -33,8 +33,11 @@ func (c *client) call(ctx context.Context, a *attempt) (ans answer, err error) {
 		parent, prefix = "global", ""
 	}
 	apply := workspacev1.Apply_APPLY_NOW
-	if a.nextStart {
+	switch {
+	case a.nextStart:
 		apply = workspacev1.Apply_APPLY_NEXT_START
+	case a.live:
+		apply = workspacev1.Apply_APPLY_LIVE
 	}
 	switch a.kind {
 	case opCreate:
@@ -78,7 +81,7 @@ func (c *client) call(ctx context.Context, a *attempt) (ans answer, err error) {
 	case opSet:
 		r, err := c.api.SetSecret(ctx, &workspacev1.SetSecretRequest{
 			Name: prefix + "secrets/" + a.key(), Apply: apply, Etag: a.etagSent, RequestId: a.request, ValidateOnly: a.validate,
-			Payload: &workspacev1.SetSecretRequest_Text{Text: secretValue(a.set[a.key()])},
+			Payload: &workspacev1.SetSecretRequest_Text{Text: secretValue(a.set[a.key()])}, Delivery: deliveryOf(a.key()),
 		})
 		ans := answer{message: r, generation: r.GetGeneration(), changed: r.GetChanged(), affected: r.GetAffectedWorkspaces()}
 		if s := r.GetSecret(); s != nil {
@@ -106,6 +109,33 @@ func (c *client) call(ctx context.Context, a *attempt) (ans answer, err error) {
 			ans.secrets = append(ans.secrets, s)
 		}
 		return ans, err
+	case opRollBack:
+		r, err := c.api.RollBackSecret(ctx, &workspacev1.RollBackSecretRequest{
+			Name: prefix + "secrets/" + a.key(), Version: a.version, Apply: apply, Etag: a.etagSent, RequestId: a.request, ValidateOnly: a.validate,
+		})
+		ans := answer{message: r, generation: r.GetGeneration(), changed: r.GetChanged(), affected: r.GetAffectedWorkspaces()}
+		if s := r.GetSecret(); s != nil {
+			ans.secrets = append(ans.secrets, s)
+		}
+		return ans, err
+	case opVersions:
+		r, err := c.api.ListSecretVersions(ctx, &workspacev1.ListSecretVersionsRequest{Parent: prefix + "secrets/" + a.key()})
+		return answer{message: r, versions: r.GetSecretVersions()}, err
+	case opEnable:
+		r, err := c.api.EnableSecretVersion(ctx, &workspacev1.EnableSecretVersionRequest{
+			Name: a.versionName(prefix), RequestId: a.request, ValidateOnly: a.validate,
+		})
+		return answer{message: r, generation: r.GetGeneration(), changed: r.GetChanged()}, err
+	case opDisable:
+		r, err := c.api.DisableSecretVersion(ctx, &workspacev1.DisableSecretVersionRequest{
+			Name: a.versionName(prefix), RequestId: a.request, ValidateOnly: a.validate,
+		})
+		return answer{message: r, generation: r.GetGeneration(), changed: r.GetChanged()}, err
+	case opDestroy:
+		r, err := c.api.DestroySecretVersion(ctx, &workspacev1.DestroySecretVersionRequest{
+			Name: a.versionName(prefix), RequestId: a.request, ValidateOnly: a.validate,
+		})
+		return answer{message: r, generation: r.GetGeneration(), changed: r.GetChanged()}, err
 	case opWait:
 		r, err := c.api.WaitWorkspace(ctx, &workspacev1.WaitWorkspaceRequest{Name: name, Generation: a.generation})
 		return answer{message: r, workspace: r.GetWorkspace(), generation: r.GetWorkspace().GetGeneration()}, err
@@ -113,9 +143,15 @@ func (c *client) call(ctx context.Context, a *attempt) (ans answer, err error) {
 	return answer{}, status.Error(codes.Unimplemented, "no such operation: "+a.kind)
 }
 
+func (o *op) versionName(prefix string) string {
+	return fmt.Sprintf("%ssecrets/%s/versions/%d", prefix, o.key(), o.version)
+}
+
 func values(set map[string]string) (list []*workspacev1.SecretValue) {
 	for _, key := range slices.Sorted(maps.Keys(set)) {
-		list = append(list, &workspacev1.SecretValue{Key: key, Payload: &workspacev1.SecretValue_Data{Data: []byte(secretValue(set[key]))}})
+		list = append(list, &workspacev1.SecretValue{
+			Key: key, Payload: &workspacev1.SecretValue_Data{Data: []byte(secretValue(set[key]))}, Delivery: deliveryOf(key),
+		})
 	}
 	return list
 }

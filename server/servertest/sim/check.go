@@ -18,7 +18,7 @@ import (
 // wanted are the registers that an operation writes, and their values.
 func (s *scene) wanted(o *op) map[string]string {
 	registers := make(map[string]string)
-	if !o.changes() || o.validate || !s.tracked(o.ws) {
+	if !o.changes() || o.validate || !s.tracked(o.ws) || o.versions() && o.kind != opRollBack {
 		return registers
 	}
 	for key, value := range o.set {
@@ -49,7 +49,7 @@ func (c *client) noteWrites(a *attempt) {
 // workspace.
 func (o *op) bumps() (may, must bool) {
 	switch o.kind {
-	case opSet, opUnset, opBatch:
+	case opSet, opUnset, opBatch, opRollBack:
 		return !o.nextStart, !o.nextStart && o.ws != ""
 	case opModel, opRestart, opStart:
 		return true, true
@@ -95,6 +95,9 @@ func (c *client) settle(a *attempt, ans answer, err error) {
 		}
 		if a.doubt {
 			c.noteBump(a, false)
+			if again {
+				c.noteBump(a, false)
+			}
 		}
 		return
 	}
@@ -119,6 +122,7 @@ func (c *client) settle(a *attempt, ans answer, err error) {
 	if a.ws != "" && ans.generation > 0 {
 		c.told[a.ws] = ans.generation
 	}
+	c.learn(a, ans)
 	c.checkGeneration(a, ans)
 	c.checkVersions(a, ans)
 	for _, w := range append(ans.workspaces, ans.workspace) {
@@ -172,20 +176,35 @@ func (c *client) checkVersions(a *attempt, ans answer) {
 	for _, secret := range ans.secrets {
 		name := versionCounter(a.ws, secret.GetKey())
 		// What is only put into force keeps its version.
-		counted := a.kind == opSet && ans.changed && (a.nextStart || !c.ledger.everNext(secretRegister(a.ws, secret.GetKey())))
+		counted := (a.kind == opSet || a.kind == opRollBack) && ans.changed && (a.nextStart || !c.ledger.everNext(secretRegister(a.ws, secret.GetKey())))
 		if err := c.ledger.told(name, secret.GetVersion(), a.floors[name], counted); err != nil {
 			c.problem("%s: %v", a.op, err)
 		}
 	}
+	c.checkListed(a, ans.versions)
 	if a.kind != opListSecrets {
 		return
 	}
-	for _, key := range keys {
+	for _, key := range allKeys {
 		there := slices.ContainsFunc(ans.secrets, func(s *workspacev1.Secret) bool { return s.GetKey() == key })
 		register := secretRegister(a.ws, key)
 		if !there && !c.ledger.mayBe(register, "", a.begin, a.end, nil) || there && !c.ledger.mayDiffer(register, "", a.begin, a.end, nil) {
 			c.problem("%s: listed is %t; %s", a.op, there, c.ledger.describe(register, a.begin, a.end))
 		}
+	}
+}
+
+// checkListed checks a list of versions: the newest first, which alone is current.
+func (c *client) checkListed(a *attempt, versions []*workspacev1.SecretVersion) {
+	for i, v := range versions {
+		if i > 0 && v.GetVersion() >= versions[i-1].GetVersion() || v.GetCurrent() != (i == 0) ||
+			i == 0 && v.GetState() != workspacev1.SecretVersionState_SECRET_VERSION_STATE_ENABLED {
+			c.problem("%s: listed are %v", a.op, versions)
+			return
+		}
+	}
+	if len(versions) > store.DefaultSecretVersions {
+		c.problem("%s: %d versions are kept", a.op, len(versions))
 	}
 }
 
@@ -213,8 +232,8 @@ func (c *client) checkWorkspace(a *attempt, w *workspacev1.Workspace) {
 	}
 }
 
-// checkWait checks that a wait which succeeded tells the truth: a container of
-// the generation was started.
+// checkWait checks that a wait which succeeded tells the truth: a container was
+// started with the generation, or has taken it in.
 func (c *client) checkWait(a *attempt, ans answer) {
 	w := ans.workspace
 	want := a.generation
@@ -229,7 +248,9 @@ func (c *client) checkWait(a *attempt, ans answer) {
 			return
 		}
 	}
-	c.problem("%s: waited for generation %d, and no container of it was ever started", a.op, want)
+	if c.scene.cycles.taken(w.GetUid()) < want {
+		c.problem("%s: waited for generation %d, and no container ever had it", a.op, want)
+	}
 }
 
 // checkStillWaiting checks that a wait which gave up had reason to: what it waited
@@ -312,7 +333,9 @@ func (c *client) unexpected(a *attempt, code codes.Code, reason string) string {
 		ok = a.kind == opWait && (a.waitFor == "future" || !stable)
 	case codes.NotFound:
 		secret := a.kind == opGetSecret || a.kind == opUnset && !a.missing
-		ok = !stable || secret && reason == server.ReasonSecretNotFound && may(secretRegister(a.ws, a.key()), "")
+		secret = secret || a.versions() || a.kind == opVersions
+		ok = !stable || secret && reason == server.ReasonSecretNotFound && may(secretRegister(a.ws, a.key()), "") ||
+			a.versions() && reason == server.ReasonVersionNotFound // pushed out, or gone with its key
 	case codes.AlreadyExists:
 		ok = a.kind == opCreate
 	case codes.Aborted:
@@ -325,7 +348,17 @@ func (c *client) unexpected(a *attempt, code codes.Code, reason string) string {
 			ok = !stable
 		case server.ReasonModelKey:
 			ok = !stable || may(fieldRegister(a.ws, fieldModelEnv), keyModel) || a.fields[fieldModelEnv] == keyModel
-		case server.ReasonRetriesExhausted:
+		case server.ReasonVersionDisabled:
+			ok = a.kind == opRollBack
+		case server.ReasonVersionDestroyed:
+			ok = a.kind == opRollBack || a.kind == opEnable || a.kind == opDisable
+		case server.ReasonVersionCurrent:
+			ok = a.kind == opDisable || a.kind == opDestroy
+		case server.ReasonNotLive: // what waits for the next start makes files of variables
+			ok = a.live && c.plan.anyLater(func(o *op) bool {
+				return slices.ContainsFunc(o.keysOf(), func(key string) bool { return slices.Contains(a.keysOf(), key) })
+			})
+		case server.ReasonRetriesExhausted, server.ReasonWorkspaceExited:
 			ok = a.kind == opWait && c.report.Exits > 0
 		case server.ReasonWorkspaceFailed:
 			ok = a.kind == opWait && (!stable || may(fieldRegister(a.ws, fieldImage), imageBad))

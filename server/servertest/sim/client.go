@@ -3,6 +3,9 @@ package sim
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
+	"strings"
 	"time"
 
 	"google.golang.org/genproto/googleapis/rpc/errdetails"
@@ -20,6 +23,8 @@ type client struct {
 	id   int
 	api  workspacev1.WorkspaceControlClient
 	told map[string]int64 // the generation that it was last told, by workspace
+	// values are the values' numbers of the versions that it knows, by register.
+	values map[string]map[int64]string
 }
 
 // giveUp is how long a client repeats a change that was not answered.
@@ -52,12 +57,16 @@ type answer struct {
 	workspace  *workspacev1.Workspace
 	workspaces []*workspacev1.Workspace
 	secrets    []*workspacev1.Secret
+	versions   []*workspacev1.SecretVersion
 	generation int64
 	changed    bool
 	affected   int32
 }
 
 func (c *client) do(o *op) {
+	if o.versions() {
+		o = c.chooseVersion(o)
+	}
 	a := &attempt{op: o, writes: make(map[string]*write), jumps: c.jumped.Load()}
 	if o.retry && o.changes() {
 		a.request = fmt.Sprintf("request-%d-%d-%d", c.plan.seed, o.client, o.n)
@@ -94,6 +103,51 @@ func (c *client) do(o *op) {
 	}
 }
 
+// chooseVersion gives an operation a version of a secret: mostly of one that this client
+// has set. One to roll back to is one whose value is known, so that the rollback is a
+// write of that value; with none known another value is set instead.
+func (c *client) chooseVersion(o *op) *op {
+	chosen, d := *o, roll(c.plan.seed, o.client<<16|o.n, "version")
+	if len(c.values) > 0 && !d.chance(5) {
+		register := pick(d, slices.Sorted(maps.Keys(c.values))...)
+		scope, key, _ := strings.Cut(register, "/")
+		chosen.ws, chosen.live = scope, o.live && slices.Contains(fileKeys, key)
+		chosen.nextStart = o.nextStart && scope == o.ws && key == o.key() // as the plan says
+		if o.kind == opRollBack {
+			chosen.set = map[string]string{key: o.set[o.key()]}
+		} else {
+			chosen.unset = []string{key}
+		}
+	}
+	known := slices.Sorted(maps.Keys(c.values[secretRegister(chosen.ws, chosen.key())]))
+	switch {
+	case o.kind == opRollBack && (len(known) == 0 || len(known) == 1 && d.chance(2)):
+		chosen.kind = opSet
+	case o.kind == opRollBack:
+		chosen.version = known[max(0, len(known)-1-d.IntN(4))]
+		chosen.set = map[string]string{chosen.key(): c.values[secretRegister(chosen.ws, chosen.key())][chosen.version]}
+	case len(known) > 0:
+		chosen.version = max(1, known[len(known)-1]-int64(d.IntN(3)))
+	default:
+		chosen.version = 1 + int64(d.IntN(3))
+	}
+	return &chosen
+}
+
+// learn takes down which version has the value that was just set.
+func (c *client) learn(a *attempt, ans answer) {
+	if a.kind != opSet && a.kind != opRollBack || !c.tracked(a.ws) {
+		return
+	}
+	register := secretRegister(a.ws, a.key())
+	if c.values[register] == nil {
+		c.values[register] = make(map[int64]string)
+	}
+	for _, secret := range ans.secrets {
+		c.values[register][secret.GetVersion()] = a.set[a.key()]
+	}
+}
+
 // prepare reads what the request is made of.
 func (c *client) prepare(a *attempt) {
 	if a.etag != "" && a.takesEtag() && a.ws != "" {
@@ -117,7 +171,7 @@ func (c *client) currentEtag(a *attempt) string {
 	defer cancel()
 	name := "workspaces/" + a.ws
 	switch a.kind {
-	case opSet, opUnset:
+	case opSet, opUnset, opRollBack:
 		resp, err := c.api.GetSecret(ctx, &workspacev1.GetSecretRequest{Name: name + "/secrets/" + a.key()})
 		if err == nil {
 			return resp.GetSecret().GetEtag()

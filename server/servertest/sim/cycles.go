@@ -18,9 +18,10 @@ type cycles struct {
 
 // cycle is what was seen of a workspace's.
 type cycle struct {
-	called, listed moment // the ends of its actor's last call, and of its last List
-	starting       int64  // when its last Start was called
-	last           runtime.Instance
+	called, listed moment           // the ends of its actor's last call, and of its last List
+	starting       int64            // when its last Start or Rotate was called
+	last           runtime.Instance // with the generation that it has by now
+	taken          int64            // the newest generation that any has taken in
 }
 
 // moment is when a call ended: what its actor reads after it is not older.
@@ -49,7 +50,7 @@ func (c *cycles) of(uid string) *cycle {
 func (c *cycles) before(call runtimetest.Call) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if call.Method == runtimetest.Start {
+	if call.Method == runtimetest.Start || call.Method == runtimetest.Rotate {
 		c.of(call.WorkspaceUID).starting = c.now()
 	}
 }
@@ -82,6 +83,26 @@ func (c *cycles) launched(in runtime.Instance, late bool) (read window, before r
 	}
 	before, cy.last = cy.last, in
 	return read, before
+}
+
+// rotated notes that an instance has taken in a generation as it runs, and returns
+// when that was read.
+func (c *cycles) rotated(call runtimetest.Call) (read window) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	cy := c.of(call.WorkspaceUID)
+	cy.taken = max(cy.taken, call.Generation)
+	if cy.last.ID == call.InstanceID {
+		cy.last.Generation = max(cy.last.Generation, call.Generation)
+	}
+	return window{cy.called, cy.starting}
+}
+
+// taken returns the newest generation that a container has taken in as it ran.
+func (c *cycles) taken(uid string) int64 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.of(uid).taken
 }
 
 // last returns what was launched last for a workspace.

@@ -125,7 +125,7 @@ func (s *scene) checkContainer(sn *store.Snapshot) error {
 // again: it says so itself, and what the simulation did agrees.
 func (s *scene) isAtEnd(w *store.Workspace) bool {
 	end := w.End()
-	if end == "" || w.Pending() && w.Spec.Image != imageBad {
+	if end == "" || w.NeedsStart() && w.Spec.Image != imageBad {
 		return false // a newer one is started, unless it can't be
 	}
 	last := s.cycles.last(w.UID)
@@ -149,8 +149,9 @@ func (s *scene) isAtEnd(w *store.Workspace) bool {
 func (s *scene) checkEnv(sn *store.Snapshot, spec *store.Spec, in runtime.Instance) error {
 	w := &sn.Workspace
 	want := map[string]string{
-		"WORKSPACE_ID": w.ID, "WORKSPACE_UID": w.UID, "WORKSPACE_GENERATION": fmt.Sprint(in.Generation),
+		"WORKSPACE_ID": w.ID, "WORKSPACE_UID": w.UID, "WORKSPACE_GENERATION": fmt.Sprint(s.startedAt(w.UID, in.ID)),
 	}
+	wantFiles := make(map[string]string)
 	if spec.Image == "a" {
 		want["FROM_IMAGE"] = "1"
 	}
@@ -158,7 +159,11 @@ func (s *scene) checkEnv(sn *store.Snapshot, spec *store.Spec, in runtime.Instan
 		want[k] = v
 	}
 	for _, secret := range sn.Secrets {
-		want[secret.Key] = secret.Value.Reveal()
+		if slices.Contains(fileKeys, secret.Key) {
+			wantFiles[secret.Key] = secret.Value.Reveal()
+		} else {
+			want[secret.Key] = secret.Value.Reveal()
+		}
 	}
 	if w.Model != "" {
 		for _, k := range spec.ModelVars() {
@@ -177,10 +182,26 @@ func (s *scene) checkEnv(sn *store.Snapshot, spec *store.Spec, in runtime.Instan
 			return fmt.Errorf("%s is %q in container %s, want %q", k, got[k], in.ID, v)
 		}
 	}
+	files := s.fake.Files(in.ID)
+	for _, key := range fileKeys {
+		if files[key] != wantFiles[key] && !s.appliesLater(w.ID, key) {
+			return fmt.Errorf("file %s is %q in container %s, want %q", key, files[key], in.ID, wantFiles[key])
+		}
+	}
 	if len(got) != len(want) {
 		return fmt.Errorf("container %s has %d variables, want %d: %v", in.ID, len(got), len(want), got)
 	}
 	return nil
+}
+
+// startedAt returns the generation that an instance was started with.
+func (s *scene) startedAt(uid, instance string) int64 {
+	for _, l := range s.fake.Launches(uid) {
+		if l.Instance.ID == instance {
+			return l.Instance.Generation
+		}
+	}
+	return 0
 }
 
 // appliesLater reports whether a secret was changed for the next start only.

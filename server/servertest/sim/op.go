@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 )
 
 // Kinds of operations: the RPCs, and for global secrets their own.
@@ -24,6 +26,11 @@ const (
 	opBatch       = "BatchUpdateSecrets"
 	opListSecrets = "ListSecrets"
 	opGetSecret   = "GetSecret"
+	opRollBack    = "RollBackSecret"
+	opVersions    = "ListSecretVersions"
+	opEnable      = "EnableSecretVersion"
+	opDisable     = "DisableSecretVersion"
+	opDestroy     = "DestroySecretVersion"
 	opWait        = "WaitWorkspace"
 	opWatch       = "WatchWorkspaces" // only watchers do it
 )
@@ -37,9 +44,11 @@ type op struct {
 	gap       time.Duration
 
 	set       map[string]string // secrets: the value's number, see secretValue
-	unset     []string          // their keys; getSecret's
+	unset     []string          // their keys; also of what only reads one, or its versions
 	nextStart bool
-	missing   bool // allow_missing
+	live      bool
+	version   int64 // of the secret: one of which the client knows the value, if it does
+	missing   bool  // allow_missing
 	fields    map[string]string
 	keep      bool // keep_volumes
 
@@ -70,12 +79,27 @@ const keyModel = "K3"
 
 var keys = []string{"K1", "K2", keyModel}
 
+// fileKeys are of secrets that are files in every container, always: they can be
+// changed as it runs.
+var fileKeys = []string{"F1", "F2"}
+
+var allKeys = slices.Concat(keys, fileKeys)
+
+// deliveryOf is what a change says of a key.
+func deliveryOf(key string) workspacev1.SecretDelivery {
+	if slices.Contains(fileKeys, key) {
+		return workspacev1.SecretDelivery_SECRET_DELIVERY_FILES
+	}
+	return workspacev1.SecretDelivery_SECRET_DELIVERY_UNSPECIFIED
+}
+
 // secretValue is the value of which only the number is written down.
 func secretValue(number string) string { return marker + number }
 
 var opKinds = []weighted[string]{
 	{20, opSet}, {5, opUnset}, {7, opBatch}, {4, opModel}, {9, opUpdate}, {8, opRestart}, {4, opStop}, {6, opStart},
 	{6, opCreate}, {6, opDelete}, {4, opGet}, {3, opList}, {3, opListSecrets}, {2, opGetSecret}, {12, opWait},
+	{5, opRollBack}, {1, opVersions}, {1, opEnable}, {2, opDisable}, {2, opDestroy},
 }
 
 func drawOp(p *plan, client, i int) op {
@@ -103,28 +127,29 @@ func drawOp(p *plan, client, i int) op {
 	switch o.kind {
 	case opCreate:
 		o.ws = pick(d, p.mayflies...)
-		o.set = drawSecrets(d, number, d.IntN(2))
+		o.set = drawSecrets(d, o.pool(d), number, d.IntN(2))
 		o.fields = map[string]string{fieldImage: pickWeighted(d, images)}
 	case opDelete:
 		o.ws = pick(d, p.mayflies...)
-	case opSet:
+	case opSet, opRollBack: // the value that one goes back to it knows later
 		o.scope(d)
-		o.set = drawSecrets(d, number, 1)
-		o.nextStart = d.chance(8)
+		o.set = drawSecrets(d, o.pool(d), number, 1)
+		o.apply(d)
 	case opUnset:
 		o.scope(d)
-		o.unset = []string{pick(d, keys...)}
-		o.nextStart = d.chance(8)
+		o.unset = []string{pick(d, o.pool(d)...)}
+		o.apply(d)
 	case opBatch:
 		o.scope(d)
-		o.set = drawSecrets(d, number, d.IntN(3))
-		if free := slices.DeleteFunc(slices.Clone(keys), func(k string) bool { return o.set[k] != "" }); len(free) > 0 {
+		pool := o.pool(d)
+		o.set = drawSecrets(d, pool, number, d.IntN(3))
+		if free := slices.DeleteFunc(slices.Clone(pool), func(k string) bool { return o.set[k] != "" }); len(free) > 0 {
 			o.unset = []string{pick(d, free...)}
 		}
-		o.nextStart = d.chance(8)
-	case opListSecrets, opGetSecret:
+		o.apply(d)
+	case opListSecrets, opGetSecret, opVersions, opEnable, opDisable, opDestroy:
 		o.scope(d)
-		o.unset = []string{pick(d, keys...)}
+		o.unset = []string{pick(d, allKeys...)}
 	case opModel:
 		o.fields = map[string]string{fieldModel: pick(d, number, "", "m")}
 	case opUpdate:
@@ -143,10 +168,26 @@ func (o *op) scope(d dice) {
 	}
 }
 
-func drawSecrets(d dice, number string, n int) map[string]string {
+// pool draws of which keys an operation is: of variables, or of files, which it may
+// change as they are used.
+func (o *op) pool(d dice) []string {
+	if d.chance(4) {
+		o.live = o.kind != opCreate && d.chance(2)
+		return fileKeys
+	}
+	return keys
+}
+
+// apply draws when a change of secrets is applied, if it does not say so already.
+func (o *op) apply(d dice) { o.nextStart = d.chance(8) && !o.live }
+
+// keysOf are the keys of secrets that it is about.
+func (o *op) keysOf() []string { return append(slices.Sorted(maps.Keys(o.set)), o.unset...) }
+
+func drawSecrets(d dice, pool []string, number string, n int) map[string]string {
 	set := make(map[string]string)
 	for range n {
-		set[pick(d, keys...)] = number
+		set[pick(d, pool...)] = number
 	}
 	return set
 }
@@ -173,7 +214,7 @@ func drawFields(d dice, number string) map[string]string {
 // changes reports whether it is a change.
 func (o *op) changes() bool {
 	switch o.kind {
-	case opGet, opList, opListSecrets, opGetSecret, opWait, opWatch:
+	case opGet, opList, opListSecrets, opGetSecret, opVersions, opWait, opWatch:
 		return false
 	}
 	return true
@@ -196,6 +237,9 @@ func (o op) String() string {
 	for _, k := range o.unset {
 		fmt.Fprintf(&b, " -%s", k)
 	}
+	if o.version > 0 {
+		fmt.Fprintf(&b, " version %d", o.version)
+	}
 	for _, k := range slices.Sorted(maps.Keys(o.fields)) {
 		fmt.Fprintf(&b, " %s=%s", k, o.fields[k])
 	}
@@ -203,7 +247,7 @@ func (o op) String() string {
 		set  bool
 		name string
 	}{
-		{o.nextStart, "next-start"}, {o.missing && (o.kind == opUnset || o.kind == opDelete), "allow-missing"},
+		{o.nextStart, "next-start"}, {o.live, "live"}, {o.missing && (o.kind == opUnset || o.kind == opDelete), "allow-missing"},
 		{o.keep && o.kind == opDelete, "keep-volumes"}, {o.etag != "" && o.takesEtag(), "etag=" + o.etag},
 		{o.validate && o.changes(), "validate-only"}, {o.retry && o.changes(), "retry"}, {o.again && o.changes(), "again"},
 		{o.waitFor != "", "for=" + o.waitFor}, {o.away > 0, "away=" + o.away.String()},
@@ -220,7 +264,16 @@ func (o *op) takesEtag() bool {
 	switch o.kind {
 	case opUpdate, opDelete:
 		return true
-	case opSet, opUnset:
+	case opSet, opUnset, opRollBack:
+		return true
+	}
+	return false
+}
+
+// versions reports whether it is about a version of a secret.
+func (o *op) versions() bool {
+	switch o.kind {
+	case opRollBack, opEnable, opDisable, opDestroy:
 		return true
 	}
 	return false

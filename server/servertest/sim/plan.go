@@ -119,8 +119,8 @@ func (p *plan) drawFaults(d dice) {
 
 // rare are steps that few workspaces pass.
 var rare = []string{
-	"status.exit", "status.stopped", "status.settled", "status.deleted",
-	methodStep(runtimetest.RemoveWorkspace), methodStep(runtimetest.Watch),
+	"secrets.live", "status.rotated", "status.exit", "status.stopped", "status.settled", "status.deleted",
+	methodStep(runtimetest.Rotate), methodStep(runtimetest.RemoveWorkspace), methodStep(runtimetest.Watch),
 }
 
 // drawEvents draws what the conductor does.
@@ -243,9 +243,14 @@ func (p *plan) String() string {
 // appliesLater reports whether anybody changes a secret of a workspace, or the
 // global one, for the next start only.
 func (p *plan) appliesLater(id, key string) bool {
+	return p.anyLater(func(o *op) bool { return (o.ws == id || o.ws == "") && slices.Contains(o.keysOf(), key) })
+}
+
+// anyLater reports whether there is such a change for the next start only.
+func (p *plan) anyLater(such func(o *op) bool) bool {
 	for _, ops := range p.clients {
 		for _, o := range ops {
-			if _, sets := o.set[key]; o.nextStart && (o.ws == id || o.ws == "") && (sets || slices.Contains(o.unset, key)) {
+			if o.nextStart && such(&o) {
 				return true
 			}
 		}

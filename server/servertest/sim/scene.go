@@ -77,7 +77,7 @@ func (s *scene) setup() error {
 		return err
 	}
 	for _, scope := range append(slices.Clone(s.plan.stable), "") {
-		for _, key := range keys {
+		for _, key := range allKeys {
 			s.ledger.ended(s.ledger.begin(secretRegister(scope, key), "", 0, false), acked, 0)
 		}
 	}
@@ -111,7 +111,7 @@ func (s *scene) play() error {
 	}
 	var clients sync.WaitGroup
 	for i, ops := range s.plan.clients {
-		c := &client{scene: s, id: i, api: s.api(i), told: make(map[string]int64)}
+		c := &client{scene: s, id: i, api: s.api(i), told: make(map[string]int64), values: make(map[string]map[int64]string)}
 		for _, id := range s.plan.stable {
 			c.told[id] = 1
 		}
@@ -162,6 +162,8 @@ func (s *scene) afterCall(ctx context.Context, c runtimetest.Call) error {
 	switch c.Method {
 	case runtimetest.Start:
 		s.checkLaunch(c)
+	case runtimetest.Rotate:
+		s.checkRotation(c)
 	case runtimetest.Stop:
 		s.noteEnd(c.InstanceID, endStop)
 	}
@@ -203,24 +205,57 @@ func (s *scene) checkLaunch(c runtimetest.Call) {
 		s.problem("%s has %s=%s", c.InstanceID, "WORKSPACE_GENERATION", env["WORKSPACE_GENERATION"])
 	}
 	if s.isStable(c.WorkspaceID) {
-		s.checkSecrets(c, env, read, old)
+		files := make(map[string]string)
+		for _, f := range launch.Files {
+			files[f.Name] = string(f.Data)
+		}
+		s.checkSecrets(c, env, files, read, old)
+	}
+}
+
+// checkRotation checks what a running container has taken in: all that was
+// acknowledged before it was read, and nothing that never was.
+func (s *scene) checkRotation(c runtimetest.Call) {
+	read := s.cycles.rotated(c)
+	s.journal.add("container %s has taken in generation %d", c.InstanceID, c.Generation)
+	if floor := read.from.floor; c.Generation < floor {
+		s.problem("%s has taken in generation %d; %d was acknowledged before it was read", c.InstanceID, c.Generation, floor)
+	}
+	if !s.isStable(c.WorkspaceID) {
+		return
+	}
+	files := s.fake.Files(c.InstanceID)
+	for _, key := range fileKeys {
+		if !s.appliesLater(c.WorkspaceID, key) { // such a change it does not take in
+			s.checkSecret(c, key, files[key], read)
+		}
 	}
 }
 
 // checkSecrets checks a container's secrets against what may be. old: it is made
 // from an older spec.
-func (s *scene) checkSecrets(c runtimetest.Call, env map[string]string, read window, old bool) {
-	l, from, to := s.ledger, read.from.at, read.to
+func (s *scene) checkSecrets(c runtimetest.Call, env, files map[string]string, read window, old bool) {
 	for _, key := range keys {
-		if key == keyModel && (old || l.mayBe(fieldRegister(c.WorkspaceID, fieldModelEnv), keyModel, from, to, nil)) {
+		if key == keyModel && (old || s.ledger.mayBe(fieldRegister(c.WorkspaceID, fieldModelEnv), keyModel, read.from.at, read.to, nil)) {
 			continue // it may carry the model
 		}
-		value := strings.TrimPrefix(env[key], marker)
-		own, global := secretRegister(c.WorkspaceID, key), secretRegister("", key)
-		hidden := l.mayBe(own, "", from, to, nil) && l.mayBe(global, value, from, to, nil)
-		if !hidden && (value == "" || !l.mayBe(own, value, from, to, nil)) {
-			s.problem("%s was started with %s=%q; %s, %s", c.InstanceID, key, value, l.describe(own, from, to), l.describe(global, from, to))
+		s.checkSecret(c, key, env[key], read)
+	}
+	for _, key := range fileKeys {
+		s.checkSecret(c, key, files[key], read)
+		if env[key] != "" {
+			s.problem("%s was started with the variable %s, which is a file's", c.InstanceID, key)
 		}
+	}
+}
+
+func (s *scene) checkSecret(c runtimetest.Call, key, value string, read window) {
+	l, from, to := s.ledger, read.from.at, read.to
+	value = strings.TrimPrefix(value, marker)
+	own, global := secretRegister(c.WorkspaceID, key), secretRegister("", key)
+	hidden := l.mayBe(own, "", from, to, nil) && l.mayBe(global, value, from, to, nil)
+	if !hidden && (value == "" || !l.mayBe(own, value, from, to, nil)) {
+		s.problem("%s of %s got %s=%q; %s, %s", c.Method, c.InstanceID, key, value, l.describe(own, from, to), l.describe(global, from, to))
 	}
 }
 
@@ -271,7 +306,7 @@ func (s *scene) checkStore(d *daemon.Daemon) {
 		for _, secret := range sn.Secrets {
 			merged[secret.Key] = strings.TrimPrefix(secret.Value.Reveal(), marker)
 		}
-		for _, key := range keys {
+		for _, key := range allKeys {
 			s.checkRegister("on disk", secretRegister(id, key), ownValue(d, id, key, merged), now, now)
 		}
 	}

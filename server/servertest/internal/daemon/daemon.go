@@ -199,9 +199,10 @@ func (d *Daemon) Shutdown(ctx context.Context) error {
 }
 
 func (d *Daemon) close() error {
+	err := d.Store.Close() // without the lock: the last commit may be the one that a Kill meets
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return errors.Join(append(d.errs, d.Store.Close())...)
+	return errors.Join(append(d.errs, err)...)
 }
 
 // gate is what commits pass, until the daemon is killed.
