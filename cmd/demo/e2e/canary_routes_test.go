@@ -93,6 +93,9 @@ var routes = []route{
 			}
 		}
 		r.runs("KEY", good)
+		if _, err := c.RollBackSecret(r.ctx, &workspacev1.RollBackSecretRequest{Name: name, Version: 3}); err == nil {
+			r.t.Error("a destroyed version came back")
+		}
 	}},
 	{"bytes", func(r *ride) {
 		r.create()
