@@ -14,6 +14,8 @@
 package runtime
 
 import (
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"regexp"
 	"slices"
@@ -23,6 +25,9 @@ import (
 
 // Spec is what an instance is prepared from. It holds no secret.
 type Spec struct {
+	// InstanceID is what the instance is to be called, made by NewInstanceID; empty:
+	// the driver calls it something.
+	InstanceID string
 	// WorkspaceID and WorkspaceUID say whose instance it is. The log, named
 	// volumes and the like belong to the id; the uid tells a workspace from an
 	// earlier one of the same id.
@@ -59,6 +64,25 @@ type Spec struct {
 	Mounts []Mount
 	// ReadOnlyRoot mounts the root file system read-only.
 	ReadOnlyRoot bool
+	// API: the instance sees the directory of the daemon's socket for it as APIDir.
+	API bool
+}
+
+// Where an instance of a Spec with API finds the daemon. The directory is mounted,
+// and not the socket: a daemon that starts anew makes a new socket.
+const (
+	APIDir    = "/run/workspaced/api"
+	APISocket = "api.sock" // in APIDir
+)
+
+var dashes = regexp.MustCompile(`-+`)
+
+// NewInstanceID makes an id that no instance has, which is also its container's
+// and snapshot's. A workspace id may hold "--", a container id may not.
+func NewInstanceID(workspaceID string) string {
+	var b [6]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return dashes.ReplaceAllString(workspaceID, "-") + "-" + hex.EncodeToString(b[:])
 }
 
 // Resources limits an instance; 0 names no limit.

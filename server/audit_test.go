@@ -71,7 +71,9 @@ var auditedCalls = []struct {
 	want string
 }{
 	{"CreateWorkspace", func(h *harness) error {
-		_, err := h.Client.CreateWorkspace(h.ctx(), &createReq{WorkspaceId: "w", Workspace: &ws{Spec: spec()}, Secrets: []*secret{text("A", "x"), text("B", "y")}})
+		_, err := h.Client.CreateWorkspace(h.ctx(), &createReq{
+			WorkspaceId: "w", Workspace: &ws{Spec: &workspacev1.WorkspaceSpec{Image: image, WorkspaceApi: true}}, Secrets: []*secret{text("A", "x"), text("B", "y")},
+		})
 		return err
 	}, "CreateWorkspace workspaces/w OK CHANGED gen 1 x1"},
 	{"UpdateWorkspace", func(h *harness) error {
@@ -120,6 +122,11 @@ var auditedCalls = []struct {
 		_, err := h.Client.StartWorkspace(h.ctx(), &workspacev1.StartWorkspaceRequest{Name: "workspaces/w"})
 		return err
 	}, "StartWorkspace workspaces/w OK CHANGED gen 9 x1"},
+	{"FetchSecrets", func(h *harness) error {
+		synctest.Wait()
+		_, err := h.asContainer(h.containerToken("w")).FetchSecrets(h.ctx(), fetchReq("w"))
+		return err
+	}, "FetchSecrets workspaces/w OK UNSPECIFIED gen 0 x1"},
 	{"DeleteWorkspace", func(h *harness) error {
 		_, err := h.Client.DeleteWorkspace(h.ctx(), &workspacev1.DeleteWorkspaceRequest{Name: "workspaces/w"})
 		return err
@@ -221,10 +228,11 @@ func TestAudit_BadInput(t *testing.T) {
 		h.create("parked")
 		must2(h.Client.StopWorkspace(h.ctx(), &workspacev1.StopWorkspaceRequest{Name: "workspaces/parked"}))(h.t)
 		sideEffects, want := ourMethods(), map[string]int64{}
+		clients := h.badInputClients()
 		before := len(h.audit(&listAudit{}))
 		for _, tt := range badInputs() {
 			rpc, _, _ := strings.Cut(tt.name, "/")
-			err := tt.call(h.Client, h.ctx())
+			err := tt.call(clients[tt.workspace], h.ctx())
 			synctest.Wait()
 			if code := codeOf(err); sideEffects[rpc] || code == codes.InvalidArgument {
 				want[fmt.Sprintf("%s %s %s", rpc, strings.ToUpper(code.String()), reasonOf(err))]++

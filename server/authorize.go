@@ -168,6 +168,11 @@ func (s *Server) allow(ctx context.Context, method string) func(*store.Workspace
 
 // checkRead is allow for what was read.
 func (s *Server) checkRead(ctx context.Context, method string, w *store.Workspace) error {
+	if in := access.IdentityOf(ctx).Subject.Instance; in != nil {
+		if err := in.Check(w); err != nil { // it has ended while it waited
+			return err
+		}
+	}
 	if allow := s.allow(ctx, method); allow != nil {
 		return allow(w)
 	}

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/fieldmaskpb"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
+	"github.com/workspaced/workspaced/server/access"
 )
 
 type (
@@ -39,12 +40,13 @@ func withSpec(edit func(*wsSpec)) *createReq {
 
 // badInput is a request that is refused. With no code it is INVALID_ARGUMENT.
 type badInput struct {
-	name   string
-	call   func(c workspacev1.WorkspaceControlClient, ctx context.Context) error
-	code   codes.Code
-	reason string
-	fields []string // that the BadRequest names, all of them
-	right  string   // a part of what it says would be right
+	workspace bool // the caller has the role workspace, and no other
+	name      string
+	call      func(c workspacev1.WorkspaceControlClient, ctx context.Context) error
+	code      codes.Code
+	reason    string
+	fields    []string // that the BadRequest names, all of them
+	right     string   // a part of what it says would be right
 }
 
 func create(r *createReq) func(workspacev1.WorkspaceControlClient, context.Context) error {
@@ -363,6 +365,12 @@ func badInputs() []badInput {
 			_, err := c.WaitWorkspace(ctx, &workspacev1.WaitWorkspaceRequest{Name: "workspaces/old", Generation: -1, Until: 7})
 			return err
 		}, fields: []string{"generation", "until"}},
+		{name: "Heartbeat/name", workspace: true, call: heartbeat("old"), fields: []string{"name"}, right: "workspaces/{workspace}"},
+		{name: "Heartbeat/unknown", workspace: true, call: heartbeat("workspaces/none"), code: codes.NotFound, reason: "WORKSPACE_NOT_FOUND"},
+		{name: "FetchSecrets/name", workspace: true, call: fetch(&workspacev1.FetchSecretsRequest{Name: "old"}), fields: []string{"name"}, right: "workspaces/{workspace}"},
+		{name: "FetchSecrets/unknown", workspace: true, call: fetch(fetchReq("none")), code: codes.NotFound, reason: "WORKSPACE_NOT_FOUND"},
+		{name: "FetchSecrets/key", workspace: true, call: fetch(fetchReq("old", "a-b")), fields: []string{"keys[0]"}},
+		{name: "FetchSecrets/key twice", workspace: true, call: fetch(fetchReq("old", "A", "A")), fields: []string{"keys"}},
 		{name: "WatchWorkspaces/filter", call: watch(&workspacev1.WatchWorkspacesRequest{Filter: "x"}), fields: []string{"filter"}},
 		{name: "WatchWorkspaces/filter too long", call: watch(&workspacev1.WatchWorkspacesRequest{Filter: strings.Repeat("x", 2049)}), fields: []string{"filter"}},
 		{name: "WatchWorkspaces/token", call: watch(&workspacev1.WatchWorkspacesRequest{ResumeToken: "x"}), fields: []string{"resume_token"}},
@@ -405,6 +413,27 @@ func badInputs() []badInput {
 	return cases
 }
 
+// badInputClients are those whom bad input is from: true has the role workspace.
+func (h *harness) badInputClients() map[bool]workspacev1.WorkspaceControlClient {
+	h.t.Helper()
+	workspace := access.Subject{Name: "x", Grants: []access.Grant{{Roles: access.RolesOf(workspacev1.Role_ROLE_WORKSPACE)}}}
+	return map[bool]workspacev1.WorkspaceControlClient{false: h.Client, true: must2(h.As(workspace))(h.t).Client}
+}
+
+func heartbeat(name string) func(workspacev1.WorkspaceControlClient, context.Context) error {
+	return func(c workspacev1.WorkspaceControlClient, ctx context.Context) error {
+		_, err := c.Heartbeat(ctx, &workspacev1.HeartbeatRequest{Name: name})
+		return err
+	}
+}
+
+func fetch(req *workspacev1.FetchSecretsRequest) func(workspacev1.WorkspaceControlClient, context.Context) error {
+	return func(c workspacev1.WorkspaceControlClient, ctx context.Context) error {
+		_, err := c.FetchSecrets(ctx, req)
+		return err
+	}
+}
+
 func volume(path, name string) *workspacev1.Volume {
 	return &workspacev1.Volume{MountPath: path, Source: &workspacev1.Volume_VolumeName{VolumeName: name}}
 }
@@ -426,12 +455,13 @@ func TestContract22_BadInput(t *testing.T) {
 		h.create("parked")
 		must2(h.Client.StopWorkspace(h.ctx(), &workspacev1.StopWorkspaceRequest{Name: "workspaces/parked"}))(h.t)
 
+		clients := h.badInputClients()
 		covered := make(map[string]bool)
 		for _, tt := range badInputs() {
 			rpc, _, _ := strings.Cut(tt.name, "/")
 			covered[rpc] = true
 			h.wantUnchanged(func() {
-				err := tt.call(h.Client, h.ctx())
+				err := tt.call(clients[tt.workspace], h.ctx())
 				if tt.code == codes.OK {
 					tt.code, tt.reason = codes.InvalidArgument, "INVALID_FIELDS"
 				}

@@ -15,8 +15,9 @@ import (
 	"github.com/workspaced/workspaced/store/seal/canary"
 )
 
-// TestContract17_NoSecretComesBack: no response, error or log line holds a
-// secret's value, whether the call is good or bad.
+// TestContract17_NoSecretComesBack: no response to an operator or caller, no error or
+// log line holds a secret's value, whether the call is good or bad. Who may have
+// values: TestContract17_OnlyTheContainerGetsValues.
 func TestContract17_NoSecretComesBack(t *testing.T) {
 	canaries, n := canary.New(), 0
 	value := func() string {

@@ -109,6 +109,7 @@ func specToProto(s *store.Spec) *workspacev1.WorkspaceSpec {
 		ReadOnlyRoot: s.ReadOnlyRoot,
 		StopSignal:   s.StopSignal,
 		ModelEnv:     s.ModelEnv,
+		WorkspaceApi: s.WorkspaceAPI,
 
 		SecretDelivery:  deliveryToProto(s.SecretDelivery),
 		SecurityProfile: workspacev1.SecurityProfile(workspacev1.SecurityProfile_value[securityPrefix+string(s.Security)]),
@@ -159,6 +160,7 @@ func specFromProto(p *workspacev1.WorkspaceSpec) store.Spec {
 		},
 		ReadOnlyRoot: p.GetReadOnlyRoot(),
 		ModelEnv:     cloneList(p.GetModelEnv()),
+		WorkspaceAPI: p.GetWorkspaceApi(),
 		StopSignal:   p.GetStopSignal(),
 
 		SecretDelivery: deliveryFromProto(p.GetSecretDelivery()),

@@ -6,6 +6,7 @@ package server
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"sync/atomic"
@@ -36,6 +37,7 @@ type Store interface {
 	Workspace(id string) (store.Workspace, error)
 	ListWorkspaces(after string, limit int, match func(*store.Workspace) bool) ([]store.Workspace, bool, error)
 	Secret(scope store.Scope, key string) (store.Secret, error)
+	Snapshot(id string) (store.Snapshot, error) // FetchSecrets' alone: nothing else has values
 	ListSecrets(scope store.Scope, after string, limit int) ([]store.Secret, bool, error)
 	ListSecretVersions(scope store.Scope, key string, below int64, limit int) ([]store.SecretVersion, bool, error)
 	FeedSince(since, after uint64, limit int) (store.FeedPage, error)
@@ -113,6 +115,9 @@ type Server struct {
 	auditProblem atomic.Pointer[string] // found last; nil: nobody has looked
 	limits       *limiter
 
+	containers containers
+	recordWait time.Duration
+
 	drainOnce sync.Once
 	draining  chan struct{} // closed by Drain
 	unary     inFlight
@@ -141,6 +146,11 @@ func New(cfg Config) *Server {
 		healthOff:     cfg.Health == access.ExposureOff,
 		reflectionOff: cfg.Reflection == access.ExposureOff,
 	}
+	s.recordWait = recordWait
+	s.containers = containers{known: make(map[string]*containerState), gone: func(id string) bool {
+		_, err := s.store.Workspace(id)
+		return errors.Is(err, store.ErrNotFound)
+	}}
 	if s.authn == nil {
 		s.authn = new(access.Authenticator)
 	}
@@ -153,10 +163,9 @@ func New(cfg Config) *Server {
 	return s
 }
 
-// NewGRPC makes a gRPC server with the interceptors, limits and services of s.
-// The options come on top. Among them have to be credentials of the package
-// access: without them every caller is nobody.
-func (s *Server) NewGRPC(options ...grpc.ServerOption) *grpc.Server {
+// newGRPC makes a gRPC server with the interceptors and limits of s, and no
+// services. The options come on top.
+func (s *Server) newGRPC(options []grpc.ServerOption) *grpc.Server {
 	options = append([]grpc.ServerOption{
 		grpc.ChainUnaryInterceptor(s.UnaryInterceptors()...),
 		grpc.ChainStreamInterceptor(s.streamInterceptors()...),
@@ -173,7 +182,14 @@ func (s *Server) NewGRPC(options ...grpc.ServerOption) *grpc.Server {
 		// a call for half an hour connects again with its next one.
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: time.Minute, Timeout: 20 * time.Second, MaxConnectionIdle: 30 * time.Minute}),
 	}, options...)
-	g := grpc.NewServer(options...)
+	return grpc.NewServer(options...)
+}
+
+// NewGRPC makes a gRPC server with the interceptors, limits and services of s.
+// The options come on top. Among them have to be credentials of the package
+// access: without them every caller is nobody.
+func (s *Server) NewGRPC(options ...grpc.ServerOption) *grpc.Server {
+	g := s.newGRPC(options)
 	r := registrar{g, s}
 	workspacev1.RegisterWorkspaceControlServer(r, s)
 	workspacev1.RegisterAdminControlServer(r, admin{server: s})
@@ -201,16 +217,20 @@ func (s *Server) Drain() {
 // streamGrace is how long streams have to tell their clients of a shutdown.
 const streamGrace = time.Second
 
-// Shutdown drains and stops a gRPC server that NewGRPC has made. Calls in flight
+// Shutdown drains and stops the gRPC servers that s has made. Calls in flight
 // may finish until ctx ends. Streams have ended with Drain, all but those whose
 // clients do not read: they are not waited for. It reports whether every call
 // was finished.
-func (s *Server) Shutdown(ctx context.Context, g *grpc.Server) bool {
+func (s *Server) Shutdown(ctx context.Context, gs ...*grpc.Server) bool {
 	s.Drain()
 	graceful := make(chan struct{})
 	go func() {
 		defer close(graceful)
-		g.GracefulStop()
+		var wg sync.WaitGroup
+		for _, g := range gs {
+			wg.Go(g.GracefulStop)
+		}
+		wg.Wait()
 	}()
 	finished := s.unary.wait(ctx) == nil
 	grace := time.NewTimer(streamGrace)
@@ -220,7 +240,9 @@ func (s *Server) Shutdown(ctx context.Context, g *grpc.Server) bool {
 	case <-grace.C:
 	case <-ctx.Done():
 	}
-	g.Stop()
+	for _, g := range gs {
+		g.Stop()
+	}
 	<-graceful
 	return finished
 }

@@ -53,7 +53,7 @@ func (s *Server) WaitWorkspace(ctx context.Context, req *workspacev1.WaitWorkspa
 			return nil, err
 		}
 		if done {
-			return &workspacev1.WaitWorkspaceResponse{Workspace: workspaceToProto(&w)}, nil
+			return &workspacev1.WaitWorkspaceResponse{Workspace: s.show(ctx, &w)}, nil
 		}
 		select {
 		case <-hint:

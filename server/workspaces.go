@@ -89,7 +89,7 @@ func (s *Server) GetWorkspace(ctx context.Context, req *workspacev1.GetWorkspace
 	if err != nil {
 		return nil, err
 	}
-	return &workspacev1.GetWorkspaceResponse{Workspace: workspaceToProto(&w)}, nil
+	return &workspacev1.GetWorkspaceResponse{Workspace: s.show(ctx, &w)}, nil
 }
 
 // ListWorkspaces implements workspace.v1.WorkspaceControl. By name a page costs
@@ -120,7 +120,7 @@ func (s *Server) ListWorkspaces(ctx context.Context, req *workspacev1.ListWorksp
 	resp := &workspacev1.ListWorkspacesResponse{}
 	size := 0
 	for i := range page {
-		w := workspaceToProto(&page[i])
+		w := s.show(ctx, &page[i])
 		if size += proto.Size(w); i > 0 && size > maxPageBytes {
 			page, more = page[:i], true
 			break

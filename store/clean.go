@@ -59,6 +59,10 @@ func utcStatus(st Status) Status {
 		r.StartTime = utc(r.StartTime)
 		st.Running = &r
 	}
+	if st.Token != nil {
+		t := *st.Token
+		st.Token = &t
+	}
 	if st.LastExit != nil {
 		e := *st.LastExit
 		e.Time = utc(e.Time)

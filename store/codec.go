@@ -403,6 +403,9 @@ func codeSpec(c *codec, s *Spec) {
 	if c.field("security", s.Security != "") {
 		text(c, &s.Security)
 	}
+	if c.field("workspaceAPI", s.WorkspaceAPI) {
+		boolean(c, &s.WorkspaceAPI)
+	}
 	if c.field("liveSignal", s.LiveSignal != "") {
 		text(c, &s.LiveSignal)
 	}
@@ -471,6 +474,9 @@ func (st *Status) code(c *codec) {
 	if c.field("running", st.Running != nil) {
 		pointer(c, &st.Running, codeRunning)
 	}
+	if c.field("token", st.Token != nil) {
+		pointer(c, &st.Token, codeToken)
+	}
 	if c.field("lastGood", st.LastGood != nil) {
 		pointer(c, &st.LastGood, codeLastGood)
 	}
@@ -514,6 +520,20 @@ func codeRunning(c *codec, r *Running) {
 	}
 	if c.field("globalSecrets", len(r.GlobalSecrets) > 0) {
 		list(c, &r.GlobalSecrets, text)
+	}
+	if c.field("tokenHash", r.TokenHash != "") {
+		text(c, &r.TokenHash)
+	}
+	c.end()
+}
+
+func codeToken(c *codec, t *InstanceToken) {
+	c.begin()
+	if c.field("instanceID", true) {
+		text(c, &t.InstanceID)
+	}
+	if c.field("hash", true) {
+		text(c, &t.Hash)
 	}
 	c.end()
 }

@@ -7,7 +7,7 @@
 //
 // # Schema
 //
-// Version 8. Numbers are 8 bytes big endian, records are JSON.
+// Version 9. Numbers are 8 bytes big endian, records are JSON.
 //
 //	meta
 //	├── schema      number  version of this schema
@@ -20,7 +20,7 @@
 //	├── audit       record  auditState: where audit begins and ends, under a MAC
 //	└── audit_key   bytes   the key of that MAC, sealed
 //	workspaces
-//	└── ID                  record  Workspace
+//	└── ID                  record  Workspace, with the hashes of its containers' tokens
 //	feed                    one row a workspace, and one a removed workspace
 //	└── REVISION            record  feedRow: the workspace's id, or a tombstone
 //	removed                 the tombstones in feed, oldest first

@@ -172,7 +172,7 @@ func writeFixture(t *testing.T) {
 			Volumes:      []Volume{{MountPath: "/a", HostPath: "/b", ReadOnly: true}, {MountPath: "/c", Name: "v"}},
 			ReadOnlyRoot: true, ModelEnv: []string{"M"}, StopSignal: "SIGINT", StopGrace: ptr(time.Second),
 			CrashPolicy: CrashPolicy{Restart: CrashRestartOnFailure, MaxRetries: 3}, SecretDelivery: DeliveryFiles,
-			Security: SecurityBaseline,
+			Security: SecurityBaseline, WorkspaceAPI: true,
 		},
 		Secrets: []SecretValue{value("K", "value"), value("DELETED", "x"), value("EMPTY", ""), value("G", "own")},
 	}, Options{}))(t).Workspace
@@ -182,7 +182,8 @@ func writeFixture(t *testing.T) {
 		now := h.clock.Now()
 		*st = Status{
 			ObservedGeneration: 2, StartingGeneration: 3, RestartCount: 1, Starts: 2,
-			Running:  &Running{InstanceID: "i", PID: 7, ImageDigest: "sha256:0", StartTime: now, SecretVersions: map[string]int64{"K": 1}},
+			Running:  &Running{InstanceID: "i", PID: 7, ImageDigest: "sha256:0", StartTime: now, SecretVersions: map[string]int64{"K": 1}, TokenHash: "h"},
+			Token:    &InstanceToken{InstanceID: "j", Hash: "h2"},
 			LastGood: &LastGood{Generation: 2, Spec: Spec{Image: "i"}},
 			LastExit: &Exit{Code: 137, Known: true, Signal: 9, OOMKilled: true, Time: now},
 			Crashes:  Crashes{Generation: 2, InARow: 4}, EndedGeneration: 2,

@@ -92,6 +92,10 @@ type Spec struct {
 	SecretDelivery Delivery        `json:"secretDelivery,omitempty"`
 	Security       SecurityProfile `json:"security,omitempty"`
 
+	// WorkspaceAPI: the container gets a token of its own, see InstanceToken, and a
+	// way to the daemon.
+	WorkspaceAPI bool `json:"workspaceAPI,omitempty"`
+
 	// LiveSignal, StopSignal, StopGrace and CrashPolicy are the daemon's, not the
 	// container's: changing them makes no generation.
 	LiveSignal  string         `json:"liveSignal,omitempty"`
@@ -206,6 +210,9 @@ type Status struct {
 	StartingGeneration int64 `json:"startingGeneration,omitempty"`
 	// Running is the container that runs; nil when none does.
 	Running *Running `json:"running,omitempty"`
+	// Token is that of the container that is being made, until it is the one that
+	// runs or there is none; nil: it gets none.
+	Token *InstanceToken `json:"token,omitempty"`
 	// LastGood is the spec of the last container that ran, kept to fall back on
 	// when a newer one can't be executed.
 	LastGood *LastGood `json:"lastGood,omitempty"`
@@ -269,6 +276,18 @@ type Running struct {
 	SecretVersions map[string]int64 `json:"secretVersions,omitempty"`
 	// GlobalSecrets are the keys in SecretVersions that are global secrets, sorted.
 	GlobalSecrets []string `json:"globalSecrets,omitempty"`
+	// TokenHash is InstanceToken.Hash of this container; empty: it has no token.
+	TokenHash string `json:"tokenHash,omitempty"`
+}
+
+// InstanceToken is what is known of the token by which a container is told from
+// all others. It is a part of the status: so it is durable before the container
+// starts, and ends with the record of the container in one transaction.
+type InstanceToken struct {
+	// InstanceID is the container's.
+	InstanceID string `json:"instanceID"`
+	// Hash is the token's SHA-256, in hex. The token itself is nowhere.
+	Hash string `json:"hash"`
 }
 
 // LastGood is a generation's spec that is known to run.

@@ -131,6 +131,7 @@ func openDriver(ctx context.Context, cfg config, address, instanceUID string, lo
 		StateDir:      cfg.StateDir,
 		DataDir:       cfg.DataDir,
 		InitPath:      init,
+		APIDir:        cfg.apiDir(),
 		RuntimeBinary: cfg.RuntimeBinary,
 		Registries: ctrd.Registries{
 			PlainHTTP: cfg.PlainHTTPRegistries,

@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/server"
 )
 
@@ -149,8 +150,9 @@ func groupID(group string) (int, error) {
 
 // listeners are the daemon's sockets.
 type listeners struct {
-	api     []*server.BoundedListener
-	metrics net.Listener // nil: not wanted
+	api        []*server.BoundedListener
+	containers net.Listener
+	metrics    net.Listener // nil: not wanted
 }
 
 // refused counts the connections that were one too many.
@@ -165,8 +167,10 @@ func (ls *listeners) close() {
 	for _, l := range ls.api {
 		l.Close()
 	}
-	if ls.metrics != nil {
-		ls.metrics.Close()
+	for _, l := range []net.Listener{ls.containers, ls.metrics} {
+		if l != nil {
+			l.Close()
+		}
 	}
 }
 
@@ -187,6 +191,9 @@ func listen(ctx context.Context, cfg config) (_ *listeners, err error) {
 		return nil, err
 	}
 	ls.api = append(ls.api, server.BoundConnections(l, cfg.MaxConnections))
+	if ls.containers, err = listenContainers(ctx, cfg.apiDir()); err != nil {
+		return nil, err
+	}
 	if cfg.Listen != "" {
 		l, err := listenTCP(ctx, "listen", cfg.Listen)
 		if err != nil {
@@ -231,6 +238,32 @@ func listenUnix(ctx context.Context, key, path string, gid int) (net.Listener, e
 	if err := errors.Join(os.Chown(path, -1, gid), os.Chmod(path, 0o660)); err != nil {
 		l.Close()
 		return nil, fmt.Errorf("%s: %w", key, err)
+	}
+	return l, nil
+}
+
+// apiDir is the directory that containers with workspace_api have mounted.
+func (c *config) apiDir() string { return filepath.Join(c.StateDir, "api") }
+
+// listenContainers opens the socket of containers, for every user in them. The
+// directory is never removed: containers have it mounted, and find the next
+// daemon's socket in it. On the machine only those get there who get into the state
+// directory, and nothing but a container's token counts.
+func listenContainers(ctx context.Context, dir string) (net.Listener, error) {
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.Chmod(dir, 0o755)); err != nil {
+		return nil, fmt.Errorf("state_dir: %w", err)
+	}
+	path := filepath.Join(dir, runtime.APISocket)
+	if err := removeStale(ctx, path); err != nil {
+		return nil, fmt.Errorf("state_dir: %w", err)
+	}
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", path)
+	if err != nil {
+		return nil, fmt.Errorf("state_dir: %w", err)
+	}
+	if err := os.Chmod(path, 0o666); err != nil {
+		l.Close()
+		return nil, fmt.Errorf("state_dir: %w", err)
 	}
 	return l, nil
 }

@@ -169,7 +169,7 @@ func removeFiles(cfg config, out io.Writer) error {
 	for _, name := range []string{"containerd", "containerd.log", "containerd.log.1", "containerd.address", "containerd.address.new", "volumes", "logs", "workspaced.db", "workspaced.key"} {
 		ours = append(ours, filepath.Join(cfg.DataDir, name))
 	}
-	for _, name := range []string{"containerd", "instances", "runc", "workspaced.lock"} {
+	for _, name := range []string{"api", "containerd", "instances", "runc", "workspaced.lock"} {
 		ours = append(ours, filepath.Join(cfg.StateDir, name))
 	}
 	for _, path := range ours {

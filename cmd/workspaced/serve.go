@@ -113,11 +113,13 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	containers := access.NewContainers(st, log, nil)
 	d := &running{
 		cfg: cfg, log: log, sockets: sockets,
 		store: st, driver: driver, supervisor: supervisor, hub: hub,
 		api: api, grpc: api.NewGRPC(grpc.Creds(door.creds)), commits: commits,
 		containerd: address, private: private, loops: loop.New(log), door: door,
+		containers: containers, containerGRPC: api.NewContainerGRPC(containers),
 	}
 	return d.run(soft, hard)
 }
@@ -147,6 +149,9 @@ type running struct {
 	private    *embedded.Containerd // nil: it is not ours
 	loops      *loop.Group
 	door       *door
+	// What containers call.
+	containers    *access.Containers
+	containerGRPC *grpc.Server
 }
 
 // run is the process as tasks: the first error, or the end of soft, ends all of
@@ -174,6 +179,13 @@ func (d *running) run(soft, hard context.Context) error {
 			return nil
 		})
 	}
+	tasks.Go(func() error {
+		l := d.containers.Listen(d.sockets.containers)
+		if err := d.containerGRPC.Serve(l); err != nil {
+			return fmt.Errorf("serve on %s: %w", l.Addr(), err)
+		}
+		return nil
+	})
 	tasks.Go(func() error {
 		<-stopping.Done()
 		d.drain(hard)
@@ -204,7 +216,7 @@ func (d *running) drain(hard context.Context) {
 	if err := d.supervisor.Drain(ctx); err != nil {
 		d.log.Warn("cycles in flight are broken off, they are taken up at the next start", "error", err)
 	}
-	if !d.api.Shutdown(ctx, d.grpc) {
+	if !d.api.Shutdown(ctx, d.grpc, d.containerGRPC) {
 		d.log.Warn("calls in flight were broken off")
 	}
 }

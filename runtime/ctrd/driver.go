@@ -20,6 +20,7 @@
 //	      reserve, reserve-files   room for a standby's later records and its files
 //	      files/                its files, bind-mounted as /run/secrets, see files.go
 //	      io/{go,result}        the FIFOs, bind-mounted as /run/workspaced
+//	      io/api/               where APIDir is bind-mounted, if the spec asks for it
 //	StateDir/runc/              the OCI runtime's own state
 //	DataDir/volumes/<workspace id>/<name>/
 //	DataDir/logs/<workspace id>.log, .log.1
@@ -103,6 +104,9 @@ type Config struct {
 	StateDir, DataDir string
 	// InitPath is the workspace-init binary.
 	InitPath string
+	// APIDir is the directory of the daemon's socket for containers, made at need and
+	// never removed: what runs has it mounted. Empty: StateDir/api.
+	APIDir string
 	// Snapshotter is containerd's snapshotter; empty: overlayfs.
 	Snapshotter string
 	// RuntimeBinary is the OCI runtime, a path or a name in containerd's PATH;
@@ -174,6 +178,9 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if cfg.MaxLogBytes == 0 {
 		cfg.MaxLogBytes = 64 << 20
 	}
+	if cfg.APIDir == "" {
+		cfg.APIDir = filepath.Join(cfg.StateDir, "api")
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.Default()
 	}
@@ -183,7 +190,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if !workspaceUID.MatchString(cfg.InstanceUID) { // it becomes a file name too
 		return nil, fmt.Errorf("containerd driver: %q is no instance uid", cfg.InstanceUID)
 	}
-	for name, path := range map[string]string{"state directory": cfg.StateDir, "data directory": cfg.DataDir, "workspace-init": cfg.InitPath} {
+	for name, path := range map[string]string{"state directory": cfg.StateDir, "data directory": cfg.DataDir, "directory of the API's socket": cfg.APIDir, "workspace-init": cfg.InitPath} {
 		if !filepath.IsAbs(path) {
 			return nil, fmt.Errorf("containerd driver: %s %q is not an absolute path", name, path)
 		}

@@ -1,13 +1,12 @@
 package ctrd
 
 import (
+	"cmp"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
-	"regexp"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"time"
@@ -27,16 +26,6 @@ import (
 // runtimeName is containerd's shim for runc and its likes.
 const runtimeName = "io.containerd.runc.v2"
 
-var dashes = regexp.MustCompile(`-+`)
-
-// newID makes an instance's id, which is also its container's and snapshot's. A
-// workspace id may hold "--", a container id may not.
-func newID(workspace string) string {
-	var b [6]byte
-	rand.Read(b[:]) // never fails
-	return dashes.ReplaceAllString(workspace, "-") + "-" + hex.EncodeToString(b[:])
-}
-
 // Prepare makes a standby instance; see server/workspace.Runtime.
 func (d *Driver) Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instance, error) {
 	if !workspaceID.MatchString(spec.WorkspaceID) {
@@ -45,13 +34,16 @@ func (d *Driver) Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instan
 	if !workspaceUID.MatchString(spec.WorkspaceUID) {
 		return runtime.Instance{}, &runtime.Error{Reason: runtime.ReasonRuntimeError, Message: fmt.Sprintf("%q is no workspace uid", spec.WorkspaceUID), Permanent: true}
 	}
+	if spec.InstanceID != "" && !instanceID.MatchString(spec.InstanceID) {
+		return runtime.Instance{}, &runtime.Error{Reason: runtime.ReasonRuntimeError, Message: fmt.Sprintf("%q is no instance id", spec.InstanceID), Permanent: true}
+	}
 	if d.ctx.Err() != nil {
 		return runtime.Instance{}, errClosed
 	}
 	ctx, cancel := d.bound(ctx, d.deadlines.prepare)
 	defer cancel()
 	rec := &record{
-		ID:                 newID(spec.WorkspaceID),
+		ID:                 cmp.Or(spec.InstanceID, runtime.NewInstanceID(spec.WorkspaceID)),
 		WorkspaceID:        spec.WorkspaceID,
 		WorkspaceUID:       spec.WorkspaceUID,
 		PreparedGeneration: spec.Generation,
@@ -123,7 +115,13 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_
 
 	// From here on there is something to remove, and it can be found.
 	err = d.step(ctx, stepInstanceMake, func(context.Context) error {
-		return d.makeInstanceDir(rec.WorkspaceUID, rec.ID)
+		if err := d.makeInstanceDir(rec.WorkspaceUID, rec.ID); err != nil || !spec.API {
+			return err
+		}
+		return errors.Join(
+			os.MkdirAll(d.cfg.APIDir, 0o755),
+			os.Mkdir(filepath.Join(d.ioDir(rec.WorkspaceUID, rec.ID), filepath.Base(runtime.APIDir)), 0o755),
+		)
 	})
 	if err != nil {
 		return nil, err

@@ -56,7 +56,7 @@ type launchRecord struct {
 
 const recordFile = "record.json"
 
-// instanceID matches the ids that newID makes.
+// instanceID matches the ids that runtime.NewInstanceID makes.
 var instanceID = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*-[0-9a-f]{12}$`)
 
 // workspaceUID is what a workspace's uid looks like: it becomes a file name.

@@ -115,6 +115,11 @@ func (d *Driver) specOpts(spec runtime.Spec, id string, image ocispec.ImageConfi
 			{Destination: handshake.InitPath, Type: "bind", Source: d.initPath, Options: []string{"bind", "ro", "nosuid", "nodev"}},
 		}),
 	)
+	if spec.API { // in handshake.Dir
+		opts = append(opts, oci.WithMounts([]specs.Mount{
+			{Destination: runtime.APIDir, Type: "bind", Source: d.cfg.APIDir, Options: []string{"bind", "ro", "nosuid", "nodev", "noexec"}},
+		}))
+	}
 	return append(opts, profileOpts(spec.Profile)...)
 }
 

@@ -131,11 +131,11 @@ func TestCheckLaunch(t *testing.T) {
 
 func TestNewID(t *testing.T) {
 	for _, workspace := range []string{"a", "a-b", "a--b---c", strings.Repeat("x", 63)} {
-		id := newID(workspace)
+		id := runtime.NewInstanceID(workspace)
 		if err := identifiers.Validate(id); err != nil || !instanceID.MatchString(id) {
 			t.Errorf("id of %q: %q, %v", workspace, id, err)
 		}
-		if id == newID(workspace) {
+		if id == runtime.NewInstanceID(workspace) {
 			t.Errorf("two ids of %q are the same", workspace)
 		}
 	}

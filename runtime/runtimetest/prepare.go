@@ -1,6 +1,7 @@
 package runtimetest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path"
@@ -84,6 +85,9 @@ func (f *Fake) prepare(spec runtime.Spec) (*instance, error) {
 	if f.gone[spec.WorkspaceUID] {
 		f.violation("Prepare for workspace %s (uid %s), which was removed", spec.WorkspaceID, spec.WorkspaceUID)
 	}
+	if f.instances[spec.InstanceID] != nil {
+		f.violation("Prepare of instance %s, which there is", spec.InstanceID)
+	}
 	image, ok := f.images[spec.Image]
 	if !ok {
 		return nil, imageNotFound(spec.Image)
@@ -118,7 +122,7 @@ func (f *Fake) prepare(spec runtime.Spec) (*instance, error) {
 	f.prepared++
 	in := &instance{
 		Instance: runtime.Instance{
-			ID:          fmt.Sprintf("%s-%d", spec.WorkspaceID, f.numbers[spec.WorkspaceID]),
+			ID:          cmp.Or(spec.InstanceID, fmt.Sprintf("%s-%d", spec.WorkspaceID, f.numbers[spec.WorkspaceID])),
 			WorkspaceID: spec.WorkspaceID, WorkspaceUID: spec.WorkspaceUID,
 			Phase:              runtime.PhaseStandby,
 			PreparedGeneration: spec.Generation,

@@ -28,19 +28,36 @@ type heldCall struct {
 
 // Identify looks at a call's credentials. Those of the connection count, unless the
 // call carries a token: then that alone does, and one that is not valid makes the
-// caller nobody, whatever the connection says.
+// caller nobody, whatever the connection says. On the containers' socket only a
+// container's token counts, and that nowhere else.
 func (a *Authenticator) Identify(ctx context.Context) *Identity {
+	c := containerOf(ctx)
+	token, sent, err := bearer(ctx)
+	switch {
+	case err != nil:
+		return &Identity{Err: err}
+	case c != nil:
+		return c.containers.identify(ctx, token)
+	case sent:
+		return a.Tokens.identify(token)
+	default:
+		return connection(ctx)
+	}
+}
+
+// bearer is the token that the call carries, if it carries one.
+func bearer(ctx context.Context) (token string, sent bool, _ *UnauthenticatedError) {
 	switch values := metadata.ValueFromIncomingContext(ctx, "authorization"); len(values) {
 	case 0:
-		return connection(ctx)
+		return "", false, nil
 	case 1:
 		scheme, token, _ := strings.Cut(values[0], " ")
 		if !strings.EqualFold(scheme, "bearer") {
-			return &Identity{Err: &UnauthenticatedError{Token: true, Why: "the authorization is no bearer token"}}
+			return "", true, &UnauthenticatedError{Token: true, Why: "the authorization is no bearer token"}
 		}
-		return a.Tokens.identify(token)
+		return token, true, nil
 	default:
-		return &Identity{Err: &UnauthenticatedError{Token: true, Why: "more than one authorization"}}
+		return "", true, &UnauthenticatedError{Token: true, Why: "more than one authorization"}
 	}
 }
 

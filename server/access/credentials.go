@@ -18,6 +18,8 @@ import (
 type AuthInfo struct {
 	credentials.CommonAuthInfo
 	identity *Identity
+	// container is the other end, if that is one; then only its token counts.
+	container *container
 }
 
 // AuthType implements credentials.AuthInfo.
@@ -72,7 +74,7 @@ func NewCredentials(cfg CredentialsConfig) *Credentials {
 func (c *Credentials) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
 	secured, info, err := c.handshake(conn)
 	if err != nil {
-		c.refused(conn, err)
+		c.refusals.tell(c.log, conn, err)
 		return nil, nil, err
 	}
 	return secured, info, nil
@@ -125,15 +127,15 @@ type refusals struct {
 	muted int
 }
 
-func (c *Credentials) refused(conn net.Conn, err error) {
-	c.refusals.mu.Lock()
-	defer c.refusals.mu.Unlock()
-	if !c.refusals.limit.Allow() {
-		c.refusals.muted++
+func (r *refusals) tell(log *slog.Logger, conn net.Conn, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.limit.Allow() {
+		r.muted++
 		return
 	}
-	c.log.Warn("connection refused", "peer_address", conn.RemoteAddr().String(), "error", err, "not_logged", c.refusals.muted)
-	c.refusals.muted = 0
+	log.Warn("connection refused", "peer_address", conn.RemoteAddr().String(), "error", err, "not_logged", r.muted)
+	r.muted = 0
 }
 
 // ClientHandshake implements credentials.TransportCredentials.

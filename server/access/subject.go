@@ -23,6 +23,8 @@ type Subject struct {
 	Name string
 	// Grants are what it may do.
 	Grants []Grant
+	// Instance is the container that it is; nil: it is none.
+	Instance *Instance
 	// Token is the id of the token that it showed; empty: it showed none.
 	Token string
 	// Expires is when its token or certificate ends; zero: never.

@@ -147,7 +147,7 @@ func (t *TLS) handshake(conn net.Conn, bindings Bindings) (net.Conn, credentials
 	c := &clientCert{tls: t, chain: chain}
 	c.verified.Store(trusted)
 	id.valid = c.valid
-	return secured, AuthInfo{credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, id}, nil
+	return secured, AuthInfo{CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, identity: id}, nil
 }
 
 // clientCert is a client's certificate, for as long as its connection lives.

@@ -147,13 +147,16 @@ func (s *Server) start(options []Option) error {
 }
 
 func (s *Server) connect(creds credentials.TransportCredentials) (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///workspaced",
-		grpc.WithContextDialer(s.dial),
-		grpc.WithTransportCredentials(creds),
+	return connect(s.dial, grpc.WithTransportCredentials(creds))
+}
+
+func connect(dial func(context.Context, string) (net.Conn, error), options ...grpc.DialOption) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///workspaced", append(options,
+		grpc.WithContextDialer(dial),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: time.Millisecond, Multiplier: 1.5, MaxDelay: 50 * time.Millisecond},
 			MinConnectTimeout: time.Second,
-		}))
+		}))...)
 }
 
 // Client calls the server as somebody.
@@ -176,6 +179,39 @@ func (s *Server) As(subject access.Subject) (*Client, error) {
 	s.others = append(s.others, conn)
 	return &Client{workspacev1.NewWorkspaceControlClient(conn), workspacev1.NewAdminControlClient(conn), conn}, nil
 }
+
+// AsContainer returns a client that calls as a container does which has the token:
+// the variable WORKSPACE_TOKEN, or the file of that name, that workspace_api gives it.
+// It is connected, until Close, to what the containers' socket is in a real daemon.
+func (s *Server) AsContainer(token string) (*Client, error) {
+	conn, err := connect(func(ctx context.Context, _ string) (net.Conn, error) {
+		s.mu.Lock()
+		d := s.daemon
+		s.mu.Unlock()
+		return d.DialContainers(ctx)
+	}, grpc.WithTransportCredentials(insecure.NewCredentials()), grpc.WithPerRPCCredentials(bearer(token)))
+	if err != nil {
+		return nil, fmt.Errorf("servertest: %w", err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.others = append(s.others, conn)
+	return &Client{workspacev1.NewWorkspaceControlClient(conn), workspacev1.NewAdminControlClient(conn), conn}, nil
+}
+
+// bearer is a token that goes with each call; empty: none.
+type bearer string
+
+// GetRequestMetadata implements credentials.PerRPCCredentials.
+func (b bearer) GetRequestMetadata(context.Context, ...string) (map[string]string, error) {
+	if b == "" {
+		return nil, nil
+	}
+	return map[string]string{"authorization": "Bearer " + string(b)}, nil
+}
+
+// RequireTransportSecurity implements credentials.PerRPCCredentials.
+func (bearer) RequireTransportSecurity() bool { return false }
 
 // dial connects to the daemon that is there now.
 func (s *Server) dial(ctx context.Context, _ string) (net.Conn, error) {

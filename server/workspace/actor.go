@@ -13,6 +13,7 @@ import (
 
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/store"
+	"github.com/workspaced/workspaced/store/seal"
 )
 
 // actor brings one workspace's container to what its record asks for. It alone
@@ -64,10 +65,16 @@ type actorState struct {
 	stuck          map[string]time.Time     // not before this is a clean-up tried again
 	stuckFor       map[string]time.Duration // the wait before that
 	fallbackFailed int64
-	unrotatable    string                // an instance that takes in no other files as it runs
-	prepared       map[string]store.Spec // by standby: the spec it was prepared from
-	rollout        func()                // ends its turn in a rollout; nil: it has none
-	exit           *exitWatch            // of the container that runs; nil: none
+	unrotatable    string              // an instance that takes in no other files as it runs
+	prepared       map[string]prepared // by standby: what it was prepared from
+	rollout        func()              // ends its turn in a rollout; nil: it has none
+	exit           *exitWatch          // of the container that runs; nil: none
+}
+
+// prepared is what a standby was prepared from.
+type prepared struct {
+	spec  store.Spec
+	token seal.Plaintext // empty: it gets none
 }
 
 // exitWatch watches a container.

@@ -266,7 +266,7 @@ func canFallBack(v view) bool {
 func unsettled(v view) bool {
 	st := &v.ws.Status
 	if v.ws.Parked { // why it failed before stays to be read
-		return st.Running != nil || st.StartingGeneration != 0
+		return st.Running != nil || st.StartingGeneration != 0 || st.Token != nil
 	}
-	return st.StartingGeneration != 0 || st.Failure != nil
+	return st.StartingGeneration != 0 || st.Failure != nil || st.Token != nil
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/store"
+	"github.com/workspaced/workspaced/store/seal"
 )
 
 // Reasons that the actor gives besides those of runtime.
@@ -145,23 +146,39 @@ func stopGrace(ws *store.Workspace) time.Duration {
 // begin begins a cycle: everything that can fail happens here, while the old
 // container runs.
 func (a *actor) begin(ctx, passCtx context.Context, ws *store.Workspace) error {
-	if ws.Status.StartingGeneration != ws.Generation {
+	token, known := newToken(ws, &ws.Spec)
+	if ws.Status.StartingGeneration != ws.Generation || known != nil {
 		gen := ws.Generation
-		if err := a.record(ctx, stepStatusStarting, ws, func(_ store.Workspace, st *store.Status) { st.StartingGeneration = gen }); err != nil {
+		err := a.record(ctx, stepStatusStarting, ws, func(_ store.Workspace, st *store.Status) {
+			st.StartingGeneration, st.Token = gen, known
+		})
+		if err != nil {
 			return err
 		}
 	}
 	a.sup.cycles.Add(1)
 	a.local.fallbackFailed = 0 // each attempt may fall back once
-	if _, err := a.prepare(passCtx, ws, &ws.Spec, ws.Generation); err != nil {
+	if _, err := a.prepare(passCtx, ws, &ws.Spec, ws.Generation, token); err != nil {
 		return a.failed(ctx, passCtx, ws, err, false)
 	}
 	return nil
 }
 
-// prepare makes a standby of the spec.
-func (a *actor) prepare(ctx context.Context, ws *store.Workspace, spec *store.Spec, generation int64) (runtime.Instance, error) {
-	launch, err := a.read(ctx, stepSecretsRead, ws, spec, generation)
+// newToken makes the token of the next standby, none if the spec wants none, and
+// with it the standby's id. What is known of it is recorded before the standby is
+// made, so that no container ever has a token that is not on disk; the token itself
+// is only ever in this actor's memory and on its way into the container.
+func newToken(ws *store.Workspace, spec *store.Spec) (token seal.Plaintext, known *store.InstanceToken) {
+	if !spec.WorkspaceAPI {
+		return seal.Plaintext{}, nil
+	}
+	return store.NewInstanceToken(ws.ID, runtime.NewInstanceID(ws.ID))
+}
+
+// prepare makes a standby of the spec. What is known of its token, if it has one,
+// is on record.
+func (a *actor) prepare(ctx context.Context, ws *store.Workspace, spec *store.Spec, generation int64, token seal.Plaintext) (runtime.Instance, error) {
+	launch, err := a.read(ctx, stepSecretsRead, ws, spec, generation, token)
 	if err != nil {
 		return runtime.Instance{}, err
 	}
@@ -178,14 +195,18 @@ func (a *actor) prepare(ctx context.Context, ws *store.Workspace, spec *store.Sp
 	defer release()
 	prepCtx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.Prepare)
 	defer cancel()
-	in, err := a.sup.cfg.Runtime.Prepare(prepCtx, runtimeSpec(ws, spec, generation, &launch))
+	rs := runtimeSpec(ws, spec, generation, &launch)
+	if token.Len() > 0 {
+		rs.InstanceID = ws.Status.Token.InstanceID
+	}
+	in, err := a.sup.cfg.Runtime.Prepare(prepCtx, rs)
 	if err != nil {
 		return runtime.Instance{}, err
 	}
 	if a.local.prepared == nil {
-		a.local.prepared = make(map[string]store.Spec)
+		a.local.prepared = make(map[string]prepared)
 	}
-	a.local.prepared[in.ID] = *spec
+	a.local.prepared[in.ID] = prepared{*spec, token}
 	return in, nil
 }
 
@@ -244,17 +265,17 @@ func classOf(ws *store.Workspace) class {
 // read reads the secrets and makes what a container of the spec, prepared at
 // generation, is started with. The launch's generation is the newest one, unless
 // the spec has changed since it was prepared: then the container stays behind.
-func (a *actor) read(ctx context.Context, step string, ws *store.Workspace, spec *store.Spec, prepared int64) (launch runtime.Launch, err error) {
+func (a *actor) read(ctx context.Context, step string, ws *store.Workspace, spec *store.Spec, prepared int64, token seal.Plaintext) (launch runtime.Launch, err error) {
 	ctx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.Store)
 	defer cancel()
 	err = a.sup.cfg.Around(ctx, step, func(context.Context) error {
-		launch, err = a.snapshot(ws, spec, prepared)
+		launch, err = a.snapshot(ws, spec, prepared, token)
 		return err
 	})
 	return launch, err
 }
 
-func (a *actor) snapshot(ws *store.Workspace, spec *store.Spec, prepared int64) (runtime.Launch, error) {
+func (a *actor) snapshot(ws *store.Workspace, spec *store.Spec, prepared int64, token seal.Plaintext) (runtime.Launch, error) {
 	sn, err := a.sup.cfg.Store.Snapshot(a.id)
 	if err != nil {
 		return runtime.Launch{}, err
@@ -266,7 +287,7 @@ func (a *actor) snapshot(ws *store.Workspace, spec *store.Spec, prepared int64) 
 	if sn.Workspace.SpecGeneration > prepared {
 		generation = prepared
 	}
-	return launchOf(spec, &sn, generation)
+	return launchOf(spec, &sn, generation, token)
 }
 
 // commits is the store's count of them at some moment.
@@ -284,12 +305,12 @@ func (a *actor) commits() (c commits) {
 // the count of before, which was taken before launch was read, and none has begun
 // since, launch has the latest values: to open them all again would only lengthen
 // the downtime.
-func (a *actor) readLate(ctx context.Context, ws *store.Workspace, spec *store.Spec, prepared int64, launch runtime.Launch, before commits) (runtime.Launch, error) {
+func (a *actor) readLate(ctx context.Context, ws *store.Workspace, spec *store.Spec, prepared int64, token seal.Plaintext, launch runtime.Launch, before commits) (runtime.Launch, error) {
 	ctx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.Store)
 	defer cancel()
 	err := a.sup.cfg.Around(ctx, stepSecretsLate, func(context.Context) (err error) {
 		if !before.settled || a.commits() != before {
-			launch, err = a.snapshot(ws, spec, prepared)
+			launch, err = a.snapshot(ws, spec, prepared, token)
 		}
 		return err
 	})
@@ -299,14 +320,17 @@ func (a *actor) readLate(ctx context.Context, ws *store.Workspace, spec *store.S
 // change is the switch: it ends the old container, if there is one, reads the
 // secrets, and starts the standby.
 func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standby, old runtime.Instance) error {
-	spec := a.specOf(ws, &standby)
-	if spec == nil { // no standby of this actor's making
+	from, ok := a.local.prepared[standby.ID]
+	spec, token := &from.spec, from.token
+	known := ws.Status.Token
+	if !ok || token.Len() > 0 && (known == nil || known.InstanceID != standby.ID) {
+		// No standby of this actor's making, or one whose token is not on record.
 		a.remove(passCtx, ws, standby.ID)
 		return nil
 	}
 	// Opens every secret once more before the old container is touched.
 	before := a.commits()
-	launch, err := a.read(passCtx, stepSecretsRead, ws, spec, standby.PreparedGeneration)
+	launch, err := a.read(passCtx, stepSecretsRead, ws, spec, standby.PreparedGeneration, token)
 	if err != nil {
 		return a.failed(ctx, passCtx, ws, err, false)
 	}
@@ -317,7 +341,7 @@ func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standb
 			return a.failed(ctx, passCtx, ws, err, false)
 		}
 	}
-	late, err := a.readLate(passCtx, ws, spec, standby.PreparedGeneration, launch, before)
+	late, err := a.readLate(passCtx, ws, spec, standby.PreparedGeneration, token, launch, before)
 	switch {
 	case err == nil:
 		launch = late
@@ -399,10 +423,17 @@ func (a *actor) readRotation(ctx context.Context, ws *store.Workspace, has int64
 // nothing runs and the newest generation can't. The failure stays on record.
 func (a *actor) fallBack(ctx, passCtx context.Context, ws *store.Workspace) error {
 	good := ws.Status.LastGood
-	in, err := a.prepare(passCtx, ws, &good.Spec, good.Generation)
+	token, known := newToken(ws, &good.Spec)
+	if known != nil {
+		err := a.record(ctx, stepStatusStarting, ws, func(_ store.Workspace, st *store.Status) { st.Token = known })
+		if err != nil {
+			return err
+		}
+	}
+	in, err := a.prepare(passCtx, ws, &good.Spec, good.Generation, token)
 	if err == nil {
 		var launch runtime.Launch
-		if launch, err = a.read(passCtx, stepSecretsLate, ws, &good.Spec, good.Generation); err == nil {
+		if launch, err = a.read(passCtx, stepSecretsLate, ws, &good.Spec, good.Generation, token); err == nil {
 			startCtx, cancel := context.WithTimeout(passCtx, a.sup.cfg.Deadlines.Start)
 			defer cancel()
 			in, err = a.sup.cfg.Runtime.Start(startCtx, in.ID, launch)
@@ -457,8 +488,8 @@ func pendingFor(ws *store.Workspace, now time.Time) time.Duration {
 // specOf returns the spec that an instance was prepared from, or nil when that
 // is not known any more.
 func (a *actor) specOf(ws *store.Workspace, in *runtime.Instance) *store.Spec {
-	if spec, ok := a.local.prepared[in.ID]; ok {
-		return &spec
+	if p, ok := a.local.prepared[in.ID]; ok {
+		return &p.spec
 	}
 	if in.Generation >= ws.SpecGeneration {
 		return &ws.Spec

@@ -9,6 +9,7 @@ import (
 
 	"github.com/workspaced/workspaced/runtime"
 	"github.com/workspaced/workspaced/store"
+	"github.com/workspaced/workspaced/store/seal"
 )
 
 // Environment variables that the daemon sets itself. The prefix WORKSPACE_ is
@@ -17,7 +18,12 @@ const (
 	envID         = "WORKSPACE_ID"
 	envUID        = "WORKSPACE_UID"
 	envGeneration = "WORKSPACE_GENERATION"
+	envAPI        = "WORKSPACE_API"   // with Spec.WorkspaceAPI
+	envToken      = "WORKSPACE_TOKEN" // likewise; a file, if secrets are
 )
+
+// apiAddress is where a container finds the daemon, as gRPC names it.
+const apiAddress = "unix://" + runtime.APIDir + "/" + runtime.APISocket
 
 // Linux takes no more than a quarter of the stack's soft limit, 8 MiB by
 // default, for arguments and environment together (execve(2)), and 128 KiB for
@@ -41,8 +47,8 @@ func plainEnv(spec *store.Spec) []string {
 // launchOf makes what a container of the spec is started with from a snapshot.
 // In rising precedence: the image's environment (the driver lays this over it),
 // the spec's, global secrets, the workspace's own, the model, the daemon's. A
-// secret that is a file is no variable.
-func launchOf(spec *store.Spec, sn *store.Snapshot, generation int64) (runtime.Launch, error) {
+// secret that is a file is no variable. An empty token is none.
+func launchOf(spec *store.Spec, sn *store.Snapshot, generation int64, token seal.Plaintext) (runtime.Launch, error) {
 	env := plainEnv(spec)
 	var files []runtime.File
 	versions := make(map[string]int64, len(sn.Secrets))
@@ -78,6 +84,14 @@ func launchOf(spec *store.Spec, sn *store.Snapshot, generation int64) (runtime.L
 		envUID+"="+sn.Workspace.UID,
 		envGeneration+"="+strconv.FormatInt(generation, 10),
 	)
+	if token.Len() > 0 {
+		env = append(env, envAPI+"="+apiAddress)
+		if spec.SecretDelivery == store.DeliveryFiles {
+			files = append(files, runtime.File{Name: envToken, Data: []byte(token.Reveal())})
+		} else {
+			env = append(env, envToken+"="+token.Reveal())
+		}
+	}
 	if err := checkExecSize(env, spec.Command, spec.Args); err != nil {
 		return runtime.Launch{}, err
 	}
@@ -95,6 +109,9 @@ func rotationOf(sn *store.Snapshot) *runtime.Rotation {
 	spec := &sn.Workspace.Spec
 	r := &runtime.Rotation{
 		Generation: sn.Workspace.Generation, SecretVersions: make(map[string]int64), Keep: sn.Staged, Signal: liveSignal(spec.LiveSignal),
+	}
+	if spec.WorkspaceAPI {
+		r.Keep = append(slices.Clone(r.Keep), envToken) // as long as the container itself
 	}
 	for _, s := range sn.Secrets {
 		if s.File(spec) && !hidden(spec, sn, s.Key) && !slices.Contains(sn.Staged, s.Key) {
@@ -165,5 +182,6 @@ func runtimeSpec(w *store.Workspace, spec *store.Spec, generation int64, launch 
 		Profile:      runtime.Profile(spec.Security),
 		Mounts:       mounts,
 		ReadOnlyRoot: spec.ReadOnlyRoot,
+		API:          spec.WorkspaceAPI,
 	}
 }

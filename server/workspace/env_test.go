@@ -76,7 +76,7 @@ func TestLaunchOf(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			sn := store.Snapshot{Workspace: store.Workspace{ID: "a", UID: "u", Model: tt.model}, Secrets: tt.secrets}
-			got, err := launchOf(&tt.spec, &sn, 5)
+			got, err := launchOf(&tt.spec, &sn, 5, seal.Plaintext{})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -119,25 +119,25 @@ func TestEnvironmentFits(t *testing.T) {
 	for i := range 8 {
 		spec.Env[fmt.Sprintf("E%d", i)] = strings.Repeat("y", 32<<10)
 	}
-	if _, err := launchOf(&spec, &sn, 1); err != nil {
+	if _, err := launchOf(&spec, &sn, 1, seal.Plaintext{}); err != nil {
 		t.Errorf("the largest environment does not fit: %v", err)
 	}
 	spec.Args = make([]string, 32)
 	for i := range spec.Args {
 		spec.Args[i] = strings.Repeat("z", 32<<10)
 	}
-	_, err := launchOf(&spec, &sn, 1)
+	_, err := launchOf(&spec, &sn, 1, seal.Plaintext{})
 	var re *runtime.Error
 	if !errors.As(err, &re) || re.Reason != runtime.ReasonEnvironmentTooLarge {
 		t.Errorf("err = %v, want ENVIRONMENT_TOO_LARGE", err)
 	}
 	// What was a file by a newer spec can't be a variable by this one.
 	binary := store.Snapshot{Secrets: []store.OpenedSecret{{Key: "K", Value: seal.New([]byte("canary\x00")), Delivery: store.DeliverySpec}}}
-	_, err = launchOf(&store.Spec{}, &binary, 1)
+	_, err = launchOf(&store.Spec{}, &binary, 1, seal.Plaintext{})
 	if !errors.As(err, &re) || re.Reason != reasonSecretUnreadable || !strings.Contains(re.Message, "K") || strings.Contains(re.Message, "canary") {
 		t.Errorf("a NUL: err = %v", err)
 	}
-	_, err = launchOf(&store.Spec{Args: []string{strings.Repeat("z", 128<<10)}}, &store.Snapshot{}, 1)
+	_, err = launchOf(&store.Spec{Args: []string{strings.Repeat("z", 128<<10)}}, &store.Snapshot{}, 1, seal.Plaintext{})
 	if !errors.As(err, &re) || re.Reason != runtime.ReasonEnvironmentTooLarge {
 		t.Errorf("one long argument: err = %v, want ENVIRONMENT_TOO_LARGE", err)
 	}

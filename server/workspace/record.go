@@ -28,6 +28,14 @@ func (a *actor) record(ctx context.Context, step string, ws *store.Workspace, ed
 // spec is what it was prepared from, nil when that is not known.
 func (a *actor) recordStart(ctx context.Context, ws *store.Workspace, in runtime.Instance, spec *store.Spec) error {
 	err := a.record(ctx, stepStatusObserved, ws, func(w store.Workspace, st *store.Status) {
+		hash := ""
+		switch r, t := st.Running, st.Token; {
+		case t != nil && t.InstanceID == in.ID:
+			hash = t.Hash
+		case r != nil && r.InstanceID == in.ID:
+			hash = r.TokenHash
+		}
+		st.Token = nil // whose else it was, that one is gone or never gets it
 		st.Running = &store.Running{
 			InstanceID:     in.ID,
 			PID:            in.PID,
@@ -35,6 +43,7 @@ func (a *actor) recordStart(ctx context.Context, ws *store.Workspace, in runtime
 			StartTime:      in.StartTime,
 			SecretVersions: in.SecretVersions,
 			GlobalSecrets:  in.GlobalSecrets,
+			TokenHash:      hash,
 		}
 		st.ObservedGeneration = in.Generation
 		st.StartingGeneration = 0
@@ -165,6 +174,7 @@ func (a *actor) settle(ctx context.Context, ws *store.Workspace) error {
 	if ws.Parked {
 		return a.record(ctx, stepStatusSettled, ws, func(_ store.Workspace, st *store.Status) {
 			st.Running = nil
+			st.Token = nil
 			st.StartingGeneration = 0
 		})
 	}
@@ -172,6 +182,7 @@ func (a *actor) settle(ctx context.Context, ws *store.Workspace) error {
 	a.local.failure = nil
 	return a.record(ctx, stepStatusSettled, ws, func(_ store.Workspace, st *store.Status) {
 		st.StartingGeneration = 0
+		st.Token = nil
 		st.Failure = nil
 	})
 }

@@ -5,6 +5,7 @@
 //	GET /env    {"id": ..., "variables": ..., "env": {"KEY": "value", ...}}
 //	GET /files  {"id": ..., "files": {"KEY": "content", ...}}: its secrets' files, now
 //	GET /id     the start's identity: another one after every start
+//	POST /call/SERVICE/METHOD   calls the daemon, as its workspace's container
 //
 // For tests its environment makes it do more:
 //
@@ -190,6 +191,7 @@ func handler(id string, environ []string) http.Handler {
 			Files map[string]string `json:"files"`
 		}{id, content})
 	})
+	mux.HandleFunc("POST /call/{method...}", handleCall)
 	return mux
 }
 

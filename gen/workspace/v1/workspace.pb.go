@@ -651,8 +651,12 @@ type Workspace struct {
 	// The keys in `secret_versions` that are global secrets, in order. Containers
 	// that an older version of the daemon has started tell of none.
 	GlobalSecrets []string `protobuf:"bytes,27,rep,name=global_secrets,json=globalSecrets,proto3" json:"global_secrets,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	// When the running container has sent its last Heartbeat; unset when it has sent
+	// none since it was started, or since the daemon was. In the answers of
+	// GetWorkspace, ListWorkspaces and WaitWorkspace only: a heartbeat is no change.
+	LastHeartbeatTime *timestamppb.Timestamp `protobuf:"bytes,24,opt,name=last_heartbeat_time,json=lastHeartbeatTime,proto3" json:"last_heartbeat_time,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *Workspace) Reset() {
@@ -853,6 +857,13 @@ func (x *Workspace) GetGlobalSecrets() []string {
 	return nil
 }
 
+func (x *Workspace) GetLastHeartbeatTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastHeartbeatTime
+	}
+	return nil
+}
+
 // What a workspace's container is made from.
 type WorkspaceSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -904,7 +915,22 @@ type WorkspaceSpec struct {
 	// and once for several. The process has to handle it: what the first process of
 	// a container does not handle the kernel drops, but a language's runtime may end
 	// it, as Go's does with SIGHUP. Changing it restarts nothing.
-	LiveSignal    string `protobuf:"bytes,18,opt,name=live_signal,json=liveSignal,proto3" json:"live_signal,omitempty"`
+	LiveSignal string `protobuf:"bytes,18,opt,name=live_signal,json=liveSignal,proto3" json:"live_signal,omitempty"`
+	// Gives each container of the workspace a token of its own, with which it calls
+	// GetWorkspace, WaitWorkspace, Heartbeat and FetchSecrets about its own workspace,
+	// and nothing else. The container finds:
+	//
+	//   - `WORKSPACE_API`: the address, `unix:///run/workspaced/api/api.sock`, of a
+	//     socket that is there whatever the network, for every user, and over restarts
+	//     of the daemon. Nothing but such tokens counts on it.
+	//   - `WORKSPACE_TOKEN`: the token, as a variable, or as the file
+	//     `/run/secrets/WORKSPACE_TOKEN` if `secret_delivery` is FILES. It is sent as
+	//     the metadata `authorization: Bearer TOKEN`.
+	//   - `WORKSPACE_ID`, as always, for the request's `name`: `workspaces/` and it.
+	//
+	// The token is valid while its container runs, and never again. Whoever has it and
+	// reaches the socket is the workspace: it is a secret like any other.
+	WorkspaceApi  bool `protobuf:"varint,19,opt,name=workspace_api,json=workspaceApi,proto3" json:"workspace_api,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1049,6 +1075,13 @@ func (x *WorkspaceSpec) GetLiveSignal() string {
 		return x.LiveSignal
 	}
 	return ""
+}
+
+func (x *WorkspaceSpec) GetWorkspaceApi() bool {
+	if x != nil {
+		return x.WorkspaceApi
+	}
+	return false
 }
 
 // What follows when a container ends by itself. It is started again after a
@@ -1463,7 +1496,8 @@ func (x *LastError) GetFailTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// A secret's metadata. No RPC returns a value.
+// A secret's metadata. No RPC returns a value but FetchSecrets, to the workspace's own
+// container.
 type Secret struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// `workspaces/{workspace}/secrets/{key}` or `secrets/{key}`. The key matches
@@ -1703,8 +1737,7 @@ var File_workspace_v1_workspace_proto protoreflect.FileDescriptor
 
 const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\n" +
-	"\x1cworkspace/v1/workspace.proto\x12\fworkspace.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe9\n" +
-	"\n" +
+	"\x1cworkspace/v1/workspace.proto\x12\fworkspace.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xbb\v\n" +
 	"\tWorkspace\x12\x18\n" +
 	"\x04name\x18\x01 \x01(\tB\x04\xe2A\x01\bR\x04name\x12\x16\n" +
 	"\x03uid\x18\x02 \x01(\tB\x04\xe2A\x01\x03R\x03uid\x12v\n" +
@@ -1738,13 +1771,15 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\n" +
 	"last_error\x18\x16 \x01(\v2\x17.workspace.v1.LastErrorB\x04\xe2A\x01\x03R\tlastError\x12Z\n" +
 	"\x0fsecret_versions\x18\x17 \x03(\v2+.workspace.v1.Workspace.SecretVersionsEntryB\x04\xe2A\x01\x03R\x0esecretVersions\x12+\n" +
-	"\x0eglobal_secrets\x18\x1b \x03(\tB\x04\xe2A\x01\x03R\rglobalSecrets\x1a9\n" +
+	"\x0eglobal_secrets\x18\x1b \x03(\tB\x04\xe2A\x01\x03R\rglobalSecrets\x12P\n" +
+	"\x13last_heartbeat_time\x18\x18 \x01(\v2\x1a.google.protobuf.TimestampB\x04\xe2A\x01\x03R\x11lastHeartbeatTime\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aA\n" +
 	"\x13SecretVersionsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\xe7\t\n" +
+	"\x05value\x18\x02 \x01(\x03R\x05value:\x028\x01\"\x8c\n" +
+	"\n" +
 	"\rWorkspaceSpec\x129\n" +
 	"\x05image\x18\x01 \x01(\tB#\xe2A\x01\x02\xbaH\x1cr\x1a\x10\x01\x18\x80\x042\x13^[^\\x00-\\x20\\x7f]+$R\x05image\x127\n" +
 	"\acommand\x18\x02 \x03(\tB\x1d\xbaH\x1a\x92\x01\x17\x10\x80\x02\"\x12r\x10\x18\x80\x80\x022\n" +
@@ -1770,7 +1805,8 @@ const file_workspace_v1_workspace_proto_rawDesc = "" +
 	"\x0fsecret_delivery\x18\x10 \x01(\x0e2\x1c.workspace.v1.SecretDeliveryB\b\xbaH\x05\x82\x01\x02\x10\x01R\x0esecretDelivery\x12R\n" +
 	"\x10security_profile\x18\x11 \x01(\x0e2\x1d.workspace.v1.SecurityProfileB\b\xbaH\x05\x82\x01\x02\x10\x01R\x0fsecurityProfile\x12L\n" +
 	"\vlive_signal\x18\x12 \x01(\tB+\xbaH(r&R\x00R\x06SIGHUPR\aSIGUSR1R\aSIGUSR2R\bSIGWINCHR\n" +
-	"liveSignal\x1a6\n" +
+	"liveSignal\x12#\n" +
+	"\rworkspace_api\x18\x13 \x01(\bR\fworkspaceApi\x1a6\n" +
 	"\bEnvEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"{\n" +
@@ -1933,29 +1969,30 @@ var file_workspace_v1_workspace_proto_depIdxs = []int32{
 	13, // 7: workspace.v1.Workspace.last_exit:type_name -> workspace.v1.LastExit
 	14, // 8: workspace.v1.Workspace.last_error:type_name -> workspace.v1.LastError
 	18, // 9: workspace.v1.Workspace.secret_versions:type_name -> workspace.v1.Workspace.SecretVersionsEntry
-	19, // 10: workspace.v1.WorkspaceSpec.env:type_name -> workspace.v1.WorkspaceSpec.EnvEntry
-	11, // 11: workspace.v1.WorkspaceSpec.resources:type_name -> workspace.v1.Resources
-	12, // 12: workspace.v1.WorkspaceSpec.volumes:type_name -> workspace.v1.Volume
-	21, // 13: workspace.v1.WorkspaceSpec.stop_grace_period:type_name -> google.protobuf.Duration
-	10, // 14: workspace.v1.WorkspaceSpec.crash_policy:type_name -> workspace.v1.CrashPolicy
-	0,  // 15: workspace.v1.WorkspaceSpec.secret_delivery:type_name -> workspace.v1.SecretDelivery
-	1,  // 16: workspace.v1.WorkspaceSpec.security_profile:type_name -> workspace.v1.SecurityProfile
-	2,  // 17: workspace.v1.CrashPolicy.restart:type_name -> workspace.v1.CrashRestart
-	20, // 18: workspace.v1.LastExit.exit_time:type_name -> google.protobuf.Timestamp
-	20, // 19: workspace.v1.LastError.next_attempt_time:type_name -> google.protobuf.Timestamp
-	20, // 20: workspace.v1.LastError.fail_time:type_name -> google.protobuf.Timestamp
-	6,  // 21: workspace.v1.Secret.scope:type_name -> workspace.v1.SecretScope
-	20, // 22: workspace.v1.Secret.create_time:type_name -> google.protobuf.Timestamp
-	20, // 23: workspace.v1.Secret.update_time:type_name -> google.protobuf.Timestamp
-	0,  // 24: workspace.v1.Secret.delivery:type_name -> workspace.v1.SecretDelivery
-	5,  // 25: workspace.v1.SecretVersion.state:type_name -> workspace.v1.SecretVersionState
-	20, // 26: workspace.v1.SecretVersion.create_time:type_name -> google.protobuf.Timestamp
-	0,  // 27: workspace.v1.SecretVersion.delivery:type_name -> workspace.v1.SecretDelivery
-	28, // [28:28] is the sub-list for method output_type
-	28, // [28:28] is the sub-list for method input_type
-	28, // [28:28] is the sub-list for extension type_name
-	28, // [28:28] is the sub-list for extension extendee
-	0,  // [0:28] is the sub-list for field type_name
+	20, // 10: workspace.v1.Workspace.last_heartbeat_time:type_name -> google.protobuf.Timestamp
+	19, // 11: workspace.v1.WorkspaceSpec.env:type_name -> workspace.v1.WorkspaceSpec.EnvEntry
+	11, // 12: workspace.v1.WorkspaceSpec.resources:type_name -> workspace.v1.Resources
+	12, // 13: workspace.v1.WorkspaceSpec.volumes:type_name -> workspace.v1.Volume
+	21, // 14: workspace.v1.WorkspaceSpec.stop_grace_period:type_name -> google.protobuf.Duration
+	10, // 15: workspace.v1.WorkspaceSpec.crash_policy:type_name -> workspace.v1.CrashPolicy
+	0,  // 16: workspace.v1.WorkspaceSpec.secret_delivery:type_name -> workspace.v1.SecretDelivery
+	1,  // 17: workspace.v1.WorkspaceSpec.security_profile:type_name -> workspace.v1.SecurityProfile
+	2,  // 18: workspace.v1.CrashPolicy.restart:type_name -> workspace.v1.CrashRestart
+	20, // 19: workspace.v1.LastExit.exit_time:type_name -> google.protobuf.Timestamp
+	20, // 20: workspace.v1.LastError.next_attempt_time:type_name -> google.protobuf.Timestamp
+	20, // 21: workspace.v1.LastError.fail_time:type_name -> google.protobuf.Timestamp
+	6,  // 22: workspace.v1.Secret.scope:type_name -> workspace.v1.SecretScope
+	20, // 23: workspace.v1.Secret.create_time:type_name -> google.protobuf.Timestamp
+	20, // 24: workspace.v1.Secret.update_time:type_name -> google.protobuf.Timestamp
+	0,  // 25: workspace.v1.Secret.delivery:type_name -> workspace.v1.SecretDelivery
+	5,  // 26: workspace.v1.SecretVersion.state:type_name -> workspace.v1.SecretVersionState
+	20, // 27: workspace.v1.SecretVersion.create_time:type_name -> google.protobuf.Timestamp
+	0,  // 28: workspace.v1.SecretVersion.delivery:type_name -> workspace.v1.SecretDelivery
+	29, // [29:29] is the sub-list for method output_type
+	29, // [29:29] is the sub-list for method input_type
+	29, // [29:29] is the sub-list for extension type_name
+	29, // [29:29] is the sub-list for extension extendee
+	0,  // [0:29] is the sub-list for field type_name
 }
 
 func init() { file_workspace_v1_workspace_proto_init() }

@@ -2904,6 +2904,300 @@ func (x *WaitWorkspaceResponse) GetWorkspace() *Workspace {
 	return nil
 }
 
+// Request of Heartbeat.
+type HeartbeatRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `workspaces/{workspace}`: the caller's own.
+	Name          string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HeartbeatRequest) Reset() {
+	*x = HeartbeatRequest{}
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeartbeatRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeartbeatRequest) ProtoMessage() {}
+
+func (x *HeartbeatRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeartbeatRequest.ProtoReflect.Descriptor instead.
+func (*HeartbeatRequest) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *HeartbeatRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+// Response of Heartbeat.
+type HeartbeatResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The workspace's newest generation.
+	Generation int64 `protobuf:"varint,1,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The one whose values the container has, as in Workspace. 0 until it is on record. If it is
+	// less, the container will be replaced.
+	ObservedGeneration int64 `protobuf:"varint,2,opt,name=observed_generation,json=observedGeneration,proto3" json:"observed_generation,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *HeartbeatResponse) Reset() {
+	*x = HeartbeatResponse{}
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HeartbeatResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HeartbeatResponse) ProtoMessage() {}
+
+func (x *HeartbeatResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HeartbeatResponse.ProtoReflect.Descriptor instead.
+func (*HeartbeatResponse) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *HeartbeatResponse) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *HeartbeatResponse) GetObservedGeneration() int64 {
+	if x != nil {
+		return x.ObservedGeneration
+	}
+	return 0
+}
+
+// Request of FetchSecrets.
+type FetchSecretsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// `workspaces/{workspace}`: the caller's own.
+	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Which; all when empty.
+	Keys          []string `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchSecretsRequest) Reset() {
+	*x = FetchSecretsRequest{}
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchSecretsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchSecretsRequest) ProtoMessage() {}
+
+func (x *FetchSecretsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchSecretsRequest.ProtoReflect.Descriptor instead.
+func (*FetchSecretsRequest) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *FetchSecretsRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *FetchSecretsRequest) GetKeys() []string {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+// Response of FetchSecrets.
+type FetchSecretsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// By key.
+	Secrets []*FetchedSecret `protobuf:"bytes,1,rep,name=secrets,proto3" json:"secrets,omitempty"`
+	// The workspace's newest generation; the values are at least its.
+	Generation int64 `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The one whose values the container has, as in Workspace.
+	ObservedGeneration int64 `protobuf:"varint,3,opt,name=observed_generation,json=observedGeneration,proto3" json:"observed_generation,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
+}
+
+func (x *FetchSecretsResponse) Reset() {
+	*x = FetchSecretsResponse{}
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchSecretsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchSecretsResponse) ProtoMessage() {}
+
+func (x *FetchSecretsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchSecretsResponse.ProtoReflect.Descriptor instead.
+func (*FetchSecretsResponse) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *FetchSecretsResponse) GetSecrets() []*FetchedSecret {
+	if x != nil {
+		return x.Secrets
+	}
+	return nil
+}
+
+func (x *FetchSecretsResponse) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *FetchSecretsResponse) GetObservedGeneration() int64 {
+	if x != nil {
+		return x.ObservedGeneration
+	}
+	return 0
+}
+
+// A secret with its value.
+type FetchedSecret struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The key.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// Whose it is: the workspace's own, or everybody's.
+	Scope SecretScope `protobuf:"varint,2,opt,name=scope,proto3,enum=workspace.v1.SecretScope" json:"scope,omitempty"`
+	// Its version, as in Workspace.secret_versions.
+	Version int64 `protobuf:"varint,3,opt,name=version,proto3" json:"version,omitempty"`
+	// The value, byte for byte.
+	Value         []byte `protobuf:"bytes,4,opt,name=value,proto3" json:"value,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchedSecret) Reset() {
+	*x = FetchedSecret{}
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchedSecret) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchedSecret) ProtoMessage() {}
+
+func (x *FetchedSecret) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchedSecret.ProtoReflect.Descriptor instead.
+func (*FetchedSecret) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *FetchedSecret) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *FetchedSecret) GetScope() SecretScope {
+	if x != nil {
+		return x.Scope
+	}
+	return SecretScope_SECRET_SCOPE_UNSPECIFIED
+}
+
+func (x *FetchedSecret) GetVersion() int64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *FetchedSecret) GetValue() []byte {
+	if x != nil {
+		return x.Value
+	}
+	return nil
+}
+
 // Request of WatchWorkspaces.
 type WatchWorkspacesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2919,7 +3213,7 @@ type WatchWorkspacesRequest struct {
 
 func (x *WatchWorkspacesRequest) Reset() {
 	*x = WatchWorkspacesRequest{}
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[41]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2931,7 +3225,7 @@ func (x *WatchWorkspacesRequest) String() string {
 func (*WatchWorkspacesRequest) ProtoMessage() {}
 
 func (x *WatchWorkspacesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[41]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2944,7 +3238,7 @@ func (x *WatchWorkspacesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchWorkspacesRequest.ProtoReflect.Descriptor instead.
 func (*WatchWorkspacesRequest) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{41}
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *WatchWorkspacesRequest) GetFilter() string {
@@ -2981,7 +3275,7 @@ type WatchWorkspacesResponse struct {
 
 func (x *WatchWorkspacesResponse) Reset() {
 	*x = WatchWorkspacesResponse{}
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[42]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2993,7 +3287,7 @@ func (x *WatchWorkspacesResponse) String() string {
 func (*WatchWorkspacesResponse) ProtoMessage() {}
 
 func (x *WatchWorkspacesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[42]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3006,7 +3300,7 @@ func (x *WatchWorkspacesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchWorkspacesResponse.ProtoReflect.Descriptor instead.
 func (*WatchWorkspacesResponse) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{42}
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *WatchWorkspacesResponse) GetEvent() isWatchWorkspacesResponse_Event {
@@ -3106,7 +3400,7 @@ type RemovedWorkspace struct {
 
 func (x *RemovedWorkspace) Reset() {
 	*x = RemovedWorkspace{}
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[43]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3118,7 +3412,7 @@ func (x *RemovedWorkspace) String() string {
 func (*RemovedWorkspace) ProtoMessage() {}
 
 func (x *RemovedWorkspace) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[43]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3131,7 +3425,7 @@ func (x *RemovedWorkspace) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovedWorkspace.ProtoReflect.Descriptor instead.
 func (*RemovedWorkspace) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{43}
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *RemovedWorkspace) GetName() string {
@@ -3159,7 +3453,7 @@ type SyncMarker struct {
 
 func (x *SyncMarker) Reset() {
 	*x = SyncMarker{}
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[44]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3171,7 +3465,7 @@ func (x *SyncMarker) String() string {
 func (*SyncMarker) ProtoMessage() {}
 
 func (x *SyncMarker) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[44]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3184,7 +3478,7 @@ func (x *SyncMarker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SyncMarker.ProtoReflect.Descriptor instead.
 func (*SyncMarker) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{44}
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *SyncMarker) GetSyncTime() *timestamppb.Timestamp {
@@ -3203,7 +3497,7 @@ type ResyncMarker struct {
 
 func (x *ResyncMarker) Reset() {
 	*x = ResyncMarker{}
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[45]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3215,7 +3509,7 @@ func (x *ResyncMarker) String() string {
 func (*ResyncMarker) ProtoMessage() {}
 
 func (x *ResyncMarker) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_workspace_control_proto_msgTypes[45]
+	mi := &file_workspace_v1_workspace_control_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3228,7 +3522,7 @@ func (x *ResyncMarker) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResyncMarker.ProtoReflect.Descriptor instead.
 func (*ResyncMarker) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{45}
+	return file_workspace_v1_workspace_control_proto_rawDescGZIP(), []int{50}
 }
 
 var File_workspace_v1_workspace_control_proto protoreflect.FileDescriptor
@@ -3468,7 +3762,28 @@ const file_workspace_v1_workspace_control_proto_rawDesc = "" +
 	"generation\x12;\n" +
 	"\x05until\x18\x03 \x01(\x0e2\x1b.workspace.v1.WaitConditionB\b\xbaH\x05\x82\x01\x02\x10\x01R\x05until\"N\n" +
 	"\x15WaitWorkspaceResponse\x125\n" +
-	"\tworkspace\x18\x01 \x01(\v2\x17.workspace.v1.WorkspaceR\tworkspace\"g\n" +
+	"\tworkspace\x18\x01 \x01(\v2\x17.workspace.v1.WorkspaceR\tworkspace\"_\n" +
+	"\x10HeartbeatRequest\x12K\n" +
+	"\x04name\x18\x01 \x01(\tB7\xe2A\x01\x02\xbaH0r.2,^workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\"d\n" +
+	"\x11HeartbeatResponse\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x01 \x01(\x03R\n" +
+	"generation\x12/\n" +
+	"\x13observed_generation\x18\x02 \x01(\x03R\x12observedGeneration\"\xa7\x01\n" +
+	"\x13FetchSecretsRequest\x12K\n" +
+	"\x04name\x18\x01 \x01(\tB7\xe2A\x01\x02\xbaH0r.2,^workspaces/[a-z]([a-z0-9-]{0,61}[a-z0-9])?$R\x04name\x12C\n" +
+	"\x04keys\x18\x02 \x03(\tB/\xbaH,\x92\x01)\x10\x80\b\x18\x01\"\"r 2\x1e^[A-Za-z_][A-Za-z0-9_]{0,127}$R\x04keys\"\x9e\x01\n" +
+	"\x14FetchSecretsResponse\x125\n" +
+	"\asecrets\x18\x01 \x03(\v2\x1b.workspace.v1.FetchedSecretR\asecrets\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x03R\n" +
+	"generation\x12/\n" +
+	"\x13observed_generation\x18\x03 \x01(\x03R\x12observedGeneration\"\x87\x01\n" +
+	"\rFetchedSecret\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12/\n" +
+	"\x05scope\x18\x02 \x01(\x0e2\x19.workspace.v1.SecretScopeR\x05scope\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\x03R\aversion\x12\x19\n" +
+	"\x05value\x18\x04 \x01(\fB\x03\x80\x01\x01R\x05value\"g\n" +
 	"\x16WatchWorkspacesRequest\x12 \n" +
 	"\x06filter\x18\x01 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x10R\x06filter\x12+\n" +
 	"\fresume_token\x18\x02 \x01(\tB\b\xbaH\x05r\x03\x18\x80\x02R\vresumeToken\"\xa4\x02\n" +
@@ -3489,7 +3804,7 @@ const file_workspace_v1_workspace_control_proto_rawDesc = "" +
 	"\rWaitCondition\x12\x1e\n" +
 	"\x1aWAIT_CONDITION_UNSPECIFIED\x10\x00\x12\x1a\n" +
 	"\x16WAIT_CONDITION_STARTED\x10\x01\x12\x18\n" +
-	"\x14WAIT_CONDITION_READY\x10\x022\xe9\x11\n" +
+	"\x14WAIT_CONDITION_READY\x10\x022\xa7\x13\n" +
 	"\x10WorkspaceControl\x12i\n" +
 	"\x0fCreateWorkspace\x12$.workspace.v1.CreateWorkspaceRequest\x1a%.workspace.v1.CreateWorkspaceResponse\"\t\xba\xd2\x18\x05\n" +
 	"\x01\x02\x10\x01\x12d\n" +
@@ -3530,7 +3845,11 @@ const file_workspace_v1_workspace_control_proto_rawDesc = "" +
 	"\x14DestroySecretVersion\x12).workspace.v1.DestroySecretVersionRequest\x1a*.workspace.v1.DestroySecretVersionResponse\"\f\xba\xd2\x18\x05\n" +
 	"\x01\x03\x10\x01\x90\x02\x02\x12g\n" +
 	"\rWaitWorkspace\x12\".workspace.v1.WaitWorkspaceRequest\x1a#.workspace.v1.WaitWorkspaceResponse\"\r\xba\xd2\x18\x06\n" +
-	"\x02\x01\x05\x10\x01\x90\x02\x01\x12n\n" +
+	"\x02\x01\x05\x10\x01\x90\x02\x01\x12Z\n" +
+	"\tHeartbeat\x12\x1e.workspace.v1.HeartbeatRequest\x1a\x1f.workspace.v1.HeartbeatResponse\"\f\xba\xd2\x18\x05\n" +
+	"\x01\x05\x10\x01\x90\x02\x01\x12`\n" +
+	"\fFetchSecrets\x12!.workspace.v1.FetchSecretsRequest\x1a\".workspace.v1.FetchSecretsResponse\"\t\xba\xd2\x18\x05\n" +
+	"\x01\x05\x10\x01\x12n\n" +
 	"\x0fWatchWorkspaces\x12$.workspace.v1.WatchWorkspacesRequest\x1a%.workspace.v1.WatchWorkspacesResponse\"\f\xba\xd2\x18\x05\n" +
 	"\x01\x01\x10\x02\x90\x02\x010\x01B?Z=github.com/workspaced/workspaced/gen/workspace/v1;workspacev1b\x06proto3"
 
@@ -3547,7 +3866,7 @@ func file_workspace_v1_workspace_control_proto_rawDescGZIP() []byte {
 }
 
 var file_workspace_v1_workspace_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_workspace_v1_workspace_control_proto_msgTypes = make([]protoimpl.MessageInfo, 46)
+var file_workspace_v1_workspace_control_proto_msgTypes = make([]protoimpl.MessageInfo, 51)
 var file_workspace_v1_workspace_control_proto_goTypes = []any{
 	(WaitCondition)(0),                   // 0: workspace.v1.WaitCondition
 	(*CreateWorkspaceRequest)(nil),       // 1: workspace.v1.CreateWorkspaceRequest
@@ -3591,103 +3910,115 @@ var file_workspace_v1_workspace_control_proto_goTypes = []any{
 	(*DestroySecretVersionResponse)(nil), // 39: workspace.v1.DestroySecretVersionResponse
 	(*WaitWorkspaceRequest)(nil),         // 40: workspace.v1.WaitWorkspaceRequest
 	(*WaitWorkspaceResponse)(nil),        // 41: workspace.v1.WaitWorkspaceResponse
-	(*WatchWorkspacesRequest)(nil),       // 42: workspace.v1.WatchWorkspacesRequest
-	(*WatchWorkspacesResponse)(nil),      // 43: workspace.v1.WatchWorkspacesResponse
-	(*RemovedWorkspace)(nil),             // 44: workspace.v1.RemovedWorkspace
-	(*SyncMarker)(nil),                   // 45: workspace.v1.SyncMarker
-	(*ResyncMarker)(nil),                 // 46: workspace.v1.ResyncMarker
-	(*Workspace)(nil),                    // 47: workspace.v1.Workspace
-	(SecretDelivery)(0),                  // 48: workspace.v1.SecretDelivery
-	(*fieldmaskpb.FieldMask)(nil),        // 49: google.protobuf.FieldMask
-	(Apply)(0),                           // 50: workspace.v1.Apply
-	(*Secret)(nil),                       // 51: workspace.v1.Secret
-	(*SecretVersion)(nil),                // 52: workspace.v1.SecretVersion
-	(*timestamppb.Timestamp)(nil),        // 53: google.protobuf.Timestamp
+	(*HeartbeatRequest)(nil),             // 42: workspace.v1.HeartbeatRequest
+	(*HeartbeatResponse)(nil),            // 43: workspace.v1.HeartbeatResponse
+	(*FetchSecretsRequest)(nil),          // 44: workspace.v1.FetchSecretsRequest
+	(*FetchSecretsResponse)(nil),         // 45: workspace.v1.FetchSecretsResponse
+	(*FetchedSecret)(nil),                // 46: workspace.v1.FetchedSecret
+	(*WatchWorkspacesRequest)(nil),       // 47: workspace.v1.WatchWorkspacesRequest
+	(*WatchWorkspacesResponse)(nil),      // 48: workspace.v1.WatchWorkspacesResponse
+	(*RemovedWorkspace)(nil),             // 49: workspace.v1.RemovedWorkspace
+	(*SyncMarker)(nil),                   // 50: workspace.v1.SyncMarker
+	(*ResyncMarker)(nil),                 // 51: workspace.v1.ResyncMarker
+	(*Workspace)(nil),                    // 52: workspace.v1.Workspace
+	(SecretDelivery)(0),                  // 53: workspace.v1.SecretDelivery
+	(*fieldmaskpb.FieldMask)(nil),        // 54: google.protobuf.FieldMask
+	(Apply)(0),                           // 55: workspace.v1.Apply
+	(*Secret)(nil),                       // 56: workspace.v1.Secret
+	(*SecretVersion)(nil),                // 57: workspace.v1.SecretVersion
+	(SecretScope)(0),                     // 58: workspace.v1.SecretScope
+	(*timestamppb.Timestamp)(nil),        // 59: google.protobuf.Timestamp
 }
 var file_workspace_v1_workspace_control_proto_depIdxs = []int32{
-	47, // 0: workspace.v1.CreateWorkspaceRequest.workspace:type_name -> workspace.v1.Workspace
+	52, // 0: workspace.v1.CreateWorkspaceRequest.workspace:type_name -> workspace.v1.Workspace
 	2,  // 1: workspace.v1.CreateWorkspaceRequest.secrets:type_name -> workspace.v1.SecretValue
-	48, // 2: workspace.v1.SecretValue.delivery:type_name -> workspace.v1.SecretDelivery
-	47, // 3: workspace.v1.CreateWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	47, // 4: workspace.v1.GetWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	47, // 5: workspace.v1.ListWorkspacesResponse.workspaces:type_name -> workspace.v1.Workspace
-	47, // 6: workspace.v1.UpdateWorkspaceRequest.workspace:type_name -> workspace.v1.Workspace
-	49, // 7: workspace.v1.UpdateWorkspaceRequest.update_mask:type_name -> google.protobuf.FieldMask
-	47, // 8: workspace.v1.UpdateWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	47, // 9: workspace.v1.DeleteWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	47, // 10: workspace.v1.RestartWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	47, // 11: workspace.v1.StopWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	47, // 12: workspace.v1.StartWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	47, // 13: workspace.v1.SetModelResponse.workspace:type_name -> workspace.v1.Workspace
-	50, // 14: workspace.v1.SetSecretRequest.apply:type_name -> workspace.v1.Apply
-	48, // 15: workspace.v1.SetSecretRequest.delivery:type_name -> workspace.v1.SecretDelivery
-	51, // 16: workspace.v1.SetSecretResponse.secret:type_name -> workspace.v1.Secret
-	50, // 17: workspace.v1.DeleteSecretRequest.apply:type_name -> workspace.v1.Apply
+	53, // 2: workspace.v1.SecretValue.delivery:type_name -> workspace.v1.SecretDelivery
+	52, // 3: workspace.v1.CreateWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	52, // 4: workspace.v1.GetWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	52, // 5: workspace.v1.ListWorkspacesResponse.workspaces:type_name -> workspace.v1.Workspace
+	52, // 6: workspace.v1.UpdateWorkspaceRequest.workspace:type_name -> workspace.v1.Workspace
+	54, // 7: workspace.v1.UpdateWorkspaceRequest.update_mask:type_name -> google.protobuf.FieldMask
+	52, // 8: workspace.v1.UpdateWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	52, // 9: workspace.v1.DeleteWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	52, // 10: workspace.v1.RestartWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	52, // 11: workspace.v1.StopWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	52, // 12: workspace.v1.StartWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	52, // 13: workspace.v1.SetModelResponse.workspace:type_name -> workspace.v1.Workspace
+	55, // 14: workspace.v1.SetSecretRequest.apply:type_name -> workspace.v1.Apply
+	53, // 15: workspace.v1.SetSecretRequest.delivery:type_name -> workspace.v1.SecretDelivery
+	56, // 16: workspace.v1.SetSecretResponse.secret:type_name -> workspace.v1.Secret
+	55, // 17: workspace.v1.DeleteSecretRequest.apply:type_name -> workspace.v1.Apply
 	2,  // 18: workspace.v1.BatchUpdateSecretsRequest.secrets:type_name -> workspace.v1.SecretValue
-	50, // 19: workspace.v1.BatchUpdateSecretsRequest.apply:type_name -> workspace.v1.Apply
-	51, // 20: workspace.v1.BatchUpdateSecretsResponse.secrets:type_name -> workspace.v1.Secret
-	51, // 21: workspace.v1.ListSecretsResponse.secrets:type_name -> workspace.v1.Secret
-	51, // 22: workspace.v1.GetSecretResponse.secret:type_name -> workspace.v1.Secret
-	52, // 23: workspace.v1.ListSecretVersionsResponse.secret_versions:type_name -> workspace.v1.SecretVersion
-	50, // 24: workspace.v1.RollBackSecretRequest.apply:type_name -> workspace.v1.Apply
-	51, // 25: workspace.v1.RollBackSecretResponse.secret:type_name -> workspace.v1.Secret
-	52, // 26: workspace.v1.EnableSecretVersionResponse.secret_version:type_name -> workspace.v1.SecretVersion
-	52, // 27: workspace.v1.DisableSecretVersionResponse.secret_version:type_name -> workspace.v1.SecretVersion
-	52, // 28: workspace.v1.DestroySecretVersionResponse.secret_version:type_name -> workspace.v1.SecretVersion
+	55, // 19: workspace.v1.BatchUpdateSecretsRequest.apply:type_name -> workspace.v1.Apply
+	56, // 20: workspace.v1.BatchUpdateSecretsResponse.secrets:type_name -> workspace.v1.Secret
+	56, // 21: workspace.v1.ListSecretsResponse.secrets:type_name -> workspace.v1.Secret
+	56, // 22: workspace.v1.GetSecretResponse.secret:type_name -> workspace.v1.Secret
+	57, // 23: workspace.v1.ListSecretVersionsResponse.secret_versions:type_name -> workspace.v1.SecretVersion
+	55, // 24: workspace.v1.RollBackSecretRequest.apply:type_name -> workspace.v1.Apply
+	56, // 25: workspace.v1.RollBackSecretResponse.secret:type_name -> workspace.v1.Secret
+	57, // 26: workspace.v1.EnableSecretVersionResponse.secret_version:type_name -> workspace.v1.SecretVersion
+	57, // 27: workspace.v1.DisableSecretVersionResponse.secret_version:type_name -> workspace.v1.SecretVersion
+	57, // 28: workspace.v1.DestroySecretVersionResponse.secret_version:type_name -> workspace.v1.SecretVersion
 	0,  // 29: workspace.v1.WaitWorkspaceRequest.until:type_name -> workspace.v1.WaitCondition
-	47, // 30: workspace.v1.WaitWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
-	47, // 31: workspace.v1.WatchWorkspacesResponse.workspace:type_name -> workspace.v1.Workspace
-	44, // 32: workspace.v1.WatchWorkspacesResponse.removed:type_name -> workspace.v1.RemovedWorkspace
-	45, // 33: workspace.v1.WatchWorkspacesResponse.synced:type_name -> workspace.v1.SyncMarker
-	46, // 34: workspace.v1.WatchWorkspacesResponse.resync:type_name -> workspace.v1.ResyncMarker
-	53, // 35: workspace.v1.SyncMarker.sync_time:type_name -> google.protobuf.Timestamp
-	1,  // 36: workspace.v1.WorkspaceControl.CreateWorkspace:input_type -> workspace.v1.CreateWorkspaceRequest
-	4,  // 37: workspace.v1.WorkspaceControl.GetWorkspace:input_type -> workspace.v1.GetWorkspaceRequest
-	6,  // 38: workspace.v1.WorkspaceControl.ListWorkspaces:input_type -> workspace.v1.ListWorkspacesRequest
-	8,  // 39: workspace.v1.WorkspaceControl.UpdateWorkspace:input_type -> workspace.v1.UpdateWorkspaceRequest
-	10, // 40: workspace.v1.WorkspaceControl.DeleteWorkspace:input_type -> workspace.v1.DeleteWorkspaceRequest
-	12, // 41: workspace.v1.WorkspaceControl.RestartWorkspace:input_type -> workspace.v1.RestartWorkspaceRequest
-	14, // 42: workspace.v1.WorkspaceControl.StopWorkspace:input_type -> workspace.v1.StopWorkspaceRequest
-	16, // 43: workspace.v1.WorkspaceControl.StartWorkspace:input_type -> workspace.v1.StartWorkspaceRequest
-	18, // 44: workspace.v1.WorkspaceControl.SetModel:input_type -> workspace.v1.SetModelRequest
-	20, // 45: workspace.v1.WorkspaceControl.SetSecret:input_type -> workspace.v1.SetSecretRequest
-	22, // 46: workspace.v1.WorkspaceControl.DeleteSecret:input_type -> workspace.v1.DeleteSecretRequest
-	24, // 47: workspace.v1.WorkspaceControl.BatchUpdateSecrets:input_type -> workspace.v1.BatchUpdateSecretsRequest
-	26, // 48: workspace.v1.WorkspaceControl.ListSecrets:input_type -> workspace.v1.ListSecretsRequest
-	28, // 49: workspace.v1.WorkspaceControl.GetSecret:input_type -> workspace.v1.GetSecretRequest
-	30, // 50: workspace.v1.WorkspaceControl.ListSecretVersions:input_type -> workspace.v1.ListSecretVersionsRequest
-	32, // 51: workspace.v1.WorkspaceControl.RollBackSecret:input_type -> workspace.v1.RollBackSecretRequest
-	34, // 52: workspace.v1.WorkspaceControl.EnableSecretVersion:input_type -> workspace.v1.EnableSecretVersionRequest
-	36, // 53: workspace.v1.WorkspaceControl.DisableSecretVersion:input_type -> workspace.v1.DisableSecretVersionRequest
-	38, // 54: workspace.v1.WorkspaceControl.DestroySecretVersion:input_type -> workspace.v1.DestroySecretVersionRequest
-	40, // 55: workspace.v1.WorkspaceControl.WaitWorkspace:input_type -> workspace.v1.WaitWorkspaceRequest
-	42, // 56: workspace.v1.WorkspaceControl.WatchWorkspaces:input_type -> workspace.v1.WatchWorkspacesRequest
-	3,  // 57: workspace.v1.WorkspaceControl.CreateWorkspace:output_type -> workspace.v1.CreateWorkspaceResponse
-	5,  // 58: workspace.v1.WorkspaceControl.GetWorkspace:output_type -> workspace.v1.GetWorkspaceResponse
-	7,  // 59: workspace.v1.WorkspaceControl.ListWorkspaces:output_type -> workspace.v1.ListWorkspacesResponse
-	9,  // 60: workspace.v1.WorkspaceControl.UpdateWorkspace:output_type -> workspace.v1.UpdateWorkspaceResponse
-	11, // 61: workspace.v1.WorkspaceControl.DeleteWorkspace:output_type -> workspace.v1.DeleteWorkspaceResponse
-	13, // 62: workspace.v1.WorkspaceControl.RestartWorkspace:output_type -> workspace.v1.RestartWorkspaceResponse
-	15, // 63: workspace.v1.WorkspaceControl.StopWorkspace:output_type -> workspace.v1.StopWorkspaceResponse
-	17, // 64: workspace.v1.WorkspaceControl.StartWorkspace:output_type -> workspace.v1.StartWorkspaceResponse
-	19, // 65: workspace.v1.WorkspaceControl.SetModel:output_type -> workspace.v1.SetModelResponse
-	21, // 66: workspace.v1.WorkspaceControl.SetSecret:output_type -> workspace.v1.SetSecretResponse
-	23, // 67: workspace.v1.WorkspaceControl.DeleteSecret:output_type -> workspace.v1.DeleteSecretResponse
-	25, // 68: workspace.v1.WorkspaceControl.BatchUpdateSecrets:output_type -> workspace.v1.BatchUpdateSecretsResponse
-	27, // 69: workspace.v1.WorkspaceControl.ListSecrets:output_type -> workspace.v1.ListSecretsResponse
-	29, // 70: workspace.v1.WorkspaceControl.GetSecret:output_type -> workspace.v1.GetSecretResponse
-	31, // 71: workspace.v1.WorkspaceControl.ListSecretVersions:output_type -> workspace.v1.ListSecretVersionsResponse
-	33, // 72: workspace.v1.WorkspaceControl.RollBackSecret:output_type -> workspace.v1.RollBackSecretResponse
-	35, // 73: workspace.v1.WorkspaceControl.EnableSecretVersion:output_type -> workspace.v1.EnableSecretVersionResponse
-	37, // 74: workspace.v1.WorkspaceControl.DisableSecretVersion:output_type -> workspace.v1.DisableSecretVersionResponse
-	39, // 75: workspace.v1.WorkspaceControl.DestroySecretVersion:output_type -> workspace.v1.DestroySecretVersionResponse
-	41, // 76: workspace.v1.WorkspaceControl.WaitWorkspace:output_type -> workspace.v1.WaitWorkspaceResponse
-	43, // 77: workspace.v1.WorkspaceControl.WatchWorkspaces:output_type -> workspace.v1.WatchWorkspacesResponse
-	57, // [57:78] is the sub-list for method output_type
-	36, // [36:57] is the sub-list for method input_type
-	36, // [36:36] is the sub-list for extension type_name
-	36, // [36:36] is the sub-list for extension extendee
-	0,  // [0:36] is the sub-list for field type_name
+	52, // 30: workspace.v1.WaitWorkspaceResponse.workspace:type_name -> workspace.v1.Workspace
+	46, // 31: workspace.v1.FetchSecretsResponse.secrets:type_name -> workspace.v1.FetchedSecret
+	58, // 32: workspace.v1.FetchedSecret.scope:type_name -> workspace.v1.SecretScope
+	52, // 33: workspace.v1.WatchWorkspacesResponse.workspace:type_name -> workspace.v1.Workspace
+	49, // 34: workspace.v1.WatchWorkspacesResponse.removed:type_name -> workspace.v1.RemovedWorkspace
+	50, // 35: workspace.v1.WatchWorkspacesResponse.synced:type_name -> workspace.v1.SyncMarker
+	51, // 36: workspace.v1.WatchWorkspacesResponse.resync:type_name -> workspace.v1.ResyncMarker
+	59, // 37: workspace.v1.SyncMarker.sync_time:type_name -> google.protobuf.Timestamp
+	1,  // 38: workspace.v1.WorkspaceControl.CreateWorkspace:input_type -> workspace.v1.CreateWorkspaceRequest
+	4,  // 39: workspace.v1.WorkspaceControl.GetWorkspace:input_type -> workspace.v1.GetWorkspaceRequest
+	6,  // 40: workspace.v1.WorkspaceControl.ListWorkspaces:input_type -> workspace.v1.ListWorkspacesRequest
+	8,  // 41: workspace.v1.WorkspaceControl.UpdateWorkspace:input_type -> workspace.v1.UpdateWorkspaceRequest
+	10, // 42: workspace.v1.WorkspaceControl.DeleteWorkspace:input_type -> workspace.v1.DeleteWorkspaceRequest
+	12, // 43: workspace.v1.WorkspaceControl.RestartWorkspace:input_type -> workspace.v1.RestartWorkspaceRequest
+	14, // 44: workspace.v1.WorkspaceControl.StopWorkspace:input_type -> workspace.v1.StopWorkspaceRequest
+	16, // 45: workspace.v1.WorkspaceControl.StartWorkspace:input_type -> workspace.v1.StartWorkspaceRequest
+	18, // 46: workspace.v1.WorkspaceControl.SetModel:input_type -> workspace.v1.SetModelRequest
+	20, // 47: workspace.v1.WorkspaceControl.SetSecret:input_type -> workspace.v1.SetSecretRequest
+	22, // 48: workspace.v1.WorkspaceControl.DeleteSecret:input_type -> workspace.v1.DeleteSecretRequest
+	24, // 49: workspace.v1.WorkspaceControl.BatchUpdateSecrets:input_type -> workspace.v1.BatchUpdateSecretsRequest
+	26, // 50: workspace.v1.WorkspaceControl.ListSecrets:input_type -> workspace.v1.ListSecretsRequest
+	28, // 51: workspace.v1.WorkspaceControl.GetSecret:input_type -> workspace.v1.GetSecretRequest
+	30, // 52: workspace.v1.WorkspaceControl.ListSecretVersions:input_type -> workspace.v1.ListSecretVersionsRequest
+	32, // 53: workspace.v1.WorkspaceControl.RollBackSecret:input_type -> workspace.v1.RollBackSecretRequest
+	34, // 54: workspace.v1.WorkspaceControl.EnableSecretVersion:input_type -> workspace.v1.EnableSecretVersionRequest
+	36, // 55: workspace.v1.WorkspaceControl.DisableSecretVersion:input_type -> workspace.v1.DisableSecretVersionRequest
+	38, // 56: workspace.v1.WorkspaceControl.DestroySecretVersion:input_type -> workspace.v1.DestroySecretVersionRequest
+	40, // 57: workspace.v1.WorkspaceControl.WaitWorkspace:input_type -> workspace.v1.WaitWorkspaceRequest
+	42, // 58: workspace.v1.WorkspaceControl.Heartbeat:input_type -> workspace.v1.HeartbeatRequest
+	44, // 59: workspace.v1.WorkspaceControl.FetchSecrets:input_type -> workspace.v1.FetchSecretsRequest
+	47, // 60: workspace.v1.WorkspaceControl.WatchWorkspaces:input_type -> workspace.v1.WatchWorkspacesRequest
+	3,  // 61: workspace.v1.WorkspaceControl.CreateWorkspace:output_type -> workspace.v1.CreateWorkspaceResponse
+	5,  // 62: workspace.v1.WorkspaceControl.GetWorkspace:output_type -> workspace.v1.GetWorkspaceResponse
+	7,  // 63: workspace.v1.WorkspaceControl.ListWorkspaces:output_type -> workspace.v1.ListWorkspacesResponse
+	9,  // 64: workspace.v1.WorkspaceControl.UpdateWorkspace:output_type -> workspace.v1.UpdateWorkspaceResponse
+	11, // 65: workspace.v1.WorkspaceControl.DeleteWorkspace:output_type -> workspace.v1.DeleteWorkspaceResponse
+	13, // 66: workspace.v1.WorkspaceControl.RestartWorkspace:output_type -> workspace.v1.RestartWorkspaceResponse
+	15, // 67: workspace.v1.WorkspaceControl.StopWorkspace:output_type -> workspace.v1.StopWorkspaceResponse
+	17, // 68: workspace.v1.WorkspaceControl.StartWorkspace:output_type -> workspace.v1.StartWorkspaceResponse
+	19, // 69: workspace.v1.WorkspaceControl.SetModel:output_type -> workspace.v1.SetModelResponse
+	21, // 70: workspace.v1.WorkspaceControl.SetSecret:output_type -> workspace.v1.SetSecretResponse
+	23, // 71: workspace.v1.WorkspaceControl.DeleteSecret:output_type -> workspace.v1.DeleteSecretResponse
+	25, // 72: workspace.v1.WorkspaceControl.BatchUpdateSecrets:output_type -> workspace.v1.BatchUpdateSecretsResponse
+	27, // 73: workspace.v1.WorkspaceControl.ListSecrets:output_type -> workspace.v1.ListSecretsResponse
+	29, // 74: workspace.v1.WorkspaceControl.GetSecret:output_type -> workspace.v1.GetSecretResponse
+	31, // 75: workspace.v1.WorkspaceControl.ListSecretVersions:output_type -> workspace.v1.ListSecretVersionsResponse
+	33, // 76: workspace.v1.WorkspaceControl.RollBackSecret:output_type -> workspace.v1.RollBackSecretResponse
+	35, // 77: workspace.v1.WorkspaceControl.EnableSecretVersion:output_type -> workspace.v1.EnableSecretVersionResponse
+	37, // 78: workspace.v1.WorkspaceControl.DisableSecretVersion:output_type -> workspace.v1.DisableSecretVersionResponse
+	39, // 79: workspace.v1.WorkspaceControl.DestroySecretVersion:output_type -> workspace.v1.DestroySecretVersionResponse
+	41, // 80: workspace.v1.WorkspaceControl.WaitWorkspace:output_type -> workspace.v1.WaitWorkspaceResponse
+	43, // 81: workspace.v1.WorkspaceControl.Heartbeat:output_type -> workspace.v1.HeartbeatResponse
+	45, // 82: workspace.v1.WorkspaceControl.FetchSecrets:output_type -> workspace.v1.FetchSecretsResponse
+	48, // 83: workspace.v1.WorkspaceControl.WatchWorkspaces:output_type -> workspace.v1.WatchWorkspacesResponse
+	61, // [61:84] is the sub-list for method output_type
+	38, // [38:61] is the sub-list for method input_type
+	38, // [38:38] is the sub-list for extension type_name
+	38, // [38:38] is the sub-list for extension extendee
+	0,  // [0:38] is the sub-list for field type_name
 }
 
 func init() { file_workspace_v1_workspace_control_proto_init() }
@@ -3705,7 +4036,7 @@ func file_workspace_v1_workspace_control_proto_init() {
 		(*SetSecretRequest_Text)(nil),
 		(*SetSecretRequest_Data)(nil),
 	}
-	file_workspace_v1_workspace_control_proto_msgTypes[42].OneofWrappers = []any{
+	file_workspace_v1_workspace_control_proto_msgTypes[47].OneofWrappers = []any{
 		(*WatchWorkspacesResponse_Workspace)(nil),
 		(*WatchWorkspacesResponse_Removed)(nil),
 		(*WatchWorkspacesResponse_Synced)(nil),
@@ -3717,7 +4048,7 @@ func file_workspace_v1_workspace_control_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_workspace_v1_workspace_control_proto_rawDesc), len(file_workspace_v1_workspace_control_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   46,
+			NumMessages:   51,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

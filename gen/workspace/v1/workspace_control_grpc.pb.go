@@ -39,6 +39,8 @@ const (
 	WorkspaceControl_DisableSecretVersion_FullMethodName = "/workspace.v1.WorkspaceControl/DisableSecretVersion"
 	WorkspaceControl_DestroySecretVersion_FullMethodName = "/workspace.v1.WorkspaceControl/DestroySecretVersion"
 	WorkspaceControl_WaitWorkspace_FullMethodName        = "/workspace.v1.WorkspaceControl/WaitWorkspace"
+	WorkspaceControl_Heartbeat_FullMethodName            = "/workspace.v1.WorkspaceControl/Heartbeat"
+	WorkspaceControl_FetchSecrets_FullMethodName         = "/workspace.v1.WorkspaceControl/FetchSecrets"
 	WorkspaceControl_WatchWorkspaces_FullMethodName      = "/workspace.v1.WorkspaceControl/WatchWorkspaces"
 )
 
@@ -204,6 +206,34 @@ type WorkspaceControlClient interface {
 	// nothing.
 	// UNAVAILABLE: the daemon drains; call again.
 	WaitWorkspace(ctx context.Context, in *WaitWorkspaceRequest, opts ...grpc.CallOption) (*WaitWorkspaceResponse, error)
+	// Says that the caller's container is alive and does its work: it is seen as
+	// `last_heartbeat_time`, in memory alone. It makes no generation, wakes no watcher,
+	// and writes nothing to disk, however often it comes; once in 10 s is often enough.
+	// Whether somebody does something about a container that is silent is theirs to
+	// decide. The answer tells whether there are newer values than the container was
+	// started with.
+	//
+	// UNAUTHENTICATED: the token is not, or no longer, that of the container that runs.
+	// NOT_FOUND: the workspace is gone. FAILED_PRECONDITION with ErrorInfo reason
+	// NO_CONTAINER: the caller has the role, and is no container.
+	Heartbeat(ctx context.Context, in *HeartbeatRequest, opts ...grpc.CallOption) (*HeartbeatResponse, error)
+	// Gets the present values of the caller's own secrets: those that a container of it
+	// would be started with now, global ones among them where it has none of its own.
+	// Values that were set for the next start come too. This is the one RPC that returns
+	// values, and it returns them to the workspace's own running container alone:
+	// nobody else may call it, ROLE_ADMIN neither. Each call that is answered is in the
+	// audit log before the answer is sent; it has no answer otherwise.
+	//
+	// All that was asked for comes, or nothing. A container that has only just started
+	// may wait here for a moment, until it is on record.
+	//
+	// UNAUTHENTICATED: as in Heartbeat. NOT_FOUND: a key is not one of its secrets.
+	// FAILED_PRECONDITION with ErrorInfo reason WORKSPACE_STOPPED or
+	// WORKSPACE_DELETING: it is to end; SECRET_UNREADABLE: a secret can't be opened;
+	// NO_CONTAINER. RESOURCE_EXHAUSTED: 10 calls at once, and then one in 10 s, are
+	// what a workspace has; google.rpc.RetryInfo. UNAVAILABLE: the container is not on
+	// record yet, or the daemon drains; call again.
+	FetchSecrets(ctx context.Context, in *FetchSecretsRequest, opts ...grpc.CallOption) (*FetchSecretsResponse, error)
 	// Streams what is there, a sync marker, then every change. A watcher sees the
 	// newest state of each workspace, not each state between: one that reads
 	// slowly misses nothing that still holds, and delays nobody. With a
@@ -422,6 +452,26 @@ func (c *workspaceControlClient) WaitWorkspace(ctx context.Context, in *WaitWork
 	return out, nil
 }
 
+func (c *workspaceControlClient) Heartbeat(ctx context.Context, in *HeartbeatRequest, opts ...grpc.CallOption) (*HeartbeatResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(HeartbeatResponse)
+	err := c.cc.Invoke(ctx, WorkspaceControl_Heartbeat_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *workspaceControlClient) FetchSecrets(ctx context.Context, in *FetchSecretsRequest, opts ...grpc.CallOption) (*FetchSecretsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(FetchSecretsResponse)
+	err := c.cc.Invoke(ctx, WorkspaceControl_FetchSecrets_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *workspaceControlClient) WatchWorkspaces(ctx context.Context, in *WatchWorkspacesRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchWorkspacesResponse], error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	stream, err := c.cc.NewStream(ctx, &WorkspaceControl_ServiceDesc.Streams[0], WorkspaceControl_WatchWorkspaces_FullMethodName, cOpts...)
@@ -603,6 +653,34 @@ type WorkspaceControlServer interface {
 	// nothing.
 	// UNAVAILABLE: the daemon drains; call again.
 	WaitWorkspace(context.Context, *WaitWorkspaceRequest) (*WaitWorkspaceResponse, error)
+	// Says that the caller's container is alive and does its work: it is seen as
+	// `last_heartbeat_time`, in memory alone. It makes no generation, wakes no watcher,
+	// and writes nothing to disk, however often it comes; once in 10 s is often enough.
+	// Whether somebody does something about a container that is silent is theirs to
+	// decide. The answer tells whether there are newer values than the container was
+	// started with.
+	//
+	// UNAUTHENTICATED: the token is not, or no longer, that of the container that runs.
+	// NOT_FOUND: the workspace is gone. FAILED_PRECONDITION with ErrorInfo reason
+	// NO_CONTAINER: the caller has the role, and is no container.
+	Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatResponse, error)
+	// Gets the present values of the caller's own secrets: those that a container of it
+	// would be started with now, global ones among them where it has none of its own.
+	// Values that were set for the next start come too. This is the one RPC that returns
+	// values, and it returns them to the workspace's own running container alone:
+	// nobody else may call it, ROLE_ADMIN neither. Each call that is answered is in the
+	// audit log before the answer is sent; it has no answer otherwise.
+	//
+	// All that was asked for comes, or nothing. A container that has only just started
+	// may wait here for a moment, until it is on record.
+	//
+	// UNAUTHENTICATED: as in Heartbeat. NOT_FOUND: a key is not one of its secrets.
+	// FAILED_PRECONDITION with ErrorInfo reason WORKSPACE_STOPPED or
+	// WORKSPACE_DELETING: it is to end; SECRET_UNREADABLE: a secret can't be opened;
+	// NO_CONTAINER. RESOURCE_EXHAUSTED: 10 calls at once, and then one in 10 s, are
+	// what a workspace has; google.rpc.RetryInfo. UNAVAILABLE: the container is not on
+	// record yet, or the daemon drains; call again.
+	FetchSecrets(context.Context, *FetchSecretsRequest) (*FetchSecretsResponse, error)
 	// Streams what is there, a sync marker, then every change. A watcher sees the
 	// newest state of each workspace, not each state between: one that reads
 	// slowly misses nothing that still holds, and delays nobody. With a
@@ -680,6 +758,12 @@ func (UnimplementedWorkspaceControlServer) DestroySecretVersion(context.Context,
 }
 func (UnimplementedWorkspaceControlServer) WaitWorkspace(context.Context, *WaitWorkspaceRequest) (*WaitWorkspaceResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method WaitWorkspace not implemented")
+}
+func (UnimplementedWorkspaceControlServer) Heartbeat(context.Context, *HeartbeatRequest) (*HeartbeatResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method Heartbeat not implemented")
+}
+func (UnimplementedWorkspaceControlServer) FetchSecrets(context.Context, *FetchSecretsRequest) (*FetchSecretsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method FetchSecrets not implemented")
 }
 func (UnimplementedWorkspaceControlServer) WatchWorkspaces(*WatchWorkspacesRequest, grpc.ServerStreamingServer[WatchWorkspacesResponse]) error {
 	return status.Error(codes.Unimplemented, "method WatchWorkspaces not implemented")
@@ -1065,6 +1149,42 @@ func _WorkspaceControl_WaitWorkspace_Handler(srv interface{}, ctx context.Contex
 	return interceptor(ctx, in, info, handler)
 }
 
+func _WorkspaceControl_Heartbeat_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(HeartbeatRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkspaceControlServer).Heartbeat(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkspaceControl_Heartbeat_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkspaceControlServer).Heartbeat(ctx, req.(*HeartbeatRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _WorkspaceControl_FetchSecrets_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(FetchSecretsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(WorkspaceControlServer).FetchSecrets(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: WorkspaceControl_FetchSecrets_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(WorkspaceControlServer).FetchSecrets(ctx, req.(*FetchSecretsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _WorkspaceControl_WatchWorkspaces_Handler(srv interface{}, stream grpc.ServerStream) error {
 	m := new(WatchWorkspacesRequest)
 	if err := stream.RecvMsg(m); err != nil {
@@ -1162,6 +1282,14 @@ var WorkspaceControl_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "WaitWorkspace",
 			Handler:    _WorkspaceControl_WaitWorkspace_Handler,
+		},
+		{
+			MethodName: "Heartbeat",
+			Handler:    _WorkspaceControl_Heartbeat_Handler,
+		},
+		{
+			MethodName: "FetchSecrets",
+			Handler:    _WorkspaceControl_FetchSecrets_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -9,7 +9,9 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"google.golang.org/grpc"
@@ -58,10 +60,13 @@ type Daemon struct {
 	fake     *runtimetest.Fake
 	grpc     *grpc.Server
 	listener *listener
-	loops    *loop.Group
-	cancel   context.CancelFunc
-	tasks    sync.WaitGroup // the supervisor and the gRPC server
-	commits  gate
+	// Of containers.
+	containerGRPC     *grpc.Server
+	containerListener *listener
+	loops             *loop.Group
+	cancel            context.CancelFunc
+	tasks             sync.WaitGroup // the supervisor and the gRPC server
+	commits           gate
 
 	mu    sync.Mutex
 	errs  []error // of the tasks, before the end
@@ -77,7 +82,9 @@ func Start(cfg Config) (*Daemon, error) {
 	d := &Daemon{
 		fake:     cfg.Runtime,
 		listener: newListener(),
-		loops:    loop.New(cfg.Logger),
+
+		containerListener: newListener(),
+		loops:             loop.New(cfg.Logger),
 	}
 	hub := workspace.NewHub()
 	d.Store, err = store.Open(store.Config{
@@ -116,11 +123,17 @@ func Start(cfg Config) (*Daemon, error) {
 		Health: access.ExposurePublic, Reflection: access.ExposureAuthenticated,
 	})
 	d.grpc = d.API.NewGRPC(grpc.WaitForHandlers(true), grpc.Creds(serverCredentials{}))
+	var places atomic.Int64 // each connection comes from a place of its own
+	containers := access.NewContainers(d.Store, cfg.Logger, func(net.Conn) (string, error) {
+		return strconv.FormatInt(places.Add(1), 10), nil
+	})
+	d.containerGRPC = d.API.NewContainerGRPC(containers, grpc.WaitForHandlers(true))
 
 	ctx, cancel := context.WithCancel(context.Background())
 	d.cancel = cancel
 	d.run(func() error { return d.Supervisor.Run(ctx) })
 	d.run(func() error { return d.grpc.Serve(d.listener) })
+	d.run(func() error { return d.containerGRPC.Serve(containers.Listen(d.containerListener)) })
 	d.loops.Run(ctx, "hub", 3*workspace.HubBeat, hub.Run)
 	d.loops.Every(ctx, "tokens", access.TendInterval, time.Minute, authn.Tend)
 	if !cfg.NoSweep {
@@ -146,12 +159,18 @@ func (d *Daemon) run(task func() error) {
 // Dial connects to the daemon.
 func (d *Daemon) Dial(ctx context.Context) (net.Conn, error) { return d.listener.DialContext(ctx) }
 
+// DialContainers connects to the daemon as a container does.
+func (d *Daemon) DialContainers(ctx context.Context) (net.Conn, error) {
+	return d.containerListener.DialContext(ctx)
+}
+
 // Kill ends the daemon as kill -9 would, as far as a process can do that to a
 // part of itself: its connections break, and what it does from now on reaches
 // neither the disk nor a container. It does not wait, may be called from anywhere
 // in the daemon, and more than once; Wait has to follow.
 func (d *Daemon) Kill() {
 	d.listener.cut()
+	d.containerListener.cut()
 	d.commits.close()
 	d.end()
 	d.cancel()
@@ -170,6 +189,7 @@ func (d *Daemon) end() {
 // Wait returns once nothing of a daemon that was killed runs any more.
 func (d *Daemon) Wait() error {
 	d.grpc.Stop()
+	d.containerGRPC.Stop()
 	d.tasks.Wait()
 	d.loops.Wait()
 	return d.close()
@@ -183,12 +203,16 @@ func (d *Daemon) Shutdown(ctx context.Context) error {
 	graceful := make(chan struct{})
 	go func() {
 		defer close(graceful)
-		d.grpc.GracefulStop()
+		var wg sync.WaitGroup
+		wg.Go(d.grpc.GracefulStop)
+		wg.Go(d.containerGRPC.GracefulStop)
+		wg.Wait()
 	}()
 	select {
 	case <-graceful:
 	case <-ctx.Done():
 		d.grpc.Stop()
+		d.containerGRPC.Stop()
 		<-graceful
 	}
 	d.cancel()
