@@ -40,9 +40,11 @@ func (c *client) call(ctx context.Context, a *attempt) (ans answer, err error) {
 		apply = workspacev1.Apply_APPLY_LIVE
 	}
 	switch a.kind {
+	case opBeat, opFetch:
+		return c.callAsContainer(ctx, a)
 	case opCreate:
 		r, err := c.api.CreateWorkspace(ctx, &workspacev1.CreateWorkspaceRequest{
-			WorkspaceId: a.ws, Workspace: newWorkspace(a.fields[fieldImage]), Secrets: values(a.set),
+			WorkspaceId: a.ws, Workspace: newWorkspace(a.ws, a.fields[fieldImage]), Secrets: values(a.set),
 			RequestId: a.request, ValidateOnly: a.validate,
 		})
 		return answer{message: r, workspace: r.GetWorkspace(), generation: r.GetGeneration(), changed: r.GetChanged()}, err
@@ -160,9 +162,10 @@ func values(set map[string]string) (list []*workspacev1.SecretValue) {
 const volume = "data"
 
 // newWorkspace is what every workspace begins as.
-func newWorkspace(image string) *workspacev1.Workspace {
+func newWorkspace(id, image string) *workspacev1.Workspace {
 	return &workspacev1.Workspace{Spec: &workspacev1.WorkspaceSpec{
 		Image:           image,
+		WorkspaceApi:    hasAPI(id),
 		StopGracePeriod: durationpb.New(time.Second),
 		CrashPolicy:     &workspacev1.CrashPolicy{Restart: workspacev1.CrashRestart_CRASH_RESTART_ALWAYS},
 		Volumes:         []*workspacev1.Volume{{MountPath: "/data", Source: &workspacev1.Volume_VolumeName{VolumeName: volume}}},

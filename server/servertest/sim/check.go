@@ -123,6 +123,10 @@ func (c *client) settle(a *attempt, ans answer, err error) {
 		c.told[a.ws] = ans.generation
 	}
 	c.learn(a, ans)
+	if a.fromContainer() {
+		c.checkContainer(a, ans)
+		return
+	}
 	c.checkGeneration(a, ans)
 	c.checkVersions(a, ans)
 	for _, w := range append(ans.workspaces, ans.workspace) {
@@ -364,7 +368,7 @@ func (c *client) unexpected(a *attempt, code codes.Code, reason string) string {
 			ok = a.kind == opWait && (!stable || may(fieldRegister(a.ws, fieldImage), imageBad))
 		}
 	}
-	if !ok {
+	if !ok && (!a.fromContainer() || !c.mayRefuse(a, code, reason)) {
 		return "it must not fail like that"
 	}
 	if reason == "" && !slices.Contains([]codes.Code{codes.Unavailable, codes.Canceled, codes.DeadlineExceeded}, code) {

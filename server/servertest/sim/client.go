@@ -49,6 +49,7 @@ type attempt struct {
 	doubt      bool // an earlier try may have done something
 	etagSent   string
 	generation int64 // that is waited for
+	container  container
 }
 
 // answer is what the answers have in common.
@@ -58,6 +59,7 @@ type answer struct {
 	workspaces []*workspacev1.Workspace
 	secrets    []*workspacev1.Secret
 	versions   []*workspacev1.SecretVersion
+	fetched    []*workspacev1.FetchedSecret
 	generation int64
 	changed    bool
 	affected   int32
@@ -74,6 +76,9 @@ func (c *client) do(o *op) {
 	c.prepare(a)
 	a.begin, a.began = c.tick(), c.elapsed()
 	a.floors = c.ledger.floors()
+	if o.fromContainer() {
+		a.container = c.chooseContainer(o)
+	}
 	c.noteWrites(a)
 
 	ctx := context.Background()

@@ -171,6 +171,12 @@ func (s *scene) checkEnv(sn *store.Snapshot, spec *store.Spec, in runtime.Instan
 		}
 	}
 	got := envOf(s.fake.Env(in.ID))
+	if spec.WorkspaceAPI != (got[envToken] != "") || spec.WorkspaceAPI && w.TokenInstance(got[envToken]) != in.ID {
+		return fmt.Errorf("the token of container %s is that of %q", in.ID, w.TokenInstance(got[envToken]))
+	}
+	for _, key := range []string{envToken, "WORKSPACE_API"} {
+		delete(got, key)
+	}
 	for _, key := range keys {
 		if got[key] != want[key] && s.appliesLater(w.ID, key) {
 			delete(got, key)

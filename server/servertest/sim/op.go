@@ -31,6 +31,8 @@ const (
 	opEnable      = "EnableSecretVersion"
 	opDisable     = "DisableSecretVersion"
 	opDestroy     = "DestroySecretVersion"
+	opBeat        = "Heartbeat"
+	opFetch       = "FetchSecrets"
 	opWait        = "WaitWorkspace"
 	opWatch       = "WatchWorkspaces" // only watchers do it
 )
@@ -99,7 +101,7 @@ func secretValue(number string) string { return marker + number }
 var opKinds = []weighted[string]{
 	{20, opSet}, {5, opUnset}, {7, opBatch}, {4, opModel}, {9, opUpdate}, {8, opRestart}, {4, opStop}, {6, opStart},
 	{6, opCreate}, {6, opDelete}, {4, opGet}, {3, opList}, {3, opListSecrets}, {2, opGetSecret}, {12, opWait},
-	{5, opRollBack}, {1, opVersions}, {1, opEnable}, {2, opDisable}, {2, opDestroy},
+	{5, opRollBack}, {1, opVersions}, {1, opEnable}, {2, opDisable}, {2, opDestroy}, {2, opBeat}, {4, opFetch},
 }
 
 func drawOp(p *plan, client, i int) op {
@@ -150,6 +152,8 @@ func drawOp(p *plan, client, i int) op {
 	case opListSecrets, opGetSecret, opVersions, opEnable, opDisable, opDestroy:
 		o.scope(d)
 		o.unset = []string{pick(d, allKeys...)}
+	case opBeat, opFetch:
+		o.ws = pick(d, p.stable...)
 	case opModel:
 		o.fields = map[string]string{fieldModel: pick(d, number, "", "m")}
 	case opUpdate:
@@ -214,7 +218,7 @@ func drawFields(d dice, number string) map[string]string {
 // changes reports whether it is a change.
 func (o *op) changes() bool {
 	switch o.kind {
-	case opGet, opList, opListSecrets, opGetSecret, opVersions, opWait, opWatch:
+	case opGet, opList, opListSecrets, opGetSecret, opVersions, opBeat, opFetch, opWait, opWatch:
 		return false
 	}
 	return true

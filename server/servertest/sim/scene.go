@@ -86,7 +86,7 @@ func (s *scene) setup() error {
 			s.ledger.ended(s.ledger.begin(fieldRegister(id, field), value, 0, false), acked, 0)
 		}
 		r, err := s.api(0).CreateWorkspace(context.Background(), &workspacev1.CreateWorkspaceRequest{
-			WorkspaceId: id, Workspace: newWorkspace("a"),
+			WorkspaceId: id, Workspace: newWorkspace(id, "a"),
 		})
 		if err != nil {
 			return err
@@ -204,6 +204,9 @@ func (s *scene) checkLaunch(c runtimetest.Call) {
 	if env["WORKSPACE_GENERATION"] != strconv.FormatInt(g, 10) || env["WORKSPACE_UID"] != c.WorkspaceUID || env["WORKSPACE_ID"] != c.WorkspaceID {
 		s.problem("%s has %s=%s", c.InstanceID, "WORKSPACE_GENERATION", env["WORKSPACE_GENERATION"])
 	}
+	if token := env[envToken]; (token != "") != hasAPI(c.WorkspaceID) || token != "" && record.TokenInstance(token) != c.InstanceID {
+		s.problem("%s was started with a token of %q", c.InstanceID, record.TokenInstance(token))
+	}
 	if s.isStable(c.WorkspaceID) {
 		files := make(map[string]string)
 		for _, f := range launch.Files {
@@ -257,15 +260,6 @@ func (s *scene) checkSecret(c runtimetest.Call, key, value string, read window) 
 	if !hidden && (value == "" || !l.mayBe(own, value, from, to, nil)) {
 		s.problem("%s of %s got %s=%q; %s, %s", c.Method, c.InstanceID, key, value, l.describe(own, from, to), l.describe(global, from, to))
 	}
-}
-
-func (w *world) current() *daemon.Daemon {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if w.dead {
-		return nil
-	}
-	return w.daemon
 }
 
 func envOf(list []string) map[string]string {

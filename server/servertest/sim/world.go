@@ -39,8 +39,11 @@ type world struct {
 	jumped  atomic.Int64 // how often it has jumped
 	seq     atomic.Int64 // orders what happens at the same time
 	conns   []*grpc.ClientConn
-	killed  chan struct{} // size 1
-	orphans sync.Mutex    // held while one is being made
+	apis    []workspacev1.WorkspaceControlClient
+	// containers is the way of containers.
+	containers workspacev1.WorkspaceControlClient
+	killed     chan struct{} // size 1
+	orphans    sync.Mutex    // held while one is being made
 
 	// noteEnd is called before a container is made to end by itself.
 	noteEnd func(instance string, why ending)
@@ -74,19 +77,36 @@ func newWorld(p *plan, dir string, conns int) (*world, error) {
 	w.faults = newInjector(w)
 	w.addImages()
 	for range conns {
-		conn, err := grpc.NewClient("passthrough:///workspaced",
-			grpc.WithContextDialer(w.dial),
-			grpc.WithTransportCredentials(insecure.NewCredentials()),
-			grpc.WithConnectParams(grpc.ConnectParams{
-				Backoff:           backoff.Config{BaseDelay: time.Millisecond, Multiplier: 2, MaxDelay: 200 * time.Millisecond},
-				MinConnectTimeout: time.Second,
-			}))
+		api, err := w.connect((*daemon.Daemon).Dial)
 		if err != nil {
 			return nil, err
 		}
-		w.conns = append(w.conns, conn)
+		w.apis = append(w.apis, api)
 	}
-	return w, nil
+	var err error
+	w.containers, err = w.connect((*daemon.Daemon).DialContainers)
+	return w, err
+}
+
+func (w *world) connect(dial func(*daemon.Daemon, context.Context) (net.Conn, error)) (workspacev1.WorkspaceControlClient, error) {
+	conn, err := grpc.NewClient("passthrough:///workspaced",
+		grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) {
+			d := w.current()
+			if d == nil {
+				return nil, errDown
+			}
+			return dial(d, ctx)
+		}),
+		grpc.WithTransportCredentials(insecure.NewCredentials()),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: time.Millisecond, Multiplier: 2, MaxDelay: 200 * time.Millisecond},
+			MinConnectTimeout: time.Second,
+		}))
+	if err != nil {
+		return nil, err
+	}
+	w.conns = append(w.conns, conn)
+	return workspacev1.NewWorkspaceControlClient(conn), nil
 }
 
 // watchCalls lets hooks see each call of the runtime right before and after its
@@ -99,7 +119,7 @@ func (w *world) watchCalls(before, after runtimetest.Hook) {
 }
 
 func (w *world) api(i int) workspacev1.WorkspaceControlClient {
-	return workspacev1.NewWorkspaceControlClient(w.conns[i%len(w.conns)])
+	return w.apis[i%len(w.apis)]
 }
 
 // elapsed is the bubble's time.
@@ -133,17 +153,14 @@ func (w *world) failure() error {
 
 var errDown = errors.New("connection refused")
 
-func (w *world) dial(ctx context.Context, _ string) (net.Conn, error) {
+// current is the daemon that runs; nil while none does.
+func (w *world) current() *daemon.Daemon {
 	w.mu.Lock()
-	d := w.daemon
+	defer w.mu.Unlock()
 	if w.dead {
-		d = nil
+		return nil
 	}
-	w.mu.Unlock()
-	if d == nil {
-		return nil, errDown
-	}
-	return d.Dial(ctx)
+	return w.daemon
 }
 
 // alive reports whether a daemon runs that was not killed.
