@@ -61,6 +61,15 @@ func (h *heard) HandleRPC(_ context.Context, s stats.RPCStats) {
 	}
 }
 
+// fromInside notes a call that a container has made, and what it was told but for the
+// answer itself.
+func (h *heard) fromInside(method, message string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.called[method] = true
+	fmt.Fprintln(&h.errors, message)
+}
+
 // withoutToken takes the token out of the one answer that shows it.
 func withoutToken(m proto.Message) proto.Message {
 	if made, ok := m.(*workspacev1.CreateTokenResponse); ok {

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/metadata"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	workspacev1 "github.com/workspaced/workspaced/gen/workspace/v1"
 	"github.com/workspaced/workspaced/runtime/runtimetest/fault"
@@ -221,6 +222,7 @@ var routes = []route{
 		r.hasFile("KEY", v)
 	}},
 	{"token", takeToken},
+	{"container-token", takeContainerToken},
 	{"refused", takeRefused},
 	{"no-image", func(r *ride) {
 		v := r.value("old")
@@ -261,6 +263,40 @@ var interruptions = []route{
 	}},
 	{"killed-at-the-commit", func(r *ride) { r.killed("store.commit", fault.Before) }},
 	{"killed-in-the-switch", func(r *ride) { r.killed("fifo.write", fault.After) }},
+}
+
+// takeContainerToken has containers fetch their secrets, each with a token of its own.
+func takeContainerToken(r *ride) {
+	spec := r.spec()
+	spec.WorkspaceApi = true
+	v := r.value("fetched")
+	r.createSpec(spec, "KEY", v)
+	fetch := &workspacev1.FetchSecretsRequest{Name: "workspaces/" + r.id}
+	call := func(method, token string, want codes.Code, req, resp proto.Message) {
+		r.t.Helper()
+		code, message := r.callInside(r.id, method, token, req, resp)
+		if code != want {
+			r.t.Errorf("%s from inside: %v, want %v", method, code, want)
+		}
+		r.heard.fromInside(method, message)
+	}
+	for _, kind := range []string{"first", "next"} {
+		token := r.inside(r.id, r.wait(r.id, 0).ObservedGeneration)["WORKSPACE_TOKEN"]
+		hidden, ok := strings.CutPrefix(token, "wsi_"+r.id+"_")
+		if !ok {
+			r.t.Fatal("the container has no token")
+		}
+		r.values.Add(r.name+": "+kind, hidden)
+		got := new(workspacev1.FetchSecretsResponse)
+		call(workspacev1.WorkspaceControl_FetchSecrets_FullMethodName, "", codes.OK, fetch, got)
+		if len(got.Secrets) != 1 || string(got.Secrets[0].Value) != v {
+			r.t.Error("the container did not get its secret: the test proves nothing")
+		}
+		call(workspacev1.WorkspaceControl_Heartbeat_FullMethodName, "", codes.OK, &workspacev1.HeartbeatRequest{Name: fetch.Name}, new(workspacev1.HeartbeatResponse))
+		call(workspacev1.WorkspaceControl_FetchSecrets_FullMethodName, r.value(kind+", no token"), codes.Unauthenticated, fetch, nil)
+		v = r.value("fetched after " + kind)
+		r.set("KEY", v)
+	}
 }
 
 // takeToken makes, shows and revokes a bearer token, which the daemon makes up.

@@ -19,8 +19,8 @@ import (
 )
 
 // callInside has the workspace's program make a call, with its own token or another
-// one, and returns the answer's code.
-func (s *stage) callInside(id, method, token string, req, resp proto.Message) codes.Code {
+// one, and returns the answer's code and message.
+func (s *stage) callInside(id, method, token string, req, resp proto.Message) (codes.Code, string) {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(s.ctx, 20*time.Second)
 	defer cancel()
@@ -54,7 +54,7 @@ func (s *stage) callInside(id, method, token string, req, resp proto.Message) co
 			s.t.Fatal(err)
 		}
 	}
-	return codes.Code(code)
+	return codes.Code(code), answer.Header.Get("Grpc-Message")
 }
 
 // A program in a container, as a user that is not root, calls the daemon by the
@@ -82,15 +82,15 @@ func TestWorkspaceIdentity(t *testing.T) {
 	check := func(id, token string, want codes.Code) {
 		t.Helper()
 		get := &workspacev1.GetWorkspaceResponse{}
-		if code := s.callInside(id, workspacev1.WorkspaceControl_GetWorkspace_FullMethodName, token, &workspacev1.GetWorkspaceRequest{Name: "workspaces/" + id}, get); code != want {
+		if code, _ := s.callInside(id, workspacev1.WorkspaceControl_GetWorkspace_FullMethodName, token, &workspacev1.GetWorkspaceRequest{Name: "workspaces/" + id}, get); code != want {
 			t.Errorf("%s: GetWorkspace: %v, want %v", id, code, want)
 		}
 		beat := &workspacev1.HeartbeatResponse{}
-		if code := s.callInside(id, workspacev1.WorkspaceControl_Heartbeat_FullMethodName, token, &workspacev1.HeartbeatRequest{Name: "workspaces/" + id}, beat); code != want {
+		if code, _ := s.callInside(id, workspacev1.WorkspaceControl_Heartbeat_FullMethodName, token, &workspacev1.HeartbeatRequest{Name: "workspaces/" + id}, beat); code != want {
 			t.Errorf("%s: Heartbeat: %v, want %v", id, code, want)
 		}
 		fetch := &workspacev1.FetchSecretsResponse{}
-		if code := s.callInside(id, workspacev1.WorkspaceControl_FetchSecrets_FullMethodName, token, &workspacev1.FetchSecretsRequest{Name: "workspaces/" + id}, fetch); code != want {
+		if code, _ := s.callInside(id, workspacev1.WorkspaceControl_FetchSecrets_FullMethodName, token, &workspacev1.FetchSecretsRequest{Name: "workspaces/" + id}, fetch); code != want {
 			t.Errorf("%s: FetchSecrets: %v, want %v", id, code, want)
 		}
 		if want != codes.OK {
@@ -119,7 +119,7 @@ func TestWorkspaceIdentity(t *testing.T) {
 			"another":           {workspacev1.WorkspaceControl_GetWorkspace_FullMethodName, &workspacev1.GetWorkspaceRequest{Name: "workspaces/" + other}},
 			"a change":          {workspacev1.WorkspaceControl_SetSecret_FullMethodName, setSecret(id, "KEY", "mine")},
 		} {
-			if code := s.callInside(id, call.method, "", call.req, nil); code != codes.PermissionDenied {
+			if code, _ := s.callInside(id, call.method, "", call.req, nil); code != codes.PermissionDenied {
 				t.Errorf("%s of %s: %v", what, id, code)
 			}
 		}
@@ -143,7 +143,7 @@ func TestWorkspaceIdentity(t *testing.T) {
 		t.Error("the next container has the token of the one before")
 	}
 	check("env", tokens["env"], codes.Unauthenticated)
-	if code := s.callInside("env", workspacev1.WorkspaceControl_GetWorkspace_FullMethodName, "", &workspacev1.GetWorkspaceRequest{Name: "workspaces/env"}, &workspacev1.GetWorkspaceResponse{}); code != codes.OK {
+	if code, _ := s.callInside("env", workspacev1.WorkspaceControl_GetWorkspace_FullMethodName, "", &workspacev1.GetWorkspaceRequest{Name: "workspaces/env"}, &workspacev1.GetWorkspaceResponse{}); code != codes.OK {
 		t.Errorf("the next container's token: %v", code)
 	}
 	// Beside the restart: nothing of it is left in what is on disk.
