@@ -111,6 +111,7 @@ func TestHardening(t *testing.T) {
 // What is tried from inside a container to get at the machine is refused as its
 // profile says, and under the privileged one the same attempts work.
 func attacksFromInside(t *testing.T, b *bench, pid int, disk string) {
+	read := 0 // of the log
 	for _, test := range []struct {
 		name, user string
 		profile    runtime.Profile
@@ -140,10 +141,15 @@ func attacksFromInside(t *testing.T, b *bench, pid int, disk string) {
 			t.Fatalf("%s: exit %+v\n%s", test.name, exit, b.log())
 		}
 		var got attackReport
-		lines := strings.Split(strings.TrimSpace(b.log()), "\n")
-		if err := json.Unmarshal([]byte(lines[len(lines)-1]), &got); err != nil {
-			t.Fatalf("%s: %v in %s", test.name, err, b.log())
-		}
+		ctrdtest.Eventually(b, "the report is in the log", func() bool { // which may be behind the end
+			text := b.log()
+			lines := strings.Split(strings.TrimSpace(text[read:]), "\n")
+			if json.Unmarshal([]byte(lines[len(lines)-1]), &got) != nil {
+				return false
+			}
+			read = len(text)
+			return true
+		})
 		for attack := range attacks {
 			want := test.want(attack)
 			if attack == "network: low port" && freePorts(t) {
