@@ -21,6 +21,10 @@ var _ workspacev1.AdminControlServer = admin{}
 
 // GetServerInfo implements workspace.v1.AdminControl.
 func (a admin) GetServerInfo(ctx context.Context, _ *workspacev1.GetServerInfoRequest) (*workspacev1.GetServerInfoResponse, error) {
+	keys, err := a.server.dataKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
 	return &workspacev1.GetServerInfoResponse{
 		Version:     a.server.version,
 		DatabaseUid: a.server.store.InstanceUID(),
@@ -28,6 +32,7 @@ func (a admin) GetServerInfo(ctx context.Context, _ *workspacev1.GetServerInfoRe
 		Caller:      callerToProto(access.SubjectOf(ctx)),
 
 		AuditLogProblem: a.server.auditProblemFound(),
+		DataKeys:        keys,
 	}, nil
 }
 

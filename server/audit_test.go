@@ -139,6 +139,10 @@ var auditedCalls = []struct {
 		_, err := h.Admin.RevokeToken(h.ctx(), &workspacev1.RevokeTokenRequest{Name: h.tokens()[0].GetName()})
 		return err
 	}, "RevokeToken tokens/ID OK CHANGED gen 0 x1"},
+	{"RotateKey", func(h *harness) error {
+		_, err := h.Admin.RotateKey(h.ctx(), &workspacev1.RotateKeyRequest{})
+		return err
+	}, "RotateKey  OK CHANGED gen 0 x1"},
 }
 
 // tokenName is a token's, which nobody can know before.

@@ -21,11 +21,11 @@ import (
 func benchServer(b *testing.B) workspacev1.WorkspaceControlClient {
 	b.Helper()
 	dir := b.TempDir()
-	sealer, err := seal.LoadOrCreate(filepath.Join(dir, "key"))
+	kek, err := seal.LoadOrCreate(filepath.Join(dir, "key"))
 	if err != nil {
 		b.Fatal(err)
 	}
-	st, err := store.Open(store.Config{Path: filepath.Join(dir, "db"), Sealer: sealer})
+	st, err := store.Open(store.Config{Path: filepath.Join(dir, "db"), KEK: kek})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -51,6 +51,8 @@ const (
 	ReasonSecretsTooLarge   = "SECRETS_TOO_LARGE"
 	ReasonDiskFull          = "DISK_FULL"
 	ReasonChangeInDoubt     = "CHANGE_IN_DOUBT"
+	ReasonKeySource         = "KEY_SOURCE_UNAVAILABLE"
+	ReasonKeysInUse         = "TOO_MANY_KEYS"
 	ReasonStorage           = "STORAGE_UNAVAILABLE"
 	ReasonDraining          = "DRAINING"
 	ReasonInternal          = "INTERNAL"
@@ -79,6 +81,7 @@ const (
 	retryAfterDraining = time.Second
 	retryAfterDiskFull = 10 * time.Second
 	retryAfterDoubt    = time.Second
+	retryAfterKEK      = 10 * time.Second
 )
 
 // errDraining ends and refuses what a draining server doesn't do any more.
@@ -273,6 +276,15 @@ func publicError(err error, method string, req any) error {
 			message: "the disk is full: nothing was changed",
 			details: []protoadapt.MessageV1{retryInfo(retryAfterDiskFull)},
 		}
+	case errors.Is(err, store.ErrKEK):
+		return &apiError{
+			code:    codes.Unavailable,
+			reason:  ReasonKeySource,
+			message: "what keeps the key that wraps the data keys does not answer, or refuses; nothing was changed: the daemon's log says why",
+			details: []protoadapt.MessageV1{retryInfo(retryAfterKEK)},
+		}
+	case errors.Is(err, store.ErrKeysInUse):
+		return precondition(ReasonKeysInUse, "dataKeys", "has as many keys as there can be: wait until earlier rotations are done, see GetServerInfo")
 	case errors.Is(err, store.ErrReadOnly), errors.Is(err, store.ErrDamaged):
 		return &apiError{
 			code:    codes.Unavailable,

@@ -36,12 +36,12 @@ type records struct {
 func newRecords(tb testing.TB, listener net.Listener, dial func(context.Context) (net.Conn, error)) *records {
 	tb.Helper()
 	dir := tb.TempDir()
-	sealer, err := seal.LoadOrCreate(filepath.Join(dir, "key"))
+	kek, err := seal.LoadOrCreate(filepath.Join(dir, "key"))
 	if err != nil {
 		tb.Fatal(err)
 	}
 	hub := workspace.NewHub()
-	st, err := store.Open(store.Config{Path: filepath.Join(dir, "db"), Sealer: sealer, OnCommit: hub.OnCommit})
+	st, err := store.Open(store.Config{Path: filepath.Join(dir, "db"), KEK: kek, OnCommit: hub.OnCommit})
 	if err != nil {
 		tb.Fatal(err)
 	}

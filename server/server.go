@@ -49,6 +49,8 @@ type Store interface {
 	StartWorkspace(ctx context.Context, id string, o store.Options) (store.Result, error)
 	UpdateSecrets(ctx context.Context, scope store.Scope, u store.SecretsUpdate, o store.Options) (store.Result, error)
 	SetVersionState(ctx context.Context, scope store.Scope, key string, version int64, state store.VersionState, o store.Options) (store.Result, error)
+	RotateKey(ctx context.Context, o store.Options) (store.Result, error)
+	Keys(ctx context.Context) (store.Keys, error)
 	Audit(ctx context.Context, e store.AuditEntry) error
 	AuditLater(e store.AuditEntry)
 	FlushAudit(ctx context.Context) error

@@ -170,7 +170,7 @@ func initAudit(tx *bolt.Tx, sealer *seal.Sealer, instance string) error {
 // there is genuine, and the next entry will say so.
 func (s *Store) loadAuditKey() error {
 	err := s.db.View(func(tx *bolt.Tx) error {
-		key, err := s.cfg.Sealer.Open(tx.Bucket(bucketMeta).Get(metaAuditKey), auditKeyAssociated())
+		key, err := s.sealer.Open(tx.Bucket(bucketMeta).Get(metaAuditKey), auditKeyAssociated())
 		s.audit.key = key
 		return err
 	})
@@ -180,7 +180,7 @@ func (s *Store) loadAuditKey() error {
 	s.cfg.Logger.Error("the key of the audit log can't be opened: there is a new one, and the log counts as damaged", "database", s.cfg.Path)
 	key := make([]byte, sha256.Size)
 	_, _ = rand.Read(key) // never fails
-	sealed, err := s.cfg.Sealer.Seal(key, auditKeyAssociated())
+	sealed, err := s.sealer.Seal(key, auditKeyAssociated())
 	if err != nil {
 		return err
 	}
@@ -250,7 +250,7 @@ func (t *txn) appendAudit(entries []AuditEntry) error {
 		}
 		hash := auditHash(before, st.Next, entry)
 		row := append(hash[:], entry...)
-		if err := b.Put(number(st.Next), row); err != nil {
+		if err := t.put(bucketAudit, number(st.Next), row); err != nil {
 			return err
 		}
 		if st.First == st.Next {

@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/workspaced/workspaced/store/seal"
 )
 
 // checkRows returns an error when a row can't be read, or when rows are missing
@@ -18,7 +20,7 @@ import (
 // a key that is missing, if it is the current one.
 //
 // Some of it is done at the same time, in a transaction that beside begins.
-func checkRows(tx *bolt.Tx, beside func(func(*bolt.Tx) error) (wait func() error)) error {
+func checkRows(tx *bolt.Tx, sealer *seal.Sealer, beside func(func(*bolt.Tx) error) (wait func() error)) error {
 	var secrets map[string]*secretRows
 	counted := beside(func(tx *bolt.Tx) (err error) {
 		secrets, err = countSecrets(tx)
@@ -31,7 +33,7 @@ func checkRows(tx *bolt.Tx, beside func(func(*bolt.Tx) error) (wait func() error
 	})
 	err = cmp.Or(err, counted())
 	if err == nil {
-		err = checkOwners(tx, uids, secrets)
+		err = checkOwners(tx, sealer, uids, secrets)
 	}
 	if err == nil {
 		err = checkRequests(tx)
@@ -177,8 +179,10 @@ func countSecrets(tx *bolt.Tx) (map[string]*secretRows, error) {
 }
 
 // checkOwners checks that each owner is there and has as many rows as its sums
-// say, and that each secret has a value and each value a secret.
-func checkOwners(tx *bolt.Tx, uids map[string]bool, owners map[string]*secretRows) error {
+// say, that each secret has a value and each value a secret, and that sums and
+// index are those that were written together.
+func checkOwners(tx *bolt.Tx, sealer *seal.Sealer, uids map[string]bool, owners map[string]*secretRows) error {
+	var indexes uint64
 	err := tx.Bucket(bucketOwners).ForEach(func(k, v []byte) error {
 		var sums ownerRecord
 		if err := decode(bucketOwners, k, v, &sums); err != nil {
@@ -195,10 +199,15 @@ func checkOwners(tx *bolt.Tx, uids map[string]bool, owners map[string]*secretRow
 		if r.keyBytes != sums.KeyBytes || r.secrets != r.keys || r.retired != sums.Retired {
 			return fmt.Errorf("secrets of %.64q are missing", k)
 		}
-		return nil
+		indexes++
+		_, err := openIndex(tx, sealer, string(k))
+		return err
 	})
 	if err != nil {
 		return err
+	}
+	if rows := count(tx, bucketIndexes); rows != indexes {
+		return fmt.Errorf("there are %d indexes for %d owners of secrets", rows, indexes)
 	}
 	for name := range owners {
 		return fmt.Errorf("there are secrets of %.64q, which is not known", name)

@@ -160,7 +160,7 @@ func TestContract08_Killed(t *testing.T) {
 		return
 	}
 	dir := t.TempDir()
-	cfg := Config{Path: filepath.Join(dir, "workspaced.db"), Sealer: must(seal.LoadOrCreate(filepath.Join(dir, "key")))(t)}
+	cfg := Config{Path: filepath.Join(dir, "workspaced.db"), KEK: must(seal.LoadOrCreate(filepath.Join(dir, "key")))(t)}
 	acknowledged := map[string]int{}
 	total := 0
 	for round := range 30 {
@@ -233,7 +233,7 @@ func refusedLocked(t *testing.T, cfg Config) {
 }
 
 func inCrashChild(t *testing.T, dir string) {
-	s := must(Open(Config{Path: filepath.Join(dir, "workspaced.db"), Sealer: must(seal.Load(filepath.Join(dir, "key")))(t)}))(t)
+	s := must(Open(Config{Path: filepath.Join(dir, "workspaced.db"), KEK: must(seal.Load(filepath.Join(dir, "key")))(t)}))(t)
 	var mu sync.Mutex
 	t.Fatal(commitLoop(s, func(what string, n int) {
 		mu.Lock()
@@ -247,8 +247,8 @@ func inCrashChild(t *testing.T, dir string) {
 func TestContract01_PowerFailure(t *testing.T) {
 	withOwnMounts(t, func(t *testing.T, dir string) {
 		fs := newExt4(t, dir, "64M")
-		sealer := must(seal.LoadOrCreate(filepath.Join(dir, "key")))(t)
-		cfg := Config{Path: filepath.Join(fs.dir, "workspaced.db"), Sealer: sealer}
+		kek := must(seal.LoadOrCreate(filepath.Join(dir, "key")))(t)
+		cfg := Config{Path: filepath.Join(fs.dir, "workspaced.db"), KEK: kek}
 		acknowledged := map[string]int{}
 		total := 0
 		for range 15 {

@@ -150,6 +150,20 @@ func (s *Store) committed(txid int) {
 	s.limits.txid = txid
 }
 
+// useFile has another file in use. It reports whether the one before is stuck.
+func (s *Store) useFile(db *bolt.DB, file *os.File) (stuck bool) {
+	l := &s.limits
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	var txid int
+	if err := guard(func() error { return db.View(func(tx *bolt.Tx) error { txid = tx.ID(); return nil }) }); err != nil {
+		s.cfg.Logger.Error("the compacted database can't be read", "error", err)
+	}
+	stuck, l.stuck = l.stuck, false
+	s.db, s.file, l.txid = db, file, txid
+	return stuck
+}
+
 // stopWriting lets nothing be written any more: bbolt has panicked on its way,
 // and no longer knows which pages are free.
 func (s *Store) stopWriting(err error) error {

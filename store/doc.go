@@ -7,11 +7,13 @@
 //
 // # Schema
 //
-// Version 9. Numbers are 8 bytes big endian, records are JSON.
+// Version 10. Numbers are 8 bytes big endian, records are JSON.
 //
 //	meta
 //	├── schema      number  version of this schema
 //	├── instance    text    uuid of this database, made once
+//	├── keys        record  storedWrapped: the data keys, wrapped by the KEK
+//	├── compact     number  1: the file is to be compacted, see compact.go
 //	├── check       bytes   the instance's uuid, sealed: tells a wrong key
 //	├── revision    number  last one given to a change of a workspace
 //	├── floor       number  newest revision whose tombstone was pruned
@@ -33,6 +35,8 @@
 //	sealed
 //	└── OWNER/KEY NUL VERSION
 //	                        bytes   a version's value, sealed
+//	indexes                 what is in secrets, see index.go
+//	└── OWNER               bytes   a seal, then 24 bytes of hash for each row
 //	requests
 //	└── REQUEST ID          record  requestRecord: sealed fingerprint, result
 //	requests_by_expiry
@@ -49,8 +53,12 @@
 // A value is sealed with scope, owner, key and version as associated data. The
 // current version is that of the row in secrets, and no later one may be in sealed:
 // ciphertext that was moved, swapped or put back from an earlier time does not
-// open, nor does the current version once the row in secrets was put back. A
-// database that was put back as a whole is not recognized.
+// open. Nor does one that was put back together with that row: the owner's row in
+// indexes tells. All that an owner has, put back together, or a database as a whole,
+// is not recognized.
+//
+// All is sealed with data keys, which meta has, wrapped by Config.KEK. They can be
+// rotated, see rotate.go.
 //
 // A deleted key's version stays, so that no version ever names two values. Its
 // values go, all of them.

@@ -18,6 +18,8 @@ var (
 	ErrDamaged = errors.New("database is damaged")
 	// ErrWrongKey: the database was sealed with another key.
 	ErrWrongKey = errors.New("wrong key")
+	// ErrKEK: what keeps the key does not answer, or refuses.
+	ErrKEK = errors.New("key can't be had")
 	// ErrSchema: a newer version of the program wrote the database.
 	ErrSchema = errors.New("unknown schema version")
 )
@@ -39,7 +41,7 @@ var ErrCompacted = errors.New("revision is too old for the change feed")
 // OpenError says in one sentence why a database is not opened.
 type OpenError struct {
 	Path   string
-	Err    error // ErrLocked, ErrDamaged, ErrWrongKey, ErrSchema
+	Err    error // ErrLocked, ErrDamaged, ErrWrongKey, ErrKEK, ErrSchema
 	Detail string
 }
 

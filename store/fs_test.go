@@ -121,7 +121,7 @@ func newHarnessIn(t *testing.T, dir string) *harness {
 	t.Helper()
 	h := &harness{t: t, clock: newClock(), record: &recorder{}}
 	h.cfg = Config{
-		Path: filepath.Join(dir, "workspaced.db"), Sealer: must(seal.LoadOrCreate(filepath.Join(dir, "key")))(t),
+		Path: filepath.Join(dir, "workspaced.db"), KEK: must(seal.LoadOrCreate(filepath.Join(dir, "key")))(t),
 		OnCommit: h.record.OnCommit, Now: h.clock.Now,
 	}
 	h.open()

@@ -176,13 +176,13 @@ func FuzzRow(f *testing.F) {
 
 // fuzzFiles are databases that FuzzOpen damages, the same in every process: a
 // small one with some of everything, and one with a tree of pages.
-func fuzzFiles(t testing.TB) (files [][]byte, sealer *seal.Sealer) {
+func fuzzFiles(t testing.TB) (files [][]byte, kek *seal.Local) {
 	t.Helper()
-	sealer = must(seal.Load(chmod600(t, filepath.Join("testdata", "fuzz.key"))))(t)
+	kek = must(seal.Load(chmod600(t, filepath.Join("testdata", "fuzz.key"))))(t)
 	for _, name := range []string{"fuzz-small.db", "fuzz-tree.db"} {
 		files = append(files, must(os.ReadFile(filepath.Join("testdata", name)))(t))
 	}
-	return files, sealer
+	return files, kek
 }
 
 // chmod600 returns a copy of a key file that nobody else can read, as git does
@@ -200,9 +200,9 @@ func chmod600(t testing.TB, path string) string {
 // changed.
 func TestFuzzFiles(t *testing.T) {
 	if !*updateFixture {
-		files, sealer := fuzzFiles(t)
+		files, kek := fuzzFiles(t)
 		for _, file := range files {
-			cfg := Config{Path: filepath.Join(t.TempDir(), "db"), Sealer: sealer, rollouts: neverRolledOut}
+			cfg := Config{Path: filepath.Join(t.TempDir(), "db"), KEK: kek, rollouts: neverRolledOut}
 			if err := os.WriteFile(cfg.Path, file, 0o600); err != nil {
 				t.Fatal(err)
 			}
@@ -216,7 +216,7 @@ func TestFuzzFiles(t *testing.T) {
 	small := filledWith(t, 3, 10)
 	tree := newHarness(t)
 	tree.close()
-	tree.cfg.Sealer = small.cfg.Sealer
+	tree.cfg.KEK = small.cfg.KEK
 	if err := os.Remove(tree.cfg.Path); err != nil {
 		t.Fatal(err)
 	}
@@ -296,14 +296,14 @@ func tearNewest(file []byte) []byte {
 // nothing, or all that can be read is intact, and it can be written. Where the
 // newest meta page is torn it is what was there before the last commit.
 func FuzzOpen(f *testing.F) {
-	files, sealer := fuzzFiles(f)
+	files, kek := fuzzFiles(f)
 	dir := f.TempDir()
 	want := make([][2]truth, len(files))
 	for i, file := range files {
-		h := openBytes(f, dir, file, sealer)
+		h := openBytes(f, dir, file, kek)
 		want[i][0] = readAll(f, h)
 		h.close()
-		h = openBytes(f, dir, tearNewest(file), sealer)
+		h = openBytes(f, dir, tearNewest(file), kek)
 		want[i][1] = readAll(f, h)
 		h.close()
 		free := freePages(f, file)
@@ -326,14 +326,14 @@ func FuzzOpen(f *testing.F) {
 	f.Fuzz(func(t *testing.T, which uint8, patches []byte) {
 		i := int(which) % len(files)
 		file := patch(files[i], patches)
-		within(t, 30*time.Second, func() { openDamaged(t, dir, file, sealer, want[i]) })
+		within(t, 30*time.Second, func() { openDamaged(t, dir, file, kek, want[i]) })
 	})
 }
 
-func openBytes(t testing.TB, dir string, file []byte, sealer *seal.Sealer) *harness {
+func openBytes(t testing.TB, dir string, file []byte, kek *seal.Local) *harness {
 	t.Helper()
 	h := &harness{t: t, clock: newClock()}
-	h.cfg = Config{Path: filepath.Join(dir, "db"), Sealer: sealer, Now: h.clock.Now, rollouts: neverRolledOut}
+	h.cfg = Config{Path: filepath.Join(dir, "db"), KEK: kek, Now: h.clock.Now, rollouts: neverRolledOut}
 	if err := os.WriteFile(h.cfg.Path, file, 0o600); err != nil {
 		t.Fatal(err)
 	}
@@ -341,9 +341,9 @@ func openBytes(t testing.TB, dir string, file []byte, sealer *seal.Sealer) *harn
 	return h
 }
 
-func openDamaged(t *testing.T, dir string, file []byte, sealer *seal.Sealer, either [2]truth) {
+func openDamaged(t *testing.T, dir string, file []byte, kek *seal.Local, either [2]truth) {
 	h := &harness{t: t, clock: newClock()}
-	h.cfg = Config{Path: filepath.Join(dir, "db"), Sealer: sealer, Now: h.clock.Now, rollouts: neverRolledOut}
+	h.cfg = Config{Path: filepath.Join(dir, "db"), KEK: kek, Now: h.clock.Now, rollouts: neverRolledOut}
 	if err := os.WriteFile(h.cfg.Path, file, 0o600); err != nil {
 		t.Fatal(err)
 	}

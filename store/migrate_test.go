@@ -102,7 +102,7 @@ func openFixture(t *testing.T, version int) *Store {
 		}
 	}
 	s := must(Open(Config{
-		Path: filepath.Join(dir, "db"), Sealer: must(seal.Load(filepath.Join(dir, "key")))(t),
+		Path: filepath.Join(dir, "db"), KEK: must(seal.Load(filepath.Join(dir, "key")))(t),
 		Now: func() time.Time { return fixtureTime }, rollouts: neverRolledOut,
 	}))(t)
 	t.Cleanup(func() { _ = s.Close() })
@@ -240,8 +240,8 @@ func TestMigrate_InOrder(t *testing.T) {
 	want := dump(t, h.db)
 	h.close()
 	var ran []int
-	step := func(n int) func(*bolt.Tx) error {
-		return func(tx *bolt.Tx) error {
+	step := func(n int) migration {
+		return func(tx *bolt.Tx, _ *seal.Sealer) error {
 			ran = append(ran, n)
 			return tx.Bucket(bucketMeta).Put([]byte("ran"), fmt.Append(tx.Bucket(bucketMeta).Get([]byte("ran")), n))
 		}
@@ -271,11 +271,11 @@ func TestMigrate_AllOrNothing(t *testing.T) {
 	h := filled(t)
 	h.close()
 	before := must(os.ReadFile(h.cfg.Path))(t)
-	first := func(tx *bolt.Tx) error { return tx.DeleteBucket(bucketWorkspaces) }
+	first := func(tx *bolt.Tx, _ *seal.Sealer) error { return tx.DeleteBucket(bucketWorkspaces) }
 	errStep := errors.New("step fails")
-	for name, second := range map[string]func(*bolt.Tx) error{
-		"fails":  func(*bolt.Tx) error { return errStep },
-		"panics": func(*bolt.Tx) error { panic(errStep) },
+	for name, second := range map[string]migration{
+		"fails":  func(*bolt.Tx, *seal.Sealer) error { return errStep },
+		"panics": func(*bolt.Tx, *seal.Sealer) error { panic(errStep) },
 	} {
 		steps := append(migrations[:len(migrations):len(migrations)], first, second)
 		if _, err := open(h.cfg, steps); err == nil {

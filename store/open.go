@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/google/uuid"
 	bolt "go.etcd.io/bbolt"
 	berrors "go.etcd.io/bbolt/errors"
 
@@ -39,8 +40,11 @@ type Config struct {
 	// Path is the database file. It is made when there is none; its directory has
 	// to be there.
 	Path string
-	// Sealer seals and opens secrets.
-	Sealer *seal.Sealer
+	// KEK wraps the database's data keys, which seal the secrets.
+	KEK seal.KEK
+	// FormerKEK is what has wrapped them so far, where KEK is a new one: Open wraps
+	// them anew. It may be nil.
+	FormerKEK seal.KEK
 	// SecretVersions is how many versions of a secret are kept, the current one
 	// among them, up to MaxSecretVersions; 0: DefaultSecretVersions. With a lower
 	// number than before, what is above it goes with the key's next new version.
@@ -54,7 +58,7 @@ type Config struct {
 	Now func() time.Time
 	// Logger is told what no caller learns of, like a slow disk; nil: nobody is.
 	Logger *slog.Logger
-	// Around does each of Steps; nil: it is simply done. Tests make steps fail by
+	// Around does each of Steps, and what a compaction does; nil: it is simply done. Tests make steps fail by
 	// it. Its context ends when the store is closed, which cuts no real commit
 	// short: nothing can.
 	Around func(ctx context.Context, step string, do func(context.Context) error) error
@@ -64,15 +68,28 @@ type Config struct {
 	// Quotas bound what all workspaces take together.
 	Quotas Quotas
 
-	rollouts rolloutPolicy // for tests
+	rollouts rolloutPolicy    // for tests
+	upkeep   <-chan time.Time // for tests: when the next part of the upkeep is due
 }
 
 // stepCommit makes a transaction durable: its pages are written and synced, then
 // the page that makes them count.
 const stepCommit = "store.commit"
 
-// Steps are the names of all steps that Config.Around does.
+// The steps of a compaction, see compact.go.
+const (
+	stepCopy     = "store.copy"      // a part of the rows into the new file, durable
+	stepRename   = "store.rename"    // the new file takes the old one's name
+	stepSyncName = "store.sync_name" // which is durable then
+)
+
+// Steps are the names of the steps of Config.Around that a change takes.
 var Steps = []string{stepCommit}
+
+// upkeepSteps are those that only follow a rotation. They are not in Steps: whoever
+// makes changes fail by these, as a simulation does that never rotates, would wait
+// for them in vain. This package's tests make each of them fail.
+var upkeepSteps = []string{stepCopy, stepRename, stepSyncName}
 
 // Store is an open database. Its methods may be called by many goroutines at
 // once.
@@ -82,7 +99,9 @@ type Store struct {
 	file     *os.File // db's
 	pageSize int
 	instance string
-	revision atomic.Uint64 // of the last commit
+	sealer   *seal.Sealer
+	hindered atomic.Pointer[error] // what has kept the upkeep from going on
+	revision atomic.Uint64         // of the last commit
 
 	commits  atomic.Uint64 // how many have begun and how many have ended, together
 	watchdog watchdog
@@ -90,9 +109,12 @@ type Store struct {
 	audit    auditor
 
 	// The writer's.
-	inDoubt bool // the last commit is
-	totals  Quotas
-	rolling rolling
+	inDoubt  bool // the last commit is
+	totals   Quotas
+	renamed  bool // the file has just got its name, which may not be durable
+	rolling  rolling
+	upkeep   upkeep
+	replaced replaced
 
 	ops       chan *op
 	pings     chan struct{}
@@ -106,13 +128,17 @@ type Store struct {
 
 // Open opens the database, or makes it. It changes nothing and returns an
 // *OpenError when another process has it open (ErrLocked), it is damaged
-// (ErrDamaged), it was sealed with another key (ErrWrongKey), or a newer version
-// of this program wrote it (ErrSchema). An older schema is migrated.
+// (ErrDamaged), it was sealed with another key (ErrWrongKey), its key can't be had
+// now (ErrKEK), or a newer version of this program wrote it (ErrSchema). An older
+// schema is migrated.
 func Open(cfg Config) (*Store, error) { return open(cfg, migrations) }
 
-func open(cfg Config, steps []func(*bolt.Tx) error) (*Store, error) {
-	if cfg.Sealer == nil {
-		return nil, errors.New("store: Config.Sealer is missing")
+func open(cfg Config, steps []migration) (*Store, error) {
+	if cfg.KEK == nil {
+		return nil, errors.New("store: Config.KEK is missing")
+	}
+	if cfg.upkeep == nil {
+		cfg.upkeep = atOnce
 	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
@@ -135,11 +161,13 @@ func open(cfg Config, steps []func(*bolt.Tx) error) (*Store, error) {
 	if cfg.rollouts == (rolloutPolicy{}) {
 		cfg.rollouts = defaultRollouts
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), kekTimeout)
+	defer cancel()
 	info, err := os.Stat(cfg.Path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		if err := create(cfg); err != nil && !errors.Is(err, fs.ErrExist) {
-			return nil, fmt.Errorf("database %s can't be made: %w", cfg.Path, translate(err))
+		if err := create(ctx, cfg); err != nil && !errors.Is(err, fs.ErrExist) {
+			return nil, createError(&cfg, err)
 		}
 	case err != nil:
 		return nil, fmt.Errorf("database can't be opened: %w", err)
@@ -159,7 +187,21 @@ func open(cfg Config, steps []func(*bolt.Tx) error) (*Store, error) {
 	if err != nil {
 		return nil, err
 	}
-	err = guard(func() error { return db.View(func(tx *bolt.Tx) error { return verify(tx, cfg, len(steps)+1) }) })
+	var keys openedKeys
+	err = guard(func() error {
+		var kept storedKeys
+		err := db.View(func(tx *bolt.Tx) (err error) {
+			kept, err = identify(tx, cfg, len(steps)+1)
+			return err
+		})
+		if err == nil {
+			keys, err = openKeys(ctx, &cfg, kept)
+		}
+		if err != nil {
+			return err
+		}
+		return db.View(func(tx *bolt.Tx) error { return verify(tx, cfg, keys.sealer, len(steps)+1) })
+	})
 	closeFile(db, file)
 	if err != nil {
 		return nil, openError(cfg.Path, err)
@@ -170,24 +212,25 @@ func open(cfg Config, steps []func(*bolt.Tx) error) (*Store, error) {
 		return nil, err
 	}
 	s := &Store{
-		cfg: cfg, db: db, file: file, pageSize: db.Info().PageSize, watchdog: watchdog{log: cfg.Logger},
+		cfg: cfg, sealer: keys.sealer, db: db, file: file, pageSize: db.Info().PageSize, watchdog: watchdog{log: cfg.Logger},
 		ops: make(chan *op), pings: make(chan struct{}),
 	}
 	s.life, s.endLife = context.WithCancel(context.Background())
 	s.closing = s.life.Done()
 	s.audit.init()
-	err = guard(func() error { return s.load(steps) })
+	err = guard(func() error { return s.load(ctx, keys, steps) })
 	if err != nil {
 		s.endLife()
 		closeFile(db, file)
 		return nil, openError(cfg.Path, err)
 	}
+	s.removeLeftover()
 	s.writer.Go(s.write)
 	return s, nil
 }
 
 // load migrates and reads what the store keeps in memory.
-func (s *Store) load(steps []func(*bolt.Tx) error) error {
+func (s *Store) load(ctx context.Context, keys openedKeys, steps []migration) error {
 	read := func(tx *bolt.Tx) (version uint64, err error) {
 		s.instance = string(tx.Bucket(bucketMeta).Get(metaInstance))
 		revision, err := metaNumber(tx, metaRevision)
@@ -203,17 +246,21 @@ func (s *Store) load(steps []func(*bolt.Tx) error) error {
 		version, err = read(tx)
 		return err
 	})
-	if err == nil && version != uint64(len(steps)+1) {
+	var wrapped *storedWrapped
+	if err == nil {
+		wrapped, err = keys.carryOver(ctx, &s.cfg)
+	}
+	if err == nil && (version != uint64(len(steps)+1) || wrapped != nil) {
 		err = s.db.Update(func(tx *bolt.Tx) error {
-			if err := migrate(tx, steps); err != nil {
-				return err
-			}
-			if version < auditVersion {
-				if err := initAudit(tx, s.cfg.Sealer, s.instance); err != nil {
+			if wrapped != nil {
+				if err := putKeys(tx, *wrapped); err != nil {
 					return err
 				}
 			}
-			if err := checkRows(tx, inTurn(tx)); err != nil {
+			if err := migrate(tx, s.sealer, steps); err != nil {
+				return err
+			}
+			if err := checkRows(tx, s.sealer, inTurn(tx)); err != nil {
 				return damagedError(s.cfg.Path, err)
 			}
 			_, err := read(tx)
@@ -242,13 +289,21 @@ func (s *Store) load(steps []func(*bolt.Tx) error) error {
 		if len(rollouts) > 0 {
 			s.rolling.ready = s.cfg.rollouts.next
 		}
+		if err == nil {
+			err = s.beginUpkeep(tx)
+		}
 		return err
 	})
 }
 
 // create makes the database under another name first: whatever has the real
 // name is complete.
-func create(cfg Config) (err error) {
+func create(ctx context.Context, cfg Config) (err error) {
+	instance := uuid.NewString()
+	sealer, keys, err := seal.Create(ctx, cfg.KEK, instance)
+	if err != nil {
+		return err
+	}
 	dir := filepath.Dir(cfg.Path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(cfg.Path)+".*") // mode 0600
 	if err != nil {
@@ -263,22 +318,38 @@ func create(cfg Config) (err error) {
 	if err != nil {
 		return err
 	}
-	err = db.Update(func(tx *bolt.Tx) error { return initialize(tx, cfg.Sealer) })
+	err = db.Update(func(tx *bolt.Tx) error { return initialize(tx, instance, sealer, storedWrapped{Wrapped: keys}) })
 	if err := errors.Join(err, db.Close()); err != nil {
 		return err
 	}
 	if err := os.Link(tmp, cfg.Path); err != nil {
 		return err
 	}
-	d, err := os.Open(dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
+	return syncDir(dir)
 }
 
 // openFile opens the file with bbolt.
 func openFile(path string, readOnly bool) (db *bolt.DB, file *os.File, err error) {
+	// It is there: whoever removes it meanwhile must not get a new one.
+	db, file, err = openBolt(path, readOnly, 0)
+	if err != nil {
+		return nil, nil, readError(path, err)
+	}
+	opened, err := file.Stat()
+	named, statError := os.Stat(path)
+	if err = cmp.Or(err, statError); err == nil && !os.SameFile(opened, named) {
+		// It was replaced while its lock was waited for, by who has the other one open.
+		err = berrors.ErrTimeout
+	}
+	if err != nil {
+		closeFile(db, file)
+		return nil, nil, openError(path, err)
+	}
+	return db, file, nil
+}
+
+// openBolt opens a file with bbolt; create are flags to make it by.
+func openBolt(path string, readOnly bool, create int) (db *bolt.DB, file *os.File, err error) {
 	err = guard(func() (err error) {
 		db, err = bolt.Open(path, 0o600, &bolt.Options{
 			Timeout:         lockTimeout,
@@ -287,8 +358,7 @@ func openFile(path string, readOnly bool) (db *bolt.DB, file *os.File, err error
 			InitialMmapSize: mapSize,
 			ReadOnly:        readOnly,
 			OpenFile: func(name string, flag int, mode os.FileMode) (*os.File, error) {
-				// It is there: whoever removes it meanwhile must not get a new one.
-				f, err := os.OpenFile(name, flag&^os.O_CREATE, mode)
+				f, err := os.OpenFile(name, flag&^os.O_CREATE|create, mode)
 				file = f
 				return f, err
 			},
@@ -299,7 +369,7 @@ func openFile(path string, readOnly bool) (db *bolt.DB, file *os.File, err error
 		if file != nil {
 			_ = file.Close() // closed already, unless it was a panic
 		}
-		return nil, nil, readError(path, err)
+		return nil, nil, err
 	}
 	db.AllocSize = growSize
 	return db, file, nil
@@ -312,30 +382,48 @@ func closeFile(db *bolt.DB, file *os.File) {
 	}
 }
 
-// verify checks that the database can be used as it is.
-func verify(tx *bolt.Tx, cfg Config, newest int) error {
-	damaged := func(format string, args ...any) error {
-		return damagedError(cfg.Path, fmt.Sprintf(format, args...))
-	}
+// identify checks that it is a database which this program knows, and returns
+// what its keys are.
+func identify(tx *bolt.Tx, cfg Config, newest int) (kept storedKeys, err error) {
+	damaged := func(why string) error { return damagedError(cfg.Path, why) }
 	meta := tx.Bucket(bucketMeta)
 	if meta == nil {
-		return damaged("it is no database of workspaced")
+		return kept, damaged("it is no database of workspaced")
 	}
 	version, err := metaNumber(tx, metaSchema)
 	switch {
 	case err != nil || version == 0:
-		return damaged("it has no schema version")
+		return kept, damaged("it has no schema version")
 	case version > uint64(newest):
-		return &OpenError{cfg.Path, ErrSchema, fmt.Sprintf(
+		return kept, &OpenError{cfg.Path, ErrSchema, fmt.Sprintf(
 			"has schema version %d and this program knows versions up to %d: run a newer one", version, newest)}
 	}
-	instance := meta.Get(metaInstance)
-	if len(instance) == 0 || meta.Get(metaCheck) == nil {
-		return damaged("it has no identity")
+	kept.instance = string(meta.Get(metaInstance))
+	if kept.instance == "" || meta.Get(metaCheck) == nil {
+		return kept, damaged("it has no identity")
 	}
-	plain, err := cfg.Sealer.Open(meta.Get(metaCheck), checkAssociated())
-	if err != nil || string(plain) != string(instance) {
-		return &OpenError{cfg.Path, ErrWrongKey, "was sealed with another key: give the key file that belongs to it"}
+	if version >= keysVersion {
+		var found bool
+		if kept.wrapped, found, err = getKeys(tx); err != nil || !found {
+			return kept, damaged("it has lost its data keys")
+		}
+	}
+	return kept, nil
+}
+
+// verify checks that a database that was identified can be used as it is.
+func verify(tx *bolt.Tx, cfg Config, sealer *seal.Sealer, newest int) error {
+	damaged := func(format string, args ...any) error {
+		return damagedError(cfg.Path, fmt.Sprintf(format, args...))
+	}
+	version, err := metaNumber(tx, metaSchema)
+	if err != nil {
+		return err
+	}
+	meta := tx.Bucket(bucketMeta)
+	plain, err := sealer.Open(meta.Get(metaCheck), checkAssociated())
+	if err != nil || string(plain) != string(meta.Get(metaInstance)) {
+		return wrongKey(cfg.Path, cfg.KEK, storedKeys{})
 	}
 	if version == uint64(newest) { // an older one's rows are checked when it is migrated
 		for _, name := range allBuckets {
@@ -347,7 +435,7 @@ func verify(tx *bolt.Tx, cfg Config, newest int) error {
 	bolts := parallel(func() error { return tx.DB().View(checkBolt) })
 	if version == uint64(newest) {
 		err = guard(func() error { // also after a panic bbolt's check is waited for
-			return checkRows(tx, func(f func(*bolt.Tx) error) func() error {
+			return checkRows(tx, sealer, func(f func(*bolt.Tx) error) func() error {
 				return parallel(func() error { return tx.DB().View(f) })
 			})
 		})

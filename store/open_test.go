@@ -256,7 +256,7 @@ func TestContract23_WrongKey(t *testing.T) {
 	h := filled(t)
 	h.close()
 	cfg := h.cfg
-	cfg.Sealer = must(seal.LoadOrCreate(filepath.Join(t.TempDir(), "other")))(t)
+	cfg.KEK = must(seal.LoadOrCreate(filepath.Join(t.TempDir(), "other")))(t)
 	refused(t, cfg, ErrWrongKey)
 	// The check value of another database with the same key does not help.
 	other := newHarness(t)
@@ -310,16 +310,16 @@ func TestOpen_New(t *testing.T) {
 	if _, err := Open(cfg); !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), cfg.Path) {
 		t.Errorf("no directory: got %v", err)
 	}
-	cfg.Sealer = nil
+	cfg.KEK = nil
 	if _, err := Open(cfg); err == nil {
-		t.Error("no sealer")
+		t.Error("no kek")
 	}
 }
 
 // Whoever opens a new database at the same time gets the same one.
 func TestOpen_AtOnce(t *testing.T) {
 	dir := t.TempDir()
-	cfg := Config{Path: filepath.Join(dir, "workspaced.db"), Sealer: must(seal.LoadOrCreate(filepath.Join(dir, "key")))(t)}
+	cfg := Config{Path: filepath.Join(dir, "workspaced.db"), KEK: must(seal.LoadOrCreate(filepath.Join(dir, "key")))(t)}
 	results := make(chan error, 4)
 	for range cap(results) {
 		go func() {

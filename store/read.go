@@ -82,7 +82,7 @@ func ownerIn(tx *bolt.Tx, scope Scope) (owner, error) {
 // secretIn finds a secret of a scope.
 func secretIn(tx *bolt.Tx, scope Scope, key string) (o owner, r secretRecord, err error) {
 	if o, err = ownerIn(tx, scope); err == nil {
-		r, err = o.find(tx, key)
+		r, err = o.find(tx, nil, key)
 	}
 	return o, r, err
 }
@@ -111,7 +111,7 @@ func (s *Store) ListSecrets(scope Scope, after string, limit int) (secrets []Sec
 		if err != nil {
 			return err
 		}
-		o.each(tx, after, func(key string, r *secretRecord) bool {
+		o.each(tx, nil, after, func(key string, r *secretRecord) bool {
 			switch {
 			case r.Deleted:
 			case limit > 0 && len(secrets) == limit:
@@ -144,24 +144,38 @@ func (s *Store) Snapshot(id string) (snapshot Snapshot, err error) {
 			owner owner
 			row   secretRecord
 		}
-		merged, sums, staged := map[string]source{}, map[owner]ownerRecord{}, map[string]bool{}
+		merged, staged := map[string]source{}, map[string]bool{}
+		var incomplete error // told when no secret is to be named
 		for _, o := range []owner{{}, ownerOf(&w)} {
 			var rows ownerRecord
-			o.each(tx, "", func(key string, r *secretRecord) bool {
+			x, err := openIndex(tx, s.sealer, o.name())
+			if err != nil {
+				return err
+			}
+			found := 0
+			o.each(tx, &x, "", func(key string, r *secretRecord) bool {
 				rows.add(key, r)
 				// An own one that is gone for good leaves the key to the global one, of which
 				// only the newest value is there.
 				staged[key] = r.Staged
-				if !r.Deleted {
+				found++
+				switch {
+				case !x.knows(o.row(key)):
+					found-- // somebody has put it there; it is damaged
+					fallthrough
+				case !r.Deleted:
 					merged[key] = source{o, *r}
 				}
 				return true
 			})
-			sums[o] = rows
+			incomplete = cmp.Or(incomplete, o.checkSums(tx, rows))
+			if found != x.len() {
+				incomplete = cmp.Or[error](incomplete, &RowError{string(bucketOwners), o.name()})
+			}
 		}
 		snapshot.Workspace = w
 		for key, from := range merged {
-			value, err := from.owner.open(tx, s.cfg.Sealer, key, &from.row)
+			value, err := from.owner.open(tx, s.sealer, key, &from.row)
 			if err != nil {
 				return err
 			}
@@ -175,12 +189,7 @@ func (s *Store) Snapshot(id string) (snapshot Snapshot, err error) {
 				snapshot.Staged = append(snapshot.Staged, key)
 			}
 		}
-		for o, rows := range sums { // now that no secret is to be named
-			if err := o.checkSums(tx, rows); err != nil {
-				return err
-			}
-		}
-		return nil
+		return incomplete
 	})
 	if err != nil {
 		return Snapshot{}, err

@@ -65,7 +65,7 @@ func (t *txn) replay(id string, fingerprint [sha256.Size]byte) (result Result, f
 	if err != nil || !found || !t.now.Before(row.Expiry) {
 		return Result{}, false, err
 	}
-	plain, err := t.store.cfg.Sealer.Open(row.Fingerprint, requestAssociated(id))
+	plain, err := t.store.sealer.Open(row.Fingerprint, requestAssociated(id))
 	if err != nil || subtle.ConstantTimeCompare(plain, fingerprint[:]) != 1 {
 		return Result{}, false, ErrRequestReused
 	}
@@ -74,7 +74,7 @@ func (t *txn) replay(id string, fingerprint [sha256.Size]byte) (result Result, f
 
 // remember stores a request's result.
 func (t *txn) remember(id string, fingerprint [sha256.Size]byte, result Result) error {
-	sealed, err := t.store.cfg.Sealer.Seal(fingerprint[:], requestAssociated(id))
+	sealed, err := t.store.sealer.Seal(fingerprint[:], requestAssociated(id))
 	if err != nil {
 		return err
 	}

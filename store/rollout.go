@@ -189,15 +189,12 @@ var atOnce = func() <-chan time.Time {
 // rollOut does the next part of the rollouts. If it fails it is tried again.
 func (s *Store) rollOut() {
 	next := s.rolling
-	o := &op{committing: make(chan struct{}), done: make(chan error, 1)}
-	o.run = func(t *txn) (err error) {
-		next, err = t.rollOut(s.rolling)
-		return err
-	}
 	err := s.makeReady()
 	if err == nil {
-		s.commit([]*op{o})
-		err = <-o.done
+		err = s.commitOwn(func(t *txn) (err error) {
+			next, err = t.rollOut(s.rolling)
+			return err
+		})
 	}
 	if err != nil {
 		s.cfg.Logger.Warn("a change of global secrets is not rolled out yet", "error", err, "next_try", rolloutRetry)

@@ -44,6 +44,8 @@ func (r *secretRecord) valid([]byte) bool {
 
 func (r *requestRecord) valid([]byte) bool { return !r.Expiry.IsZero() && len(r.Fingerprint) > 0 }
 
+func (k *storedWrapped) valid([]byte) bool { return len(k.Keys) > 0 }
+
 func (s *requestSums) valid([]byte) bool { return s.Count >= 0 && s.Bytes >= 0 }
 
 // getRecord decodes a row into v and reports whether it is there. Decoding

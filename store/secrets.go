@@ -46,9 +46,9 @@ type secretRecord struct {
 }
 
 // decodeSecret decodes the row of an owner and key. It never fails: what can't be
-// read is damaged.
-func decodeSecret(tx *bolt.Tx, key, value []byte) (r secretRecord) {
-	if decode(bucketSecrets, key, value, &r) != nil {
+// read, or is not in the index (nil: nobody looks), is damaged.
+func decodeSecret(tx *bolt.Tx, x *index, key, value []byte) (r secretRecord) {
+	if decode(bucketSecrets, key, value, &r) != nil || x != nil && !x.has(key, value) {
 		_, sealed := newestValue(tx, key)
 		return secretRecord{damaged: true, Deleted: sealed == nil, Size: max(0, len(sealed)-seal.Overhead)}
 	}
@@ -72,6 +72,15 @@ type owner struct {
 }
 
 const globalOwner = "global"
+
+// ownerNamed returns the owner with a name; of its scope only whether it is global
+// is known.
+func ownerNamed(name string) owner {
+	if name == globalOwner {
+		return owner{}
+	}
+	return owner{Scope{WorkspaceID: name}, name}
+}
 
 func ownerOf(w *Workspace) owner { return owner{Scope{WorkspaceID: w.ID}, w.UID} }
 
@@ -110,19 +119,19 @@ func (o owner) metadata(key string, r *secretRecord) Secret {
 }
 
 // get returns a key's row, and whether the key is known, which one of a deleted
-// secret is as well.
-func (o owner) get(tx *bolt.Tx, key string) (r secretRecord, known bool) {
+// secret is as well. Without the index nobody looks whether it is the newest one.
+func (o owner) get(tx *bolt.Tx, x *index, key string) (r secretRecord, known bool) {
 	b := tx.Bucket(bucketSecrets).Get(o.row(key))
 	if b == nil {
 		return r, false
 	}
-	return decodeSecret(tx, o.row(key), b), true
+	return decodeSecret(tx, x, o.row(key), b), true
 }
 
 // find returns a secret's row; *NotFoundError when there is none, *KeyError with
-// ErrUnreadable when it is damaged.
-func (o owner) find(tx *bolt.Tx, key string) (secretRecord, error) {
-	r, known := o.get(tx, key)
+// ErrUnreadable when it is damaged. The index is as for get.
+func (o owner) find(tx *bolt.Tx, x *index, key string) (secretRecord, error) {
+	r, known := o.get(tx, x, key)
 	switch {
 	case !known || r.Deleted:
 		return secretRecord{}, &NotFoundError{WorkspaceID: o.scope.WorkspaceID, Key: key}
@@ -134,7 +143,7 @@ func (o owner) find(tx *bolt.Tx, key string) (secretRecord, error) {
 
 // has reports whether there is a secret under the key.
 func (o owner) has(tx *bolt.Tx, key string) bool {
-	r, known := o.get(tx, key)
+	r, known := o.get(tx, nil, key)
 	return known && !r.Deleted
 }
 
@@ -142,7 +151,7 @@ func (o owner) has(tx *bolt.Tx, key string) bool {
 // variable, now or once it is started. The spec is that of the workspace; with none
 // what is up to a spec may be one.
 func (o owner) variable(tx *bolt.Tx, spec *Spec, key string) bool {
-	r, known := o.get(tx, key)
+	r, known := o.get(tx, nil, key)
 	switch {
 	case r.Staged && r.Variable:
 		return true
@@ -156,8 +165,8 @@ func (o owner) variable(tx *bolt.Tx, spec *Spec, key string) bool {
 }
 
 // each calls f with each row, also those of deleted keys, from the first key
-// after the given one on, until f returns false.
-func (o owner) each(tx *bolt.Tx, after string, f func(key string, r *secretRecord) bool) {
+// after the given one on, until f returns false. The index is as for get.
+func (o owner) each(tx *bolt.Tx, x *index, after string, f func(key string, r *secretRecord) bool) {
 	prefix := o.row("")
 	c := tx.Bucket(bucketSecrets).Cursor()
 	// No key contains a NUL: this is the first place behind after.
@@ -166,7 +175,7 @@ func (o owner) each(tx *bolt.Tx, after string, f func(key string, r *secretRecor
 		seek = append(o.row(after), 0)
 	}
 	for k, v := c.Seek(seek); bytes.HasPrefix(k, prefix); k, v = c.Next() {
-		r := decodeSecret(tx, k, v)
+		r := decodeSecret(tx, x, k, v)
 		if !f(string(k[len(prefix):]), &r) {
 			break
 		}

@@ -284,7 +284,7 @@ func checkSums(t testT, h *harness, o owner) {
 			return err
 		}
 		want.LastVersion = got.LastVersion
-		o.each(tx, "", func(key string, r *secretRecord) bool {
+		o.each(tx, nil, "", func(key string, r *secretRecord) bool {
 			var have []int64
 			prefix := valuesOf(o.row(key))
 			c := tx.Bucket(bucketSealed).Cursor()

@@ -79,13 +79,13 @@ type aroundFunc = func(ctx context.Context, step string, do func(context.Context
 func newHarness(t testing.TB) *harness {
 	t.Helper()
 	dir := t.TempDir()
-	sealer, err := seal.LoadOrCreate(filepath.Join(dir, "key"))
+	kek, err := seal.LoadOrCreate(filepath.Join(dir, "key"))
 	if err != nil {
 		t.Fatal(err)
 	}
 	h := &harness{t: t, clock: newClock(), record: &recorder{}}
 	h.cfg = Config{
-		Path: filepath.Join(dir, "workspaced.db"), Sealer: sealer,
+		Path: filepath.Join(dir, "workspaced.db"), KEK: kek,
 		OnCommit: h.record.OnCommit, Now: h.clock.Now,
 		Around: func(ctx context.Context, step string, do func(context.Context) error) error {
 			if h.around != nil {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"cmp"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"time"
@@ -421,6 +422,8 @@ type Options struct {
 	Audit *AuditEntry
 }
 
+func (o *Options) fingerprint() [sha256.Size]byte { return sha256.Sum256(o.Fingerprint) }
+
 // Result is a change's outcome.
 type Result struct {
 	// Workspace is the record after the change; zero for global secrets.
@@ -434,6 +437,8 @@ type Result struct {
 	Changed bool
 	// Affected counts the workspaces that got a new generation.
 	Affected int
+	// KeyID is the id of the data key that RotateKey has made.
+	KeyID uint32 `json:",omitempty"`
 }
 
 // Change tells, after a commit, that a workspace's record is another one now.

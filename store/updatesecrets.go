@@ -45,6 +45,7 @@ type secretsPlan struct {
 	staged  bool
 	grows   bool // some value, or how many there are
 	sums    ownerRecord
+	index   index
 	sets    []plannedSet
 	deletes []plannedDelete
 }
@@ -92,9 +93,13 @@ func (t *txn) planSecrets(o owner, spec *Spec, u *SecretsUpdate, etag string) (*
 	if _, err := getRecord(t.Tx, bucketOwners, []byte(o.name()), &p.sums); err != nil {
 		return nil, err
 	}
+	var err error
+	if p.index, err = openIndex(t.Tx, t.store.sealer, o.name()); err != nil {
+		return nil, err
+	}
 	sets := u.Set
 	if u.RollBack != nil {
-		value, err := t.restore(o, u.RollBack)
+		value, err := t.restore(o, &p.index, u.RollBack)
 		if err != nil {
 			return nil, err
 		}
@@ -140,7 +145,7 @@ func (t *txn) planSecrets(o owner, spec *Spec, u *SecretsUpdate, etag string) (*
 // planDelete plans the deletion of a secret, if there is one.
 func (t *txn) planDelete(p *secretsPlan, spec *Spec, u *SecretsUpdate, key, etag string) error {
 	o := p.owner
-	r, known := o.get(t.Tx, key)
+	r, known := o.get(t.Tx, &p.index, key)
 	found := known && !r.Deleted
 	// Deleted for the next start only, until now.
 	unstaged := known && r.Deleted && r.Staged && !u.NextStart
@@ -175,7 +180,7 @@ func (t *txn) planSet(p *secretsPlan, spec *Spec, u *SecretsUpdate, value Secret
 	if n := value.Value.Len(); n > MaxValueBytes {
 		return &QuotaError{Scope: o.scope, Limit: MaxValueBytes, Size: n}
 	}
-	old, known := o.get(t.Tx, key)
+	old, known := o.get(t.Tx, &p.index, key)
 	found := known && !old.Deleted
 	if err := checkSecretEtag(o, key, &old, found, etag); err != nil {
 		return err
@@ -197,7 +202,7 @@ func (t *txn) planSet(p *secretsPlan, spec *Spec, u *SecretsUpdate, value Secret
 	}
 	if found && !old.damaged && old.Size == value.Value.Len() && old.Delivery == delivery {
 		// One that can't be opened counts as different: setting it heals it.
-		if plain, err := o.open(t.Tx, t.store.cfg.Sealer, key, &old); err == nil && plain.Equal(value.Value) {
+		if plain, err := o.open(t.Tx, t.store.sealer, key, &old); err == nil && plain.Equal(value.Value) {
 			unstaged := old.Staged && !u.NextStart
 			old.Staged, old.Variable = old.Staged && u.NextStart, old.Variable && u.NextStart
 			p.sets = append(p.sets, plannedSet{value: value, row: old, changed: unstaged})
@@ -261,9 +266,9 @@ func (t *txn) applySecrets(p *secretsPlan) error {
 			}
 			p.sums.Retired++
 		}
-		if err := t.putRecord(bucketSecrets, o.row(d.key), &secretRecord{
+		if err := t.putSecret(o, d.key, &secretRecord{
 			Version: d.row.Version, Deleted: true, Staged: p.staged, Variable: d.variable,
-		}); err != nil {
+		}, &p.index); err != nil {
 			return err
 		}
 	}
@@ -272,13 +277,13 @@ func (t *txn) applySecrets(p *secretsPlan) error {
 			continue
 		}
 		key := set.value.Key
-		if err := t.putRecord(bucketSecrets, o.row(key), &set.row); err != nil {
+		if err := t.putSecret(o, key, &set.row, &p.index); err != nil {
 			return err
 		}
 		if !set.sealed {
 			continue
 		}
-		sealed, err := t.store.cfg.Sealer.Seal(set.value.Value.Bytes(), o.associated(key, set.row.Version))
+		sealed, err := t.store.sealer.Seal(set.value.Value.Bytes(), o.associated(key, set.row.Version))
 		if err != nil {
 			return err
 		}
@@ -297,14 +302,14 @@ func (t *txn) applySecrets(p *secretsPlan) error {
 			return err
 		}
 	}
-	return t.putRecord(bucketOwners, []byte(o.name()), &p.sums)
+	return t.putOwner(o, &p.sums, p.index)
 }
 
 // foldRetired replaces the rows of an owner's deleted keys by one number: new
 // keys begin above the highest version among them.
 func (t *txn) foldRetired(p *secretsPlan) error {
 	var keys []string
-	p.owner.each(t.Tx, "", func(key string, r *secretRecord) bool {
+	p.owner.each(t.Tx, &p.index, "", func(key string, r *secretRecord) bool {
 		if r.Deleted {
 			keys = append(keys, key)
 			p.sums.LastVersion = max(p.sums.LastVersion, r.Version)
@@ -312,7 +317,7 @@ func (t *txn) foldRetired(p *secretsPlan) error {
 		return true
 	})
 	for _, key := range keys {
-		if err := t.delete(bucketSecrets, p.owner.row(key)); err != nil {
+		if err := t.putSecret(p.owner, key, nil, &p.index); err != nil {
 			return err
 		}
 	}
@@ -335,7 +340,7 @@ func (t *txn) deleteOwner(o owner) error {
 			}
 		}
 	}
-	return t.delete(bucketOwners, []byte(o.name()))
+	return errors.Join(t.delete(bucketOwners, []byte(o.name())), t.delete(bucketIndexes, []byte(o.name())))
 }
 
 // UpdateSecrets sets, deletes and rolls back secrets of a workspace, or global ones, in one

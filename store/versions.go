@@ -9,6 +9,8 @@ import (
 	"time"
 
 	bolt "go.etcd.io/bbolt"
+
+	"github.com/workspaced/workspaced/store/seal"
 )
 
 // A key has its last versions, the current one among them; how many says
@@ -175,7 +177,7 @@ func (t *txn) keepValues(o owner, key string, keep func(version int64) bool) err
 // nameValues is the migration to version 8. The values that were there are the
 // current ones, and their version is part of what they were sealed with. One whose
 // row can't be read has no version any more, and can't be opened.
-func nameValues(tx *bolt.Tx) error {
+func nameValues(tx *bolt.Tx, _ *seal.Sealer) error {
 	sealed := tx.Bucket(bucketSealed)
 	var keys [][]byte
 	if err := sealed.ForEach(func(k, _ []byte) error {
@@ -247,7 +249,11 @@ func (s *Store) SetVersionState(ctx context.Context, scope Scope, key string, ve
 			}
 			result.Workspace, o = w, ownerOf(&w)
 		}
-		r, err := o.find(t.Tx, key)
+		x, err := openIndex(t.Tx, t.store.sealer, o.name())
+		if err != nil {
+			return Result{}, err
+		}
+		r, err := o.find(t.Tx, &x, key)
 		if err != nil {
 			return Result{}, err
 		}
@@ -280,13 +286,18 @@ func (s *Store) SetVersionState(ctx context.Context, scope Scope, key string, ve
 			return result, nil
 		}
 		result.Changed = true
-		return result, errors.Join(t.putRecord(bucketSecrets, o.row(key), &r), t.keepValues(o, key, r.hasValue))
+		var sums ownerRecord
+		if _, err := getRecord(t.Tx, bucketOwners, []byte(o.name()), &sums); err != nil {
+			return Result{}, err
+		}
+		return result, errors.Join(
+			t.putSecret(o, key, &r, &x), t.putOwner(o, &sums, x), t.keepValues(o, key, r.hasValue))
 	})
 }
 
 // restore returns what the secret gets by the version that a secret is to be rolled back to.
-func (t *txn) restore(o owner, back *RollBack) (SecretValue, error) {
-	r, err := o.find(t.Tx, back.Key)
+func (t *txn) restore(o owner, x *index, back *RollBack) (SecretValue, error) {
+	r, err := o.find(t.Tx, x, back.Key)
 	if err != nil {
 		return SecretValue{}, err
 	}
@@ -306,7 +317,7 @@ func (t *txn) restore(o owner, back *RollBack) (SecretValue, error) {
 			return failed(ErrVersionDestroyed)
 		}
 	}
-	value, err := o.openVersion(t.Tx, t.store.cfg.Sealer, back.Key, back.Version)
+	value, err := o.openVersion(t.Tx, t.store.sealer, back.Key, back.Version)
 	if err != nil {
 		return failed(ErrUnreadable)
 	}

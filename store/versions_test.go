@@ -482,7 +482,7 @@ func TestMigrate_ValuesOfDamagedRows(t *testing.T) {
 				return err
 			}
 		}
-		return errors.Join(tx.Bucket(bucketSecrets).Put(o.row("K"), []byte(`{"version":7,"size":-1}`)), nameValues(tx))
+		return errors.Join(tx.Bucket(bucketSecrets).Put(o.row("K"), []byte(`{"version":7,"size":-1}`)), nameValues(tx, nil))
 	})
 	h.open()
 	var key *KeyError

@@ -2,7 +2,6 @@ package store
 
 import (
 	"context"
-	"crypto/sha256"
 	"errors"
 	"fmt"
 	"maps"
@@ -33,7 +32,7 @@ type Editable struct {
 // mutate is change for what the API asks for: a request that was done before
 // gets the same answer again and does nothing.
 func (s *Store) mutate(ctx context.Context, opts Options, f func(*txn) (Result, error)) (Result, error) {
-	fingerprint := sha256.Sum256(opts.Fingerprint)
+	fingerprint := opts.fingerprint()
 	audit := changeAudit{opts: &opts}
 	result, err := change(ctx, s, opts.ValidateOnly, func(t *txn) (Result, error) {
 		if opts.RequestID != "" {
@@ -282,7 +281,7 @@ func binaryKey(tx *bolt.Tx, w *Workspace) (found string) {
 	if w.Spec.SecretDelivery != DeliveryFiles {
 		return "" // or it could not have been set
 	}
-	ownerOf(w).each(tx, "", func(key string, r *secretRecord) bool {
+	ownerOf(w).each(tx, nil, "", func(key string, r *secretRecord) bool {
 		if r.Binary && r.Delivery == "" {
 			found = key
 		}

@@ -45,6 +45,7 @@ type txn struct {
 	changes  []Change     // of the operation
 	entries  []AuditEntry // of the operation
 	flush    bool         // the commit takes the audit log's queue along
+	after    []func()     // what the writer does once it is committed
 }
 
 // put writes a row, unless it is there just so: each page that a commit need not
@@ -57,6 +58,7 @@ func (t *txn) put(bucket, key, value []byte) error {
 	}
 	t.counts(bucket, old, value)
 	t.dirty = true
+	t.store.upkeep.touch(bucket, key)
 	return b.Put(key, value)
 }
 
@@ -72,6 +74,7 @@ func (t *txn) delete(bucket, key []byte) error {
 	b := t.Bucket(bucket)
 	t.counts(bucket, b.Get(key), nil)
 	t.dirty = true
+	t.store.upkeep.touch(bucket, key)
 	return b.Delete(key)
 }
 
@@ -136,6 +139,8 @@ func (o *op) wait(ctx context.Context) error {
 // write is the writer's goroutine: it takes what waits and commits it together.
 // Nobody who is alone waits for company; company gathers during a commit.
 func (s *Store) write() {
+	defer s.closeAllReplaced()
+	defer s.upkeep.discard(s.cfg.Logger)
 	var audit <-chan time.Time // when the audit log's queue is due
 	for {
 		var batch []*op
@@ -152,6 +157,12 @@ func (s *Store) write() {
 			continue
 		case <-audit:
 			audit = s.flushAudit()
+			continue
+		case <-s.upkeep.ready:
+			s.keepUp()
+			continue
+		case <-s.replaced.ready:
+			s.closeReplaced()
 			continue
 		case <-s.pings:
 			continue
@@ -328,6 +339,9 @@ func (s *Store) attempt(batch []*op) (spoiled int, err error) {
 	if t.begins && s.rolling.ready == nil {
 		s.rolling.ready = s.cfg.rollouts.next
 	}
+	for _, f := range t.after {
+		f()
+	}
 	var changes []Change
 	for _, o := range batch {
 		changes = append(changes, o.changes...)
@@ -350,7 +364,14 @@ func (s *Store) ready() error {
 		}
 		s.inDoubt = false
 	}
-	return nil
+	return s.keepName()
+}
+
+// commitOwn is change for the writer itself, which is ready.
+func (s *Store) commitOwn(f func(*txn) error) error {
+	o := &op{run: f, committing: make(chan struct{}), done: make(chan error, 1)}
+	s.commit([]*op{o})
+	return <-o.done
 }
 
 // commitTx commits. If bbolt panics there, as on a damaged page, its last word

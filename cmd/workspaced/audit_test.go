@@ -50,11 +50,11 @@ func checkAuditLines(t *testing.T, copied string, before []byte) []string {
 // auditStore is a store with so many entries.
 func auditStore(t *testing.T, dir string) *store.Store {
 	t.Helper()
-	sealer, err := seal.LoadOrCreate(filepath.Join(dir, "key"))
+	kek, err := seal.LoadOrCreate(filepath.Join(dir, "key"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	s, err := store.Open(store.Config{Path: filepath.Join(dir, "db"), Sealer: sealer, Audit: store.AuditPolicy{MaxBytes: 1 << 20}})
+	s, err := store.Open(store.Config{Path: filepath.Join(dir, "db"), KEK: kek, Audit: store.AuditPolicy{MaxBytes: 1 << 20}})
 	if err != nil {
 		t.Fatal(err)
 	}

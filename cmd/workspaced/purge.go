@@ -172,6 +172,14 @@ func removeFiles(cfg config, out io.Writer) error {
 	for _, name := range []string{"api", "containerd", "instances", "runc", "workspaced.lock"} {
 		ours = append(ours, filepath.Join(cfg.StateDir, name))
 	}
+	// A crash while one of them was made, or while the database was compacted.
+	for _, pattern := range []string{".workspaced.db.*", ".workspaced.key.*"} {
+		left, err := filepath.Glob(filepath.Join(cfg.DataDir, pattern))
+		if err != nil {
+			return err
+		}
+		ours = append(ours, left...)
+	}
 	for _, path := range ours {
 		if !exists(path) {
 			continue

@@ -127,11 +127,11 @@ func (in *instance) fill() {
 // open opens the instance's database beside the daemon, with a clock.
 func (in *instance) open(now func() time.Time) *store.Store {
 	in.t.Helper()
-	sealer, err := seal.LoadOrCreate(in.path("data/workspaced.key"))
+	kek, err := seal.LoadOrCreate(in.path("data/workspaced.key"))
 	if err != nil {
 		in.t.Fatal(err)
 	}
-	st, err := store.Open(store.Config{Path: in.path("data/workspaced.db"), Sealer: sealer, Now: now})
+	st, err := store.Open(store.Config{Path: in.path("data/workspaced.db"), KEK: kek, Now: now})
 	if err != nil {
 		in.t.Fatal(err)
 	}

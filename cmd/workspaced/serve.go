@@ -265,7 +265,7 @@ func openStore(cfg config, log *slog.Logger, onCommit func([]store.Change)) (*st
 	if _, err := os.Stat(cfg.database()); errors.Is(err, fs.ErrNotExist) {
 		load = seal.LoadOrCreate
 	}
-	sealer, err := load(cfg.keyFile())
+	kek, err := load(cfg.keyFile())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("the database %s is there, but its key file %s is not: put it back from a backup", cfg.database(), cfg.keyFile())
 	}
@@ -273,7 +273,7 @@ func openStore(cfg config, log *slog.Logger, onCommit func([]store.Change)) (*st
 		return nil, err
 	}
 	return store.Open(store.Config{
-		Path: cfg.database(), Sealer: sealer, OnCommit: onCommit, Logger: log, Around: faultPoints(),
+		Path: cfg.database(), KEK: kek, OnCommit: onCommit, Logger: log, Around: faultPoints(),
 		SecretVersions: cfg.SecretVersions,
 		Audit:          store.AuditPolicy{MaxBytes: int64(cfg.AuditMaxMiB) << 20, MaxAge: cfg.AuditMaxAge}, Quotas: cfg.quotas(),
 	})

@@ -86,15 +86,15 @@ func (f *faults) FinishDeletion(ctx context.Context, id, uid string) error {
 
 // boot starts a daemon on what is there.
 func (w *world) boot() error {
-	sealer, err := seal.LoadOrCreate(filepath.Join(w.dir, "key"))
+	kek, err := seal.LoadOrCreate(filepath.Join(w.dir, "key"))
 	if err != nil {
 		return err
 	}
 	hub := workspace.NewHub()
 	var sup *workspace.Supervisor
 	st, err := store.Open(store.Config{
-		Path:   filepath.Join(w.dir, "db"),
-		Sealer: sealer,
+		Path: filepath.Join(w.dir, "db"),
+		KEK:  kek,
 		OnCommit: func(c []store.Change) {
 			hub.OnCommit(c)
 			sup.OnCommit(c)

@@ -42,11 +42,11 @@ func FuzzLoad(f *testing.F) {
 			}
 			return
 		}
-		sealed, err := s.Seal([]byte("plain"), []byte("place"))
+		sealed, err := s.EncryptWithContext(t.Context(), []byte("plain"), []byte("place"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if plain, err := s.Open(sealed, []byte("place")); err != nil || string(plain) != "plain" {
+		if plain, err := s.DecryptWithContext(t.Context(), sealed, []byte("place")); err != nil || string(plain) != "plain" {
 			t.Errorf("got %q, %v", plain, err)
 		}
 	})

@@ -1,7 +1,6 @@
 package seal
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -9,10 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"syscall"
-
-	"github.com/tink-crypto/tink-go/v2/aead"
-	"github.com/tink-crypto/tink-go/v2/insecurecleartextkeyset"
-	"github.com/tink-crypto/tink-go/v2/keyset"
 )
 
 // maxKeyFileBytes is far more than any keyset takes.
@@ -25,10 +20,10 @@ const maxKeyFileBytes = 1 << 20
 // The file is refused when it is not a regular file, belongs to another user,
 // can be accessed by group or others, or holds no usable keyset. Each error is
 // one sentence that names the file.
-func LoadOrCreate(path string) (*Sealer, error) {
-	s, err := Load(path)
+func LoadOrCreate(path string) (*Local, error) {
+	key, err := Load(path)
 	if !errors.Is(err, fs.ErrNotExist) {
-		return s, err
+		return key, err
 	}
 	if err := create(path); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("key file %s can't be made: %w", path, err)
@@ -39,7 +34,7 @@ func LoadOrCreate(path string) (*Sealer, error) {
 // Load is LoadOrCreate for a key file that has to be there; the error wraps
 // fs.ErrNotExist when it is not. Use it when there is a database already: a new
 // key could not open anything in it.
-func Load(path string) (*Sealer, error) {
+func Load(path string) (*Local, error) {
 	// O_NONBLOCK: opening a FIFO must not wait for its writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
@@ -54,16 +49,7 @@ func Load(path string) (*Sealer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("key file %s can't be read: %w", path, err)
 	}
-	// The inner error is left out: it might quote the file.
-	handle, err := insecurecleartextkeyset.Read(keyset.NewJSONReader(bytes.NewReader(b)))
-	if err != nil || len(b) > maxKeyFileBytes {
-		return nil, fmt.Errorf("key file %s holds no keyset: restore it from a backup", path)
-	}
-	s, err := newSealer(handle)
-	if err != nil {
-		return nil, fmt.Errorf("key file %s holds a keyset of another kind than AEAD", path)
-	}
-	return s, nil
+	return parseLocal("key file "+path, b)
 }
 
 func checkKeyFile(f *os.File, path string) error {
@@ -85,22 +71,17 @@ func checkKeyFile(f *os.File, path string) error {
 
 // create makes a key file unless there is one (fs.ErrExist).
 func create(path string) (err error) {
-	handle, err := keyset.NewHandle(aead.AES256GCMKeyTemplate())
+	b, err := NewLocal()
 	if err != nil {
 		return err
 	}
-	var b bytes.Buffer
-	if err := insecurecleartextkeyset.Write(handle, keyset.NewJSONWriter(&b)); err != nil {
-		return err
-	}
-
 	dir := filepath.Dir(path)
 	tmp, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*") // mode 0600
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.Remove(tmp.Name())) }()
-	_, err = tmp.Write(b.Bytes())
+	_, err = tmp.Write(b)
 	if err == nil {
 		err = tmp.Sync()
 	}

@@ -43,11 +43,11 @@ func TestLoadOrCreate_MakesFile(t *testing.T) {
 	if !bytes.Equal(before, after) {
 		t.Error("the second start changed the file")
 	}
-	sealed, err := a.Seal([]byte("x"), nil)
+	sealed, err := a.EncryptWithContext(t.Context(), []byte("x"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got, err := b.Open(sealed, nil); err != nil || string(got) != "x" {
+	if got, err := b.DecryptWithContext(t.Context(), sealed, nil); err != nil || string(got) != "x" {
 		t.Errorf("the second start can't open: %q, %v", got, err)
 	}
 	onlyFile(t, dir, "key")
@@ -70,27 +70,27 @@ func onlyFile(t *testing.T, dir, name string) {
 func TestLoadOrCreate_AtOnce(t *testing.T) {
 	dir := t.TempDir()
 	path := filepath.Join(dir, "key")
-	sealers := make([]*seal.Sealer, 16)
+	keys := make([]*seal.Local, 16)
 	var wg sync.WaitGroup
-	for i := range sealers {
+	for i := range keys {
 		wg.Go(func() {
-			s, err := seal.LoadOrCreate(path)
+			key, err := seal.LoadOrCreate(path)
 			if err != nil {
 				t.Error(err)
 			}
-			sealers[i] = s
+			keys[i] = key
 		})
 	}
 	wg.Wait()
 	if t.Failed() {
 		return
 	}
-	sealed, err := sealers[0].Seal([]byte("x"), nil)
+	sealed, err := keys[0].EncryptWithContext(t.Context(), []byte("x"), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i, s := range sealers {
-		if _, err := s.Open(sealed, nil); err != nil {
+	for i, key := range keys {
+		if _, err := key.DecryptWithContext(t.Context(), sealed, nil); err != nil {
 			t.Errorf("number %d got another key", i)
 		}
 	}

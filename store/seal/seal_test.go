@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"path/filepath"
 	"testing"
 
 	"pgregory.net/rapid"
@@ -12,9 +11,22 @@ import (
 	"github.com/workspaced/workspaced/store/seal"
 )
 
+func newLocal(t testing.TB) *seal.Local {
+	t.Helper()
+	b, err := seal.NewLocal()
+	if err != nil {
+		t.Fatal(err)
+	}
+	key, err := seal.Parse("key of the test", b)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return key
+}
+
 func newSealer(t testing.TB) *seal.Sealer {
 	t.Helper()
-	s, err := seal.LoadOrCreate(filepath.Join(t.TempDir(), "key"))
+	s, _, err := seal.Create(t.Context(), newLocal(t), "database")
 	if err != nil {
 		t.Fatal(err)
 	}

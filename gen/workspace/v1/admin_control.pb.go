@@ -25,6 +25,63 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+// What goes on with the keys in the background.
+type DataKeysState int32
+
+const (
+	// Unknown.
+	DataKeysState_DATA_KEYS_STATE_UNSPECIFIED DataKeysState = 0
+	// Nothing: everything is sealed with the one key.
+	DataKeysState_DATA_KEYS_STATE_SETTLED DataKeysState = 1
+	// What older keys have sealed is sealed anew.
+	DataKeysState_DATA_KEYS_STATE_RESEALING DataKeysState = 2
+	// The database is rewritten, so that nothing of older keys is left in its file.
+	DataKeysState_DATA_KEYS_STATE_COMPACTING DataKeysState = 3
+)
+
+// Enum value maps for DataKeysState.
+var (
+	DataKeysState_name = map[int32]string{
+		0: "DATA_KEYS_STATE_UNSPECIFIED",
+		1: "DATA_KEYS_STATE_SETTLED",
+		2: "DATA_KEYS_STATE_RESEALING",
+		3: "DATA_KEYS_STATE_COMPACTING",
+	}
+	DataKeysState_value = map[string]int32{
+		"DATA_KEYS_STATE_UNSPECIFIED": 0,
+		"DATA_KEYS_STATE_SETTLED":     1,
+		"DATA_KEYS_STATE_RESEALING":   2,
+		"DATA_KEYS_STATE_COMPACTING":  3,
+	}
+)
+
+func (x DataKeysState) Enum() *DataKeysState {
+	p := new(DataKeysState)
+	*p = x
+	return p
+}
+
+func (x DataKeysState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DataKeysState) Descriptor() protoreflect.EnumDescriptor {
+	return file_workspace_v1_admin_control_proto_enumTypes[0].Descriptor()
+}
+
+func (DataKeysState) Type() protoreflect.EnumType {
+	return &file_workspace_v1_admin_control_proto_enumTypes[0]
+}
+
+func (x DataKeysState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DataKeysState.Descriptor instead.
+func (DataKeysState) EnumDescriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{0}
+}
+
 // What a call has done.
 type AuditEffect int32
 
@@ -70,11 +127,11 @@ func (x AuditEffect) String() string {
 }
 
 func (AuditEffect) Descriptor() protoreflect.EnumDescriptor {
-	return file_workspace_v1_admin_control_proto_enumTypes[0].Descriptor()
+	return file_workspace_v1_admin_control_proto_enumTypes[1].Descriptor()
 }
 
 func (AuditEffect) Type() protoreflect.EnumType {
-	return &file_workspace_v1_admin_control_proto_enumTypes[0]
+	return &file_workspace_v1_admin_control_proto_enumTypes[1]
 }
 
 func (x AuditEffect) Number() protoreflect.EnumNumber {
@@ -83,7 +140,108 @@ func (x AuditEffect) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use AuditEffect.Descriptor instead.
 func (AuditEffect) EnumDescriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{1}
+}
+
+// Request of RotateKey.
+type RotateKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// See the comment of WorkspaceControl.
+	RequestId string `protobuf:"bytes,1,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	// Checks everything, asks for the key to be wrapped, and changes nothing.
+	ValidateOnly  bool `protobuf:"varint,2,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateKeyRequest) Reset() {
+	*x = RotateKeyRequest{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[0]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyRequest) ProtoMessage() {}
+
+func (x *RotateKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[0]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateKeyRequest.ProtoReflect.Descriptor instead.
+func (*RotateKeyRequest) Descriptor() ([]byte, []int) {
 	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{0}
+}
+
+func (x *RotateKeyRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+func (x *RotateKeyRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+// Response of RotateKey.
+type RotateKeyResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Id of the new key; of one that would be made, with validate_only.
+	KeyId         uint32 `protobuf:"varint,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RotateKeyResponse) Reset() {
+	*x = RotateKeyResponse{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RotateKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RotateKeyResponse) ProtoMessage() {}
+
+func (x *RotateKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RotateKeyResponse.ProtoReflect.Descriptor instead.
+func (*RotateKeyResponse) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *RotateKeyResponse) GetKeyId() uint32 {
+	if x != nil {
+		return x.KeyId
+	}
+	return 0
 }
 
 // Request of GetServerInfo.
@@ -95,7 +253,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[0]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -107,7 +265,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[0]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -120,7 +278,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{0}
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{2}
 }
 
 // Response of GetServerInfo.
@@ -137,13 +295,15 @@ type GetServerInfoResponse struct {
 	// What is wrong with the audit log, as found when it was last verified, which is
 	// done once an hour; empty: nothing is known to be. VerifyAuditLog looks now.
 	AuditLogProblem string `protobuf:"bytes,5,opt,name=audit_log_problem,json=auditLogProblem,proto3" json:"audit_log_problem,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// What secrets are sealed with. Only for ROLE_ADMIN: unset for others.
+	DataKeys      *DataKeys `protobuf:"bytes,6,opt,name=data_keys,json=dataKeys,proto3" json:"data_keys,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[1]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -155,7 +315,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[1]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -168,7 +328,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{1}
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -206,6 +366,161 @@ func (x *GetServerInfoResponse) GetAuditLogProblem() string {
 	return ""
 }
 
+func (x *GetServerInfoResponse) GetDataKeys() *DataKeys {
+	if x != nil {
+		return x.DataKeys
+	}
+	return nil
+}
+
+// The keys that secrets are sealed with, and how far a rotation is.
+type DataKeys struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Where the key is that wraps them: a file, or the URI of a key service.
+	WrappedBy string `protobuf:"bytes,1,opt,name=wrapped_by,json=wrappedBy,proto3" json:"wrapped_by,omitempty"`
+	// All of them; after a rotation there is one.
+	Keys []*DataKey `protobuf:"bytes,2,rep,name=keys,proto3" json:"keys,omitempty"`
+	// When the newest one was made by RotateKey; unset: with the database.
+	RotateTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=rotate_time,json=rotateTime,proto3" json:"rotate_time,omitempty"`
+	// What goes on in the background.
+	State DataKeysState `protobuf:"varint,4,opt,name=state,proto3,enum=workspace.v1.DataKeysState" json:"state,omitempty"`
+	// Why the last try to go on with it has failed, like a disk that has no room for
+	// the new file; empty: it has not. It is tried again within ten minutes, and at
+	// each start.
+	Problem       string `protobuf:"bytes,5,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataKeys) Reset() {
+	*x = DataKeys{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataKeys) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataKeys) ProtoMessage() {}
+
+func (x *DataKeys) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataKeys.ProtoReflect.Descriptor instead.
+func (*DataKeys) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DataKeys) GetWrappedBy() string {
+	if x != nil {
+		return x.WrappedBy
+	}
+	return ""
+}
+
+func (x *DataKeys) GetKeys() []*DataKey {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *DataKeys) GetRotateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.RotateTime
+	}
+	return nil
+}
+
+func (x *DataKeys) GetState() DataKeysState {
+	if x != nil {
+		return x.State
+	}
+	return DataKeysState_DATA_KEYS_STATE_UNSPECIFIED
+}
+
+func (x *DataKeys) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+// A key that secrets are sealed with.
+type DataKey struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its id, which stands before everything that it has sealed.
+	KeyId uint32 `protobuf:"varint,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// New secrets are sealed with it. One key has this.
+	Primary bool `protobuf:"varint,2,opt,name=primary,proto3" json:"primary,omitempty"`
+	// How much is sealed with it: secrets, remembered requests, and what guards them.
+	Records       int64 `protobuf:"varint,3,opt,name=records,proto3" json:"records,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DataKey) Reset() {
+	*x = DataKey{}
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DataKey) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DataKey) ProtoMessage() {}
+
+func (x *DataKey) ProtoReflect() protoreflect.Message {
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DataKey.ProtoReflect.Descriptor instead.
+func (*DataKey) Descriptor() ([]byte, []int) {
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *DataKey) GetKeyId() uint32 {
+	if x != nil {
+		return x.KeyId
+	}
+	return 0
+}
+
+func (x *DataKey) GetPrimary() bool {
+	if x != nil {
+		return x.Primary
+	}
+	return false
+}
+
+func (x *DataKey) GetRecords() int64 {
+	if x != nil {
+		return x.Records
+	}
+	return 0
+}
+
 // Somebody who calls.
 type Caller struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -221,7 +536,7 @@ type Caller struct {
 
 func (x *Caller) Reset() {
 	*x = Caller{}
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[2]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -233,7 +548,7 @@ func (x *Caller) String() string {
 func (*Caller) ProtoMessage() {}
 
 func (x *Caller) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[2]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -246,7 +561,7 @@ func (x *Caller) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Caller.ProtoReflect.Descriptor instead.
 func (*Caller) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{2}
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Caller) GetSubject() string {
@@ -299,7 +614,7 @@ type ListAuditEntriesRequest struct {
 
 func (x *ListAuditEntriesRequest) Reset() {
 	*x = ListAuditEntriesRequest{}
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[3]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -311,7 +626,7 @@ func (x *ListAuditEntriesRequest) String() string {
 func (*ListAuditEntriesRequest) ProtoMessage() {}
 
 func (x *ListAuditEntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[3]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -324,7 +639,7 @@ func (x *ListAuditEntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditEntriesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditEntriesRequest) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{3}
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *ListAuditEntriesRequest) GetPageSize() int32 {
@@ -403,7 +718,7 @@ type ListAuditEntriesResponse struct {
 
 func (x *ListAuditEntriesResponse) Reset() {
 	*x = ListAuditEntriesResponse{}
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[4]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -415,7 +730,7 @@ func (x *ListAuditEntriesResponse) String() string {
 func (*ListAuditEntriesResponse) ProtoMessage() {}
 
 func (x *ListAuditEntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[4]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -428,7 +743,7 @@ func (x *ListAuditEntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditEntriesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditEntriesResponse) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{4}
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *ListAuditEntriesResponse) GetAuditEntries() []*AuditEntry {
@@ -493,7 +808,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[5]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -505,7 +820,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[5]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -518,7 +833,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{5}
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *AuditEntry) GetSequence() int64 {
@@ -642,7 +957,7 @@ type VerifyAuditLogRequest struct {
 
 func (x *VerifyAuditLogRequest) Reset() {
 	*x = VerifyAuditLogRequest{}
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[6]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -654,7 +969,7 @@ func (x *VerifyAuditLogRequest) String() string {
 func (*VerifyAuditLogRequest) ProtoMessage() {}
 
 func (x *VerifyAuditLogRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[6]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -667,7 +982,7 @@ func (x *VerifyAuditLogRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditLogRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditLogRequest) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{6}
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{10}
 }
 
 // Response of VerifyAuditLog.
@@ -694,7 +1009,7 @@ type VerifyAuditLogResponse struct {
 
 func (x *VerifyAuditLogResponse) Reset() {
 	*x = VerifyAuditLogResponse{}
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[7]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -706,7 +1021,7 @@ func (x *VerifyAuditLogResponse) String() string {
 func (*VerifyAuditLogResponse) ProtoMessage() {}
 
 func (x *VerifyAuditLogResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[7]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -719,7 +1034,7 @@ func (x *VerifyAuditLogResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditLogResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditLogResponse) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{7}
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *VerifyAuditLogResponse) GetIntact() bool {
@@ -802,7 +1117,7 @@ type Token struct {
 
 func (x *Token) Reset() {
 	*x = Token{}
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[8]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -814,7 +1129,7 @@ func (x *Token) String() string {
 func (*Token) ProtoMessage() {}
 
 func (x *Token) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[8]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -827,7 +1142,7 @@ func (x *Token) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Token.ProtoReflect.Descriptor instead.
 func (*Token) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{8}
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Token) GetName() string {
@@ -915,7 +1230,7 @@ type CreateTokenRequest struct {
 
 func (x *CreateTokenRequest) Reset() {
 	*x = CreateTokenRequest{}
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[9]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -927,7 +1242,7 @@ func (x *CreateTokenRequest) String() string {
 func (*CreateTokenRequest) ProtoMessage() {}
 
 func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[9]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -940,7 +1255,7 @@ func (x *CreateTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenRequest.ProtoReflect.Descriptor instead.
 func (*CreateTokenRequest) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{9}
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *CreateTokenRequest) GetToken() *Token {
@@ -977,7 +1292,7 @@ type CreateTokenResponse struct {
 
 func (x *CreateTokenResponse) Reset() {
 	*x = CreateTokenResponse{}
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[10]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -989,7 +1304,7 @@ func (x *CreateTokenResponse) String() string {
 func (*CreateTokenResponse) ProtoMessage() {}
 
 func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[10]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1002,7 +1317,7 @@ func (x *CreateTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateTokenResponse.ProtoReflect.Descriptor instead.
 func (*CreateTokenResponse) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{10}
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *CreateTokenResponse) GetToken() *Token {
@@ -1032,7 +1347,7 @@ type ListTokensRequest struct {
 
 func (x *ListTokensRequest) Reset() {
 	*x = ListTokensRequest{}
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[11]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1044,7 +1359,7 @@ func (x *ListTokensRequest) String() string {
 func (*ListTokensRequest) ProtoMessage() {}
 
 func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[11]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1057,7 +1372,7 @@ func (x *ListTokensRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensRequest.ProtoReflect.Descriptor instead.
 func (*ListTokensRequest) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{11}
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *ListTokensRequest) GetPageSize() int32 {
@@ -1087,7 +1402,7 @@ type ListTokensResponse struct {
 
 func (x *ListTokensResponse) Reset() {
 	*x = ListTokensResponse{}
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[12]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1099,7 +1414,7 @@ func (x *ListTokensResponse) String() string {
 func (*ListTokensResponse) ProtoMessage() {}
 
 func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[12]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1112,7 +1427,7 @@ func (x *ListTokensResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTokensResponse.ProtoReflect.Descriptor instead.
 func (*ListTokensResponse) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{12}
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ListTokensResponse) GetTokens() []*Token {
@@ -1140,7 +1455,7 @@ type RevokeTokenRequest struct {
 
 func (x *RevokeTokenRequest) Reset() {
 	*x = RevokeTokenRequest{}
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[13]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1152,7 +1467,7 @@ func (x *RevokeTokenRequest) String() string {
 func (*RevokeTokenRequest) ProtoMessage() {}
 
 func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[13]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1165,7 +1480,7 @@ func (x *RevokeTokenRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenRequest.ProtoReflect.Descriptor instead.
 func (*RevokeTokenRequest) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{13}
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *RevokeTokenRequest) GetName() string {
@@ -1188,7 +1503,7 @@ type RevokeTokenResponse struct {
 
 func (x *RevokeTokenResponse) Reset() {
 	*x = RevokeTokenResponse{}
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[14]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1200,7 +1515,7 @@ func (x *RevokeTokenResponse) String() string {
 func (*RevokeTokenResponse) ProtoMessage() {}
 
 func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_workspace_v1_admin_control_proto_msgTypes[14]
+	mi := &file_workspace_v1_admin_control_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1213,7 +1528,7 @@ func (x *RevokeTokenResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RevokeTokenResponse.ProtoReflect.Descriptor instead.
 func (*RevokeTokenResponse) Descriptor() ([]byte, []int) {
-	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{14}
+	return file_workspace_v1_admin_control_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *RevokeTokenResponse) GetToken() *Token {
@@ -1234,15 +1549,34 @@ var File_workspace_v1_admin_control_proto protoreflect.FileDescriptor
 
 const file_workspace_v1_admin_control_proto_rawDesc = "" +
 	"\n" +
-	" workspace/v1/admin_control.proto\x12\fworkspace.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19workspace/v1/access.proto\"\x16\n" +
-	"\x14GetServerInfoRequest\"\xe9\x01\n" +
+	" workspace/v1/admin_control.proto\x12\fworkspace.v1\x1a\x1bbuf/validate/validate.proto\x1a\x1fgoogle/api/field_behavior.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x19workspace/v1/access.proto\"s\n" +
+	"\x10RotateKeyRequest\x12:\n" +
+	"\n" +
+	"request_id\x18\x01 \x01(\tB\x1b\xbaH\x18r\x162\x14^[\\x21-\\x7e]{0,128}$R\trequestId\x12#\n" +
+	"\rvalidate_only\x18\x02 \x01(\bR\fvalidateOnly\"*\n" +
+	"\x11RotateKeyResponse\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\rR\x05keyId\"\x16\n" +
+	"\x14GetServerInfoRequest\"\x9e\x02\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x12!\n" +
 	"\fdatabase_uid\x18\x02 \x01(\tR\vdatabaseUid\x129\n" +
 	"\n" +
 	"start_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tstartTime\x12,\n" +
 	"\x06caller\x18\x04 \x01(\v2\x14.workspace.v1.CallerR\x06caller\x12*\n" +
-	"\x11audit_log_problem\x18\x05 \x01(\tR\x0fauditLogProblem\"\x92\x01\n" +
+	"\x11audit_log_problem\x18\x05 \x01(\tR\x0fauditLogProblem\x123\n" +
+	"\tdata_keys\x18\x06 \x01(\v2\x16.workspace.v1.DataKeysR\bdataKeys\"\xde\x01\n" +
+	"\bDataKeys\x12\x1d\n" +
+	"\n" +
+	"wrapped_by\x18\x01 \x01(\tR\twrappedBy\x12)\n" +
+	"\x04keys\x18\x02 \x03(\v2\x15.workspace.v1.DataKeyR\x04keys\x12;\n" +
+	"\vrotate_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"rotateTime\x121\n" +
+	"\x05state\x18\x04 \x01(\x0e2\x1b.workspace.v1.DataKeysStateR\x05state\x12\x18\n" +
+	"\aproblem\x18\x05 \x01(\tR\aproblem\"T\n" +
+	"\aDataKey\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\rR\x05keyId\x12\x18\n" +
+	"\aprimary\x18\x02 \x01(\bR\aprimary\x12\x18\n" +
+	"\arecords\x18\x03 \x01(\x03R\arecords\"\x92\x01\n" +
 	"\x06Caller\x12\x18\n" +
 	"\asubject\x18\x01 \x01(\tR\asubject\x121\n" +
 	"\x06grants\x18\x02 \x03(\v2\x19.workspace.v1.AccessGrantR\x06grants\x12;\n" +
@@ -1329,13 +1663,18 @@ const file_workspace_v1_admin_control_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tB\"\xe2A\x01\x02\xbaH\x1br\x192\x17^tokens/[a-z0-9]{1,63}$R\x04name\"Z\n" +
 	"\x13RevokeTokenResponse\x12)\n" +
 	"\x05token\x18\x01 \x01(\v2\x13.workspace.v1.TokenR\x05token\x12\x18\n" +
-	"\achanged\x18\x02 \x01(\bR\achanged*\x98\x01\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged*\x8c\x01\n" +
+	"\rDataKeysState\x12\x1f\n" +
+	"\x1bDATA_KEYS_STATE_UNSPECIFIED\x10\x00\x12\x1b\n" +
+	"\x17DATA_KEYS_STATE_SETTLED\x10\x01\x12\x1d\n" +
+	"\x19DATA_KEYS_STATE_RESEALING\x10\x02\x12\x1e\n" +
+	"\x1aDATA_KEYS_STATE_COMPACTING\x10\x03*\x98\x01\n" +
 	"\vAuditEffect\x12\x1c\n" +
 	"\x18AUDIT_EFFECT_UNSPECIFIED\x10\x00\x12\x18\n" +
 	"\x14AUDIT_EFFECT_CHANGED\x10\x01\x12\x1a\n" +
 	"\x16AUDIT_EFFECT_UNCHANGED\x10\x02\x12\x1a\n" +
 	"\x16AUDIT_EFFECT_VALIDATED\x10\x03\x12\x19\n" +
-	"\x15AUDIT_EFFECT_REPEATED\x10\x042\xe9\x04\n" +
+	"\x15AUDIT_EFFECT_REPEATED\x10\x042\xc0\x05\n" +
 	"\fAdminControl\x12g\n" +
 	"\rGetServerInfo\x12\".workspace.v1.GetServerInfoRequest\x1a#.workspace.v1.GetServerInfoResponse\"\r\xba\xd2\x18\x06\n" +
 	"\x02\x01\x05\x10\x02\x90\x02\x01\x12m\n" +
@@ -1353,7 +1692,9 @@ const file_workspace_v1_admin_control_proto_rawDesc = "" +
 	"\x01\x04\x90\x02\x01\x12^\n" +
 	"\vRevokeToken\x12 .workspace.v1.RevokeTokenRequest\x1a!.workspace.v1.RevokeTokenResponse\"\n" +
 	"\xba\xd2\x18\x03\n" +
-	"\x01\x04\x90\x02\x02B?Z=github.com/workspaced/workspaced/gen/workspace/v1;workspacev1b\x06proto3"
+	"\x01\x04\x90\x02\x02\x12U\n" +
+	"\tRotateKey\x12\x1e.workspace.v1.RotateKeyRequest\x1a\x1f.workspace.v1.RotateKeyResponse\"\a\xba\xd2\x18\x03\n" +
+	"\x01\x04B?Z=github.com/workspaced/workspaced/gen/workspace/v1;workspacev1b\x06proto3"
 
 var (
 	file_workspace_v1_admin_control_proto_rawDescOnce sync.Once
@@ -1367,70 +1708,81 @@ func file_workspace_v1_admin_control_proto_rawDescGZIP() []byte {
 	return file_workspace_v1_admin_control_proto_rawDescData
 }
 
-var file_workspace_v1_admin_control_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_workspace_v1_admin_control_proto_msgTypes = make([]protoimpl.MessageInfo, 15)
+var file_workspace_v1_admin_control_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_workspace_v1_admin_control_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_workspace_v1_admin_control_proto_goTypes = []any{
-	(AuditEffect)(0),                 // 0: workspace.v1.AuditEffect
-	(*GetServerInfoRequest)(nil),     // 1: workspace.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),    // 2: workspace.v1.GetServerInfoResponse
-	(*Caller)(nil),                   // 3: workspace.v1.Caller
-	(*ListAuditEntriesRequest)(nil),  // 4: workspace.v1.ListAuditEntriesRequest
-	(*ListAuditEntriesResponse)(nil), // 5: workspace.v1.ListAuditEntriesResponse
-	(*AuditEntry)(nil),               // 6: workspace.v1.AuditEntry
-	(*VerifyAuditLogRequest)(nil),    // 7: workspace.v1.VerifyAuditLogRequest
-	(*VerifyAuditLogResponse)(nil),   // 8: workspace.v1.VerifyAuditLogResponse
-	(*Token)(nil),                    // 9: workspace.v1.Token
-	(*CreateTokenRequest)(nil),       // 10: workspace.v1.CreateTokenRequest
-	(*CreateTokenResponse)(nil),      // 11: workspace.v1.CreateTokenResponse
-	(*ListTokensRequest)(nil),        // 12: workspace.v1.ListTokensRequest
-	(*ListTokensResponse)(nil),       // 13: workspace.v1.ListTokensResponse
-	(*RevokeTokenRequest)(nil),       // 14: workspace.v1.RevokeTokenRequest
-	(*RevokeTokenResponse)(nil),      // 15: workspace.v1.RevokeTokenResponse
-	(*timestamppb.Timestamp)(nil),    // 16: google.protobuf.Timestamp
-	(*AccessGrant)(nil),              // 17: workspace.v1.AccessGrant
-	(Role)(0),                        // 18: workspace.v1.Role
-	(*AccessScope)(nil),              // 19: workspace.v1.AccessScope
-	(*durationpb.Duration)(nil),      // 20: google.protobuf.Duration
+	(DataKeysState)(0),               // 0: workspace.v1.DataKeysState
+	(AuditEffect)(0),                 // 1: workspace.v1.AuditEffect
+	(*RotateKeyRequest)(nil),         // 2: workspace.v1.RotateKeyRequest
+	(*RotateKeyResponse)(nil),        // 3: workspace.v1.RotateKeyResponse
+	(*GetServerInfoRequest)(nil),     // 4: workspace.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),    // 5: workspace.v1.GetServerInfoResponse
+	(*DataKeys)(nil),                 // 6: workspace.v1.DataKeys
+	(*DataKey)(nil),                  // 7: workspace.v1.DataKey
+	(*Caller)(nil),                   // 8: workspace.v1.Caller
+	(*ListAuditEntriesRequest)(nil),  // 9: workspace.v1.ListAuditEntriesRequest
+	(*ListAuditEntriesResponse)(nil), // 10: workspace.v1.ListAuditEntriesResponse
+	(*AuditEntry)(nil),               // 11: workspace.v1.AuditEntry
+	(*VerifyAuditLogRequest)(nil),    // 12: workspace.v1.VerifyAuditLogRequest
+	(*VerifyAuditLogResponse)(nil),   // 13: workspace.v1.VerifyAuditLogResponse
+	(*Token)(nil),                    // 14: workspace.v1.Token
+	(*CreateTokenRequest)(nil),       // 15: workspace.v1.CreateTokenRequest
+	(*CreateTokenResponse)(nil),      // 16: workspace.v1.CreateTokenResponse
+	(*ListTokensRequest)(nil),        // 17: workspace.v1.ListTokensRequest
+	(*ListTokensResponse)(nil),       // 18: workspace.v1.ListTokensResponse
+	(*RevokeTokenRequest)(nil),       // 19: workspace.v1.RevokeTokenRequest
+	(*RevokeTokenResponse)(nil),      // 20: workspace.v1.RevokeTokenResponse
+	(*timestamppb.Timestamp)(nil),    // 21: google.protobuf.Timestamp
+	(*AccessGrant)(nil),              // 22: workspace.v1.AccessGrant
+	(Role)(0),                        // 23: workspace.v1.Role
+	(*AccessScope)(nil),              // 24: workspace.v1.AccessScope
+	(*durationpb.Duration)(nil),      // 25: google.protobuf.Duration
 }
 var file_workspace_v1_admin_control_proto_depIdxs = []int32{
-	16, // 0: workspace.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
-	3,  // 1: workspace.v1.GetServerInfoResponse.caller:type_name -> workspace.v1.Caller
-	17, // 2: workspace.v1.Caller.grants:type_name -> workspace.v1.AccessGrant
-	16, // 3: workspace.v1.Caller.expire_time:type_name -> google.protobuf.Timestamp
-	16, // 4: workspace.v1.ListAuditEntriesRequest.start_time:type_name -> google.protobuf.Timestamp
-	16, // 5: workspace.v1.ListAuditEntriesRequest.end_time:type_name -> google.protobuf.Timestamp
-	6,  // 6: workspace.v1.ListAuditEntriesResponse.audit_entries:type_name -> workspace.v1.AuditEntry
-	16, // 7: workspace.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	0,  // 8: workspace.v1.AuditEntry.effect:type_name -> workspace.v1.AuditEffect
-	16, // 9: workspace.v1.AuditEntry.last_time:type_name -> google.protobuf.Timestamp
-	18, // 10: workspace.v1.Token.roles:type_name -> workspace.v1.Role
-	19, // 11: workspace.v1.Token.scope:type_name -> workspace.v1.AccessScope
-	16, // 12: workspace.v1.Token.create_time:type_name -> google.protobuf.Timestamp
-	16, // 13: workspace.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
-	16, // 14: workspace.v1.Token.last_use_time:type_name -> google.protobuf.Timestamp
-	16, // 15: workspace.v1.Token.revoke_time:type_name -> google.protobuf.Timestamp
-	9,  // 16: workspace.v1.CreateTokenRequest.token:type_name -> workspace.v1.Token
-	20, // 17: workspace.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
-	9,  // 18: workspace.v1.CreateTokenResponse.token:type_name -> workspace.v1.Token
-	9,  // 19: workspace.v1.ListTokensResponse.tokens:type_name -> workspace.v1.Token
-	9,  // 20: workspace.v1.RevokeTokenResponse.token:type_name -> workspace.v1.Token
-	1,  // 21: workspace.v1.AdminControl.GetServerInfo:input_type -> workspace.v1.GetServerInfoRequest
-	4,  // 22: workspace.v1.AdminControl.ListAuditEntries:input_type -> workspace.v1.ListAuditEntriesRequest
-	7,  // 23: workspace.v1.AdminControl.VerifyAuditLog:input_type -> workspace.v1.VerifyAuditLogRequest
-	10, // 24: workspace.v1.AdminControl.CreateToken:input_type -> workspace.v1.CreateTokenRequest
-	12, // 25: workspace.v1.AdminControl.ListTokens:input_type -> workspace.v1.ListTokensRequest
-	14, // 26: workspace.v1.AdminControl.RevokeToken:input_type -> workspace.v1.RevokeTokenRequest
-	2,  // 27: workspace.v1.AdminControl.GetServerInfo:output_type -> workspace.v1.GetServerInfoResponse
-	5,  // 28: workspace.v1.AdminControl.ListAuditEntries:output_type -> workspace.v1.ListAuditEntriesResponse
-	8,  // 29: workspace.v1.AdminControl.VerifyAuditLog:output_type -> workspace.v1.VerifyAuditLogResponse
-	11, // 30: workspace.v1.AdminControl.CreateToken:output_type -> workspace.v1.CreateTokenResponse
-	13, // 31: workspace.v1.AdminControl.ListTokens:output_type -> workspace.v1.ListTokensResponse
-	15, // 32: workspace.v1.AdminControl.RevokeToken:output_type -> workspace.v1.RevokeTokenResponse
-	27, // [27:33] is the sub-list for method output_type
-	21, // [21:27] is the sub-list for method input_type
-	21, // [21:21] is the sub-list for extension type_name
-	21, // [21:21] is the sub-list for extension extendee
-	0,  // [0:21] is the sub-list for field type_name
+	21, // 0: workspace.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
+	8,  // 1: workspace.v1.GetServerInfoResponse.caller:type_name -> workspace.v1.Caller
+	6,  // 2: workspace.v1.GetServerInfoResponse.data_keys:type_name -> workspace.v1.DataKeys
+	7,  // 3: workspace.v1.DataKeys.keys:type_name -> workspace.v1.DataKey
+	21, // 4: workspace.v1.DataKeys.rotate_time:type_name -> google.protobuf.Timestamp
+	0,  // 5: workspace.v1.DataKeys.state:type_name -> workspace.v1.DataKeysState
+	22, // 6: workspace.v1.Caller.grants:type_name -> workspace.v1.AccessGrant
+	21, // 7: workspace.v1.Caller.expire_time:type_name -> google.protobuf.Timestamp
+	21, // 8: workspace.v1.ListAuditEntriesRequest.start_time:type_name -> google.protobuf.Timestamp
+	21, // 9: workspace.v1.ListAuditEntriesRequest.end_time:type_name -> google.protobuf.Timestamp
+	11, // 10: workspace.v1.ListAuditEntriesResponse.audit_entries:type_name -> workspace.v1.AuditEntry
+	21, // 11: workspace.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	1,  // 12: workspace.v1.AuditEntry.effect:type_name -> workspace.v1.AuditEffect
+	21, // 13: workspace.v1.AuditEntry.last_time:type_name -> google.protobuf.Timestamp
+	23, // 14: workspace.v1.Token.roles:type_name -> workspace.v1.Role
+	24, // 15: workspace.v1.Token.scope:type_name -> workspace.v1.AccessScope
+	21, // 16: workspace.v1.Token.create_time:type_name -> google.protobuf.Timestamp
+	21, // 17: workspace.v1.Token.expire_time:type_name -> google.protobuf.Timestamp
+	21, // 18: workspace.v1.Token.last_use_time:type_name -> google.protobuf.Timestamp
+	21, // 19: workspace.v1.Token.revoke_time:type_name -> google.protobuf.Timestamp
+	14, // 20: workspace.v1.CreateTokenRequest.token:type_name -> workspace.v1.Token
+	25, // 21: workspace.v1.CreateTokenRequest.ttl:type_name -> google.protobuf.Duration
+	14, // 22: workspace.v1.CreateTokenResponse.token:type_name -> workspace.v1.Token
+	14, // 23: workspace.v1.ListTokensResponse.tokens:type_name -> workspace.v1.Token
+	14, // 24: workspace.v1.RevokeTokenResponse.token:type_name -> workspace.v1.Token
+	4,  // 25: workspace.v1.AdminControl.GetServerInfo:input_type -> workspace.v1.GetServerInfoRequest
+	9,  // 26: workspace.v1.AdminControl.ListAuditEntries:input_type -> workspace.v1.ListAuditEntriesRequest
+	12, // 27: workspace.v1.AdminControl.VerifyAuditLog:input_type -> workspace.v1.VerifyAuditLogRequest
+	15, // 28: workspace.v1.AdminControl.CreateToken:input_type -> workspace.v1.CreateTokenRequest
+	17, // 29: workspace.v1.AdminControl.ListTokens:input_type -> workspace.v1.ListTokensRequest
+	19, // 30: workspace.v1.AdminControl.RevokeToken:input_type -> workspace.v1.RevokeTokenRequest
+	2,  // 31: workspace.v1.AdminControl.RotateKey:input_type -> workspace.v1.RotateKeyRequest
+	5,  // 32: workspace.v1.AdminControl.GetServerInfo:output_type -> workspace.v1.GetServerInfoResponse
+	10, // 33: workspace.v1.AdminControl.ListAuditEntries:output_type -> workspace.v1.ListAuditEntriesResponse
+	13, // 34: workspace.v1.AdminControl.VerifyAuditLog:output_type -> workspace.v1.VerifyAuditLogResponse
+	16, // 35: workspace.v1.AdminControl.CreateToken:output_type -> workspace.v1.CreateTokenResponse
+	18, // 36: workspace.v1.AdminControl.ListTokens:output_type -> workspace.v1.ListTokensResponse
+	20, // 37: workspace.v1.AdminControl.RevokeToken:output_type -> workspace.v1.RevokeTokenResponse
+	3,  // 38: workspace.v1.AdminControl.RotateKey:output_type -> workspace.v1.RotateKeyResponse
+	32, // [32:39] is the sub-list for method output_type
+	25, // [25:32] is the sub-list for method input_type
+	25, // [25:25] is the sub-list for extension type_name
+	25, // [25:25] is the sub-list for extension extendee
+	0,  // [0:25] is the sub-list for field type_name
 }
 
 func init() { file_workspace_v1_admin_control_proto_init() }
@@ -1444,8 +1796,8 @@ func file_workspace_v1_admin_control_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_workspace_v1_admin_control_proto_rawDesc), len(file_workspace_v1_admin_control_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   15,
+			NumEnums:      2,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -25,6 +25,7 @@ const (
 	AdminControl_CreateToken_FullMethodName      = "/workspace.v1.AdminControl/CreateToken"
 	AdminControl_ListTokens_FullMethodName       = "/workspace.v1.AdminControl/ListTokens"
 	AdminControl_RevokeToken_FullMethodName      = "/workspace.v1.AdminControl/RevokeToken"
+	AdminControl_RotateKey_FullMethodName        = "/workspace.v1.AdminControl/RotateKey"
 )
 
 // AdminControlClient is the client API for AdminControl service.
@@ -62,6 +63,18 @@ type AdminControlClient interface {
 	//
 	// NOT_FOUND with ErrorInfo reason TOKEN_NOT_FOUND.
 	RevokeToken(ctx context.Context, in *RevokeTokenRequest, opts ...grpc.CallOption) (*RevokeTokenResponse, error)
+	// Makes a new data key. All secrets that are set from now on are sealed with it;
+	// those that are there already are sealed anew in the background, which no caller
+	// and no container notices. When nothing is sealed with an older key any more it
+	// is thrown away, and the database is rewritten so that nothing of it is left in
+	// the file. GetServerInfo tells how far that is. A restart of the daemon goes on
+	// with it.
+	//
+	// A call while an earlier rotation goes on makes another key. With the same
+	// request_id it makes none, for an hour. UNAVAILABLE: what keeps the key that
+	// wraps the data keys does not answer; nothing has changed. FAILED_PRECONDITION:
+	// too many earlier rotations still go on.
+	RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error)
 }
 
 type adminControlClient struct {
@@ -132,6 +145,16 @@ func (c *adminControlClient) RevokeToken(ctx context.Context, in *RevokeTokenReq
 	return out, nil
 }
 
+func (c *adminControlClient) RotateKey(ctx context.Context, in *RotateKeyRequest, opts ...grpc.CallOption) (*RotateKeyResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RotateKeyResponse)
+	err := c.cc.Invoke(ctx, AdminControl_RotateKey_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AdminControlServer is the server API for AdminControl service.
 // All implementations must embed UnimplementedAdminControlServer
 // for forward compatibility.
@@ -167,6 +190,18 @@ type AdminControlServer interface {
 	//
 	// NOT_FOUND with ErrorInfo reason TOKEN_NOT_FOUND.
 	RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error)
+	// Makes a new data key. All secrets that are set from now on are sealed with it;
+	// those that are there already are sealed anew in the background, which no caller
+	// and no container notices. When nothing is sealed with an older key any more it
+	// is thrown away, and the database is rewritten so that nothing of it is left in
+	// the file. GetServerInfo tells how far that is. A restart of the daemon goes on
+	// with it.
+	//
+	// A call while an earlier rotation goes on makes another key. With the same
+	// request_id it makes none, for an hour. UNAVAILABLE: what keeps the key that
+	// wraps the data keys does not answer; nothing has changed. FAILED_PRECONDITION:
+	// too many earlier rotations still go on.
+	RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error)
 	mustEmbedUnimplementedAdminControlServer()
 }
 
@@ -194,6 +229,9 @@ func (UnimplementedAdminControlServer) ListTokens(context.Context, *ListTokensRe
 }
 func (UnimplementedAdminControlServer) RevokeToken(context.Context, *RevokeTokenRequest) (*RevokeTokenResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method RevokeToken not implemented")
+}
+func (UnimplementedAdminControlServer) RotateKey(context.Context, *RotateKeyRequest) (*RotateKeyResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RotateKey not implemented")
 }
 func (UnimplementedAdminControlServer) mustEmbedUnimplementedAdminControlServer() {}
 func (UnimplementedAdminControlServer) testEmbeddedByValue()                      {}
@@ -324,6 +362,24 @@ func _AdminControl_RevokeToken_Handler(srv interface{}, ctx context.Context, dec
 	return interceptor(ctx, in, info, handler)
 }
 
+func _AdminControl_RotateKey_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RotateKeyRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AdminControlServer).RotateKey(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: AdminControl_RotateKey_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AdminControlServer).RotateKey(ctx, req.(*RotateKeyRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // AdminControl_ServiceDesc is the grpc.ServiceDesc for AdminControl service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -354,6 +410,10 @@ var AdminControl_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "RevokeToken",
 			Handler:    _AdminControl_RevokeToken_Handler,
+		},
+		{
+			MethodName: "RotateKey",
+			Handler:    _AdminControl_RotateKey_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

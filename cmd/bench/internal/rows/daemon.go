@@ -149,11 +149,11 @@ func populate(ctx context.Context, stage *lab.Stage, sizes daemonSizes) error {
 
 // addStopped adds workspaces that were stopped before they ever ran.
 func addStopped(ctx context.Context, dataDir string, n int) (err error) {
-	sealer, err := seal.Load(filepath.Join(dataDir, "workspaced.key"))
+	kek, err := seal.Load(filepath.Join(dataDir, "workspaced.key"))
 	if err != nil {
 		return err
 	}
-	st, err := store.Open(store.Config{Path: filepath.Join(dataDir, "workspaced.db"), Sealer: sealer})
+	st, err := store.Open(store.Config{Path: filepath.Join(dataDir, "workspaced.db"), KEK: kek})
 	if err != nil {
 		return err
 	}

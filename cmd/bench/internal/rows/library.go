@@ -96,11 +96,11 @@ func fillWorkspace(ctx context.Context, st *store.Store, i int) error {
 
 // openData opens the database in a data directory, as the daemon would.
 func openData(dir string) (*store.Store, error) {
-	sealer, err := seal.LoadOrCreate(filepath.Join(dir, "workspaced.key"))
+	kek, err := seal.LoadOrCreate(filepath.Join(dir, "workspaced.key"))
 	if err != nil {
 		return nil, err
 	}
-	return store.Open(store.Config{Path: databaseIn(dir), Sealer: sealer})
+	return store.Open(store.Config{Path: databaseIn(dir), KEK: kek})
 }
 
 func databaseIn(dir string) string { return filepath.Join(dir, "workspaced.db") }

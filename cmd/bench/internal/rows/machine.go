@@ -131,7 +131,7 @@ func (m *machine) mountProbes() error {
 
 // open opens store and driver, and makes the supervisor.
 func (m *machine) open(ctx context.Context, initPath string, around aroundFunc) error {
-	sealer, err := seal.LoadOrCreate(filepath.Join(m.dir, "key"))
+	kek, err := seal.LoadOrCreate(filepath.Join(m.dir, "key"))
 	if err != nil {
 		return err
 	}
@@ -140,7 +140,7 @@ func (m *machine) open(ctx context.Context, initPath string, around aroundFunc) 
 	}
 	logger := slog.New(slog.NewTextHandler(m.log, nil))
 	m.store, err = store.Open(store.Config{
-		Path: filepath.Join(m.dir, "db"), Sealer: sealer, OnCommit: m.onCommit, Logger: logger, Around: around,
+		Path: filepath.Join(m.dir, "db"), KEK: kek, OnCommit: m.onCommit, Logger: logger, Around: around,
 	})
 	if err != nil {
 		return err

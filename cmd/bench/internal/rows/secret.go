@@ -332,14 +332,14 @@ func startSecretServer(ctx context.Context, dir string, around aroundFunc) (_ *s
 		return nil, err
 	}
 	log := slog.New(slog.NewTextHandler(s.log, nil)) // as the daemon's
-	sealer, err := seal.LoadOrCreate(filepath.Join(dir, "key"))
+	kek, err := seal.LoadOrCreate(filepath.Join(dir, "key"))
 	if err != nil {
 		return nil, err
 	}
 	hub := workspace.NewHub()
 	var supervisor *workspace.Supervisor
 	s.store, err = store.Open(store.Config{
-		Path: filepath.Join(dir, "db"), Sealer: sealer, Logger: log, Around: around,
+		Path: filepath.Join(dir, "db"), KEK: kek, Logger: log, Around: around,
 		OnCommit: func(changes []store.Change) {
 			supervisor.OnCommit(changes)
 			hub.OnCommit(changes)

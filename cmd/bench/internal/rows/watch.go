@@ -265,11 +265,11 @@ func (w *watched) openStore(ctx context.Context, dir string, onCommit func([]sto
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return err
 	}
-	sealer, err := seal.LoadOrCreate(filepath.Join(dir, "key"))
+	kek, err := seal.LoadOrCreate(filepath.Join(dir, "key"))
 	if err != nil {
 		return err
 	}
-	if w.st, err = store.Open(store.Config{Path: filepath.Join(dir, "db"), Sealer: sealer, OnCommit: onCommit}); err != nil {
+	if w.st, err = store.Open(store.Config{Path: filepath.Join(dir, "db"), KEK: kek, OnCommit: onCommit}); err != nil {
 		return err
 	}
 	_, err = w.st.CreateWorkspace(ctx, store.NewWorkspace{

@@ -75,7 +75,7 @@ type Daemon struct {
 
 // Start starts a daemon on what is there, and returns once it serves.
 func Start(cfg Config) (*Daemon, error) {
-	sealer, err := seal.LoadOrCreate(filepath.Join(cfg.Dir, "key"))
+	kek, err := seal.LoadOrCreate(filepath.Join(cfg.Dir, "key"))
 	if err != nil {
 		return nil, err
 	}
@@ -88,8 +88,8 @@ func Start(cfg Config) (*Daemon, error) {
 	}
 	hub := workspace.NewHub()
 	d.Store, err = store.Open(store.Config{
-		Path:   filepath.Join(cfg.Dir, "workspaced.db"),
-		Sealer: sealer,
+		Path: filepath.Join(cfg.Dir, "workspaced.db"),
+		KEK:  kek,
 		OnCommit: func(changes []store.Change) {
 			d.Supervisor.OnCommit(changes)
 			hub.OnCommit(changes)
