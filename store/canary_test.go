@@ -87,7 +87,7 @@ func TestContract21_NoPlaintextInTheFiles(t *testing.T) {
 	plain := canaries.Value("plain")
 	must(h.UpdateWorkspace(ctx, "w1", func(e *Editable) error { e.Model = plain; return nil }, Options{}))(t)
 
-	for _, when := range []string{"open", "closed", "opened again"} {
+	for _, when := range []string{"open", "closed", "opened again", "rotated"} {
 		search := canary.Search{Set: canaries}
 		if err := search.Dir(filepath.Dir(h.cfg.Path)); err != nil {
 			t.Fatal(err)
@@ -119,6 +119,10 @@ func TestContract21_NoPlaintextInTheFiles(t *testing.T) {
 			h.close()
 		case "closed":
 			h.open()
+		case "opened again":
+			say(h.RotateKey(ctx, with("rotate")))
+			h.keptUp()
+			say(h.Keys(ctx))
 		}
 	}
 }

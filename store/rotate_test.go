@@ -3,6 +3,9 @@ package store
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
+	"encoding/binary"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"maps"
@@ -176,6 +179,55 @@ func TestRotateKey(t *testing.T) {
 	})
 	if _, err := h.Snapshot("w00"); !errors.Is(err, ErrUnreadable) {
 		t.Errorf("what the retired key has sealed: got %v", err)
+	}
+}
+
+// prefixForms are what everything begins with that a key has sealed, as it is in the
+// file: by itself, and in a record as text.
+func prefixForms(key uint32) map[string][]byte {
+	prefix := binary.BigEndian.AppendUint32([]byte{1}, key)
+	return map[string][]byte{
+		"itself": prefix,
+		// The last of its characters tells of what comes after it as well.
+		"base64": []byte(base64.StdEncoding.EncodeToString(prefix)[:6]),
+		"hex":    []byte(hex.EncodeToString(prefix)),
+	}
+}
+
+// Whatever is sealed in a database with some of everything, a rotation seals anew:
+// nothing in the file names the key before. A new kind of sealed row that allSealed
+// does not have is found here once the newest fixture has one.
+func TestRotateKey_ForgetsNothing(t *testing.T) {
+	s := openFixture(t, schemaVersion)
+	h := &harness{Store: s, t: t, cfg: s.cfg}
+	before, old := readFacts(t, s), h.keys().Primary
+	sealed := sealedOnes(t, h.db)
+	for _, place := range []string{"meta/check", "meta/audit_key", "requests/id", "indexes/global"} {
+		if sealed[place] == "" {
+			t.Errorf("the fixture has no %s", place)
+		}
+	}
+	file := must(os.ReadFile(s.cfg.Path))(t)
+	for form, least := range map[string]int{"itself": len(sealed) - 1, "base64": 1} {
+		if n := bytes.Count(file, prefixForms(old)[form]); n < least {
+			t.Errorf("the fixture has %s %d times", form, n)
+		}
+	}
+	primary := must(h.RotateKey(ctx, Options{}))(t).KeyID
+	h.keptUp()
+	file = must(os.ReadFile(s.cfg.Path))(t)
+	for form, prefix := range prefixForms(old) {
+		if n := bytes.Count(file, prefix); n != 0 {
+			t.Errorf("%d times something that the old key has sealed (%s)", n, form)
+		}
+	}
+	h.reopen()
+	checkKeys(t, h, primary)
+	after := readFacts(t, h.Store)
+	before.Audit, after.Audit = nil, nil // the log goes on
+	before.Replayed, after.Replayed = Result{}, Result{}
+	if diff := cmp.Diff(before, after, cmp.AllowUnexported(Workspace{})); diff != "" {
+		t.Error(diff)
 	}
 }
 
@@ -547,51 +599,73 @@ func TestKEK_CarriesOver(t *testing.T) {
 	}
 }
 
+// lateReader is a read transaction that has begun, and reads a secret of w00 when
+// the gate is opened.
+type lateReader struct {
+	gate chan struct{}
+	done chan struct{}
+}
+
+func (h *harness) readLate() lateReader {
+	h.t.Helper()
+	r, reading := lateReader{make(chan struct{}), make(chan struct{})}, make(chan struct{})
+	go func() {
+		defer close(r.done)
+		err := h.view(func(tx *bolt.Tx) error {
+			close(reading)
+			<-r.gate
+			w, err := getWorkspace(tx, "w00")
+			if err != nil {
+				return err
+			}
+			o := ownerOf(&w)
+			x, err := openIndex(tx, h.sealer, o.name())
+			if err != nil {
+				return err
+			}
+			row, _ := o.get(tx, &x, "L")
+			plain, err := o.open(tx, h.sealer, "L", &row)
+			if err == nil && plain.Reveal() != "2" {
+				h.t.Errorf("got %v", plain.Reveal())
+			}
+			return err
+		})
+		if err != nil {
+			h.t.Error(err)
+		}
+	}()
+	<-reading
+	return r
+}
+
+// read has it read, and waits for its end.
+func (r lateReader) read() {
+	close(r.gate)
+	<-r.done
+}
+
+// replacedFiles counts the files that are kept for readers.
+func (h *harness) replacedFiles() int {
+	h.t.Helper()
+	time.Sleep(replacedRetry) // the bubble's clock
+	synctest.Wait()
+	if err := h.Ping(ctx); err != nil { // the writer has answered, and waits
+		h.t.Fatal(err)
+	}
+	return len(h.replaced.files)
+}
+
 // Who reads while everything is sealed anew, the old key retired and the file
 // replaced, reads what was there when it began, and holds up nobody.
 func TestRotateKey_OldReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		h := filledWith(t, 3, 10)
-		reading, gate := make(chan struct{}), make(chan struct{})
-		var wg sync.WaitGroup
-		wg.Go(func() {
-			err := h.view(func(tx *bolt.Tx) error {
-				close(reading)
-				<-gate
-				w, err := getWorkspace(tx, "w00")
-				if err != nil {
-					return err
-				}
-				o := ownerOf(&w)
-				x, err := openIndex(tx, h.sealer, o.name())
-				if err != nil {
-					return err
-				}
-				r, _ := o.get(tx, &x, "L")
-				plain, err := o.open(tx, h.sealer, "L", &r)
-				if err == nil && plain.Reveal() != "2" {
-					t.Errorf("got %v", plain.Reveal())
-				}
-				return err
-			})
-			if err != nil {
-				t.Error(err)
-			}
-		})
-		<-reading
-		replacedOnes := func() int {
-			if err := h.Ping(ctx); err != nil {
-				t.Fatal(err)
-			}
-			return len(h.replaced.files) // the writer has answered, and waits
-		}
+		reader := h.readLate()
 		var primary uint32
 		for n := range 2 {
 			primary = must(h.RotateKey(ctx, Options{}))(t).KeyID
 			h.keptUp()
-			time.Sleep(time.Minute) // the bubble's clock
-			synctest.Wait()
-			if got := replacedOnes(); got != 1 {
+			if got := h.replacedFiles(); got != 1 {
 				t.Errorf("rotation %d: %d files are kept for readers", n, got)
 			}
 			if h.values("w01")["L"] != "2" { // others read the new one meanwhile
@@ -600,13 +674,37 @@ func TestRotateKey_OldReader(t *testing.T) {
 			must(h.UpdateSecrets(ctx, in("w01"), set("NEW", fmt.Sprint(n)), Options{}))(t)
 		}
 		checkKeys(t, h, primary)
-		close(gate)
-		wg.Wait()
-		time.Sleep(replacedRetry)
-		synctest.Wait()
-		if got := replacedOnes(); got != 0 {
+		reader.read()
+		if got := h.replacedFiles(); got != 0 {
 			t.Errorf("%d files are kept for readers", got)
 		}
+		h.close()
+	})
+}
+
+// The end of the last reader of a file that was replaced takes no key from those of
+// the next one, which another rotation is about to replace.
+func TestRotateKey_OldReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := filledWith(t, 3, 10)
+		upkeep := newManualUpkeep(h)
+		first := h.readLate()
+		must(h.RotateKey(ctx, Options{}))(t)
+		for upkeep.step(h) {
+		}
+		second := h.readLate()
+		primary := must(h.RotateKey(ctx, Options{}))(t).KeyID
+		for h.keys().Rotating {
+			upkeep.step(h)
+		}
+		first.read()
+		if got := h.replacedFiles(); got != 0 {
+			t.Errorf("%d files are kept for readers", got)
+		}
+		second.read()
+		for upkeep.step(h) {
+		}
+		checkKeys(t, h, primary)
 		h.close()
 	})
 }
