@@ -105,6 +105,10 @@ soak: ## Run random worlds that nobody has seen, for SOAK=60s, and print what wa
 fuzz: ## Run every fuzz target in turn, for FUZZ=30s each
 	@tools/fuzz.sh $(or $(FUZZ),30s)
 
+.PHONY: kms
+kms: ## Run the tests of key services against real ones: local-kms, and KEYS="URI URI", of two keys
+	@tools/kms.sh $(KEYS)
+
 .PHONY: clean
 clean: ## Remove what make built, except the tools
 	rm -rf bin/workspaced bin/workspaced-faults bin/workspace-init bin/demo bin/envserver bin/testprog bin/bench bin/bench-probe bin/bench-rivals bin/bench.json bin/containerd-2.3 .protodeps coverage.out

@@ -44,7 +44,19 @@ var table = []rule{
 		modules: []string{"github.com/tink-crypto/tink-go/v2"},
 		never:   []string{grpc, containerd},
 	},
+	{
+		pkg:     "store/seal/kek",
+		imports: []string{"store/seal"},
+		modules: []string{
+			"github.com/tink-crypto/tink-go/v2",
+			"github.com/tink-crypto/tink-go-awskms/v3", "github.com/aws/aws-sdk-go-v2", "github.com/aws/aws-sdk-go-v2/config",
+			"github.com/aws/aws-sdk-go-v2/service/kms", "github.com/aws/smithy-go",
+			"github.com/tink-crypto/tink-go-gcpkms/v2", "google.golang.org/api", grpc,
+		},
+		never: []string{containerd, gen},
+	},
 	// For tests.
+	{pkg: "store/seal/kek/kektest", imports: []string{"store/seal"}, modules: []string{}, never: []string{containerd, gen, grpc}},
 	{pkg: "store/seal/canary", imports: []string{}, modules: []string{"github.com/klauspost/compress"}, never: []string{gen, grpc, containerd}},
 	{
 		pkg:     "store",
@@ -142,6 +154,9 @@ func TestImportersOf(t *testing.T) {
 		{gen, []string{"server", "cmd", "gen"}},
 		{"go.etcd.io/bbolt", []string{"store", "cmd/bench"}},
 		{"github.com/tink-crypto/tink-go/v2", []string{"store/seal"}},
+		// What key services drag in comes by the daemon alone.
+		{module + "/store/seal/kek", []string{"cmd/workspaced", "store/seal/kek"}},
+		{module + "/store/seal/kek/kektest", nil}, // tests
 		{module + "/runtime/ctrd", []string{"cmd", "runtime/ctrd"}},
 		{module + "/store/seal/canary", nil}, // tests
 		{"github.com/klauspost/compress", []string{"store/seal/canary"}},
