@@ -41,7 +41,7 @@ var ErrCompacted = errors.New("revision is too old for the change feed")
 // OpenError says in one sentence why a database is not opened.
 type OpenError struct {
 	Path   string
-	Err    error // ErrLocked, ErrDamaged, ErrWrongKey, ErrKEK, ErrSchema
+	Err    error // wraps ErrLocked, ErrDamaged, ErrWrongKey, ErrKEK (and what the KEK said) or ErrSchema
 	Detail string
 }
 

@@ -102,7 +102,7 @@ func (k *openedKeys) carryOver(ctx context.Context, cfg *Config) (*storedWrapped
 func createError(cfg *Config, err error) error {
 	var kek *seal.KEKError
 	if errors.As(err, &kek) {
-		return &OpenError{cfg.Path, ErrKEK, fmt.Sprintf("can't be made without a key, which %s does not give: %v", kek.Name, kek.Err)}
+		return &OpenError{cfg.Path, fmt.Errorf("%w: %w", ErrKEK, kek.Err), fmt.Sprintf("can't be made without a key, which %s does not give: %v", kek.Name, kek.Err)}
 	}
 	return fmt.Errorf("database %s can't be made: %w", cfg.Path, translate(err))
 }
@@ -124,5 +124,5 @@ func unwrapError(cfg *Config, kept storedKeys, err error) error {
 	case errors.Is(err, seal.ErrOpen):
 		return wrongKey(cfg.Path, cfg.KEK, kept)
 	}
-	return &OpenError{cfg.Path, ErrKEK, fmt.Sprintf("can't be opened without its key, which %s does not give: %v", kek.Name, kek.Err)}
+	return &OpenError{cfg.Path, fmt.Errorf("%w: %w", ErrKEK, kek.Err), fmt.Sprintf("can't be opened without its key, which %s does not give: %v", kek.Name, kek.Err)}
 }

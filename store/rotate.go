@@ -71,6 +71,7 @@ func (s *Store) rotateKey(ctx context.Context, opts Options) (Result, error) {
 	case ctx.Err() != nil:
 		return Result{}, ctx.Err()
 	case errors.As(err, &kek):
+		s.cfg.Logger.Warn("no new data key was made: what keeps the key that wraps it does not answer, or refuses", "key", kek.Name, "error", kek.Err)
 		return Result{}, fmt.Errorf("%w: %w", ErrKEK, err)
 	case errors.Is(err, seal.ErrTooManyKeys):
 		return Result{}, ErrKeysInUse

@@ -40,6 +40,8 @@ const (
 // win over the environment, that over the file, that over the defaults.
 type config struct {
 	DataDir             string        `koanf:"data_dir" help:"directory of what lasts: database, key, volumes, logs, private containerd's images"`
+	KeyURI              string        `koanf:"key_uri" help:"where the key is that protects the database's: file:///PATH, env://NAME, credential://NAME, hcvault://HOST:PORT/MOUNT/keys/KEY, aws-kms://ARN or gcp-kms://NAME (default: the file <data-dir>/workspaced.key)"`
+	PreviousKeyURI      string        `koanf:"previous_key_uri" help:"where the key was before key_uri: at the start the database changes from one to the other"`
 	StateDir            string        `koanf:"state_dir" help:"directory of what ends with the machine: sockets, FIFOs"`
 	Socket              string        `koanf:"socket" help:"unix socket of the API (default <state-dir>/workspaced.sock)"`
 	SocketGroup         string        `koanf:"socket_group" help:"group, by name or number, that can open the socket (default: the daemon's own); what it may do, bindings say"`
@@ -388,6 +390,9 @@ func (c *config) check() error {
 		c.AllowedHostPaths[i] = filepath.Clean(path)
 	}
 	if err := checkSocketPath("socket", c.Socket); err != nil {
+		return err
+	}
+	if err := c.checkKeys(); err != nil {
 		return err
 	}
 	if c.Containerd != "" && c.PrivateContainerd {

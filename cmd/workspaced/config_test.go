@@ -78,6 +78,15 @@ func TestConfigPrecedence(t *testing.T) {
 			edit: func(c *config) { c.AllowedHostPaths = []string{"/srv/shared", "/srv/y"} },
 		},
 		{
+			name:    "keys",
+			file:    "key_uri: env://FILE\nprevious_key_uri: file:///etc/key\n",
+			environ: []string{"WORKSPACED_KEY_URI=hcvault://vault:8200/transit/keys/k"},
+			args:    []string{"--previous-key-uri=credential://key"},
+			edit: func(c *config) {
+				c.KeyURI, c.PreviousKeyURI = "hcvault://vault:8200/transit/keys/k", "credential://key"
+			},
+		},
+		{
 			name: "sockets as addresses",
 			args: []string{"--containerd=unix:///run/c.sock", "--socket=/x/y.sock", "--metrics-listen=unix:///x/m.sock"},
 			edit: func(c *config) {
@@ -89,6 +98,9 @@ func TestConfigPrecedence(t *testing.T) {
 			want := defaultConfig()
 			want.Socket = "/run/workspaced/workspaced.sock"
 			tt.edit(&want)
+			if want.KeyURI == "" {
+				want.KeyURI = "file://" + want.DataDir + "/workspaced.key"
+			}
 			got, warnings, err := load(t, tt.file, tt.environ, tt.args)
 			if err != nil {
 				t.Fatal(err)
@@ -135,6 +147,10 @@ func TestConfigRefused(t *testing.T) {
 		{name: "no audit log", args: []string{"--audit-max-mib=0"}, want: []string{"audit_max_mib", "4096"}},
 		{name: "log level", args: []string{"--log-level=loud"}, want: []string{"log_level", "loud"}},
 		{name: "log format", args: []string{"--log-format=xml"}, want: []string{"log_format", "xml"}},
+		{name: "key's kind", args: []string{"--key-uri=/etc/key"}, want: []string{"key_uri: is none of file:///PATH, env://NAME", "from flag --key-uri"}},
+		{name: "previous key's form", file: "previous_key_uri: hcvault://v:1/transit\n", want: []string{"previous_key_uri: is no hcvault://HOST:PORT/MOUNT/keys/KEY", "from configuration file"}},
+		{name: "the same key twice", file: "key_uri: env://A\nprevious_key_uri: env://A\n", want: []string{"previous_key_uri: is the same as key_uri"}},
+		{name: "previous key is the default", args: []string{"--previous-key-uri=file:///var/lib/workspaced/workspaced.key"}, want: []string{"the same as key_uri"}},
 		{name: "empty data dir", args: []string{"--data-dir="}, want: []string{"data_dir"}},
 		{name: "listen without insecure", args: []string{"--listen=127.0.0.1:1"}, want: []string{"--insecure"}},
 		{name: "listen everywhere", args: []string{"--listen=:1", "--insecure"}, want: []string{"loopback"}},

@@ -51,6 +51,11 @@ func run(ctx context.Context, args []string, std stdio) error {
 	root.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.AddCommand(serveCommand(std), purgeCommand(std), &cobra.Command{
+		Use:   "generate-key",
+		Short: "Print a new key, for key_uri's env:// and credential://",
+		Args:  cobra.NoArgs,
+		RunE:  func(*cobra.Command, []string) error { return generateKey(std.out) },
+	}, &cobra.Command{
 		Use:   "version",
 		Short: "Print the version",
 		Args:  cobra.NoArgs,

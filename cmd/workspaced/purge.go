@@ -51,11 +51,12 @@ func purge(ctx context.Context, cfg config, log *slog.Logger, out io.Writer) err
 	return removeFiles(cfg, out)
 }
 
-func openExisting(cfg config, log *slog.Logger) (*store.Store, error) {
+// look reads what is to be removed from the database, for which no key is needed.
+func look(cfg config) (instance string, workspaces []store.Workspace, err error) {
 	if !exists(cfg.database()) {
-		return nil, fmt.Errorf("there is no database %s", cfg.database())
+		return "", nil, fmt.Errorf("there is no database %s", cfg.database())
 	}
-	return openStore(cfg, log, nil)
+	return store.Look(cfg.database())
 }
 
 func exists(path string) bool {
@@ -74,7 +75,7 @@ func purgeContainers(ctx context.Context, cfg config, log *slog.Logger, out io.W
 	if used == "" {
 		return nil // it never came to that
 	}
-	st, err := openExisting(cfg, log)
+	instance, workspaces, err := look(cfg)
 	if err != nil && used == usesPrivate {
 		log.Warn("purging without the database", "error", err)
 		shims, err := embedded.EndAll(ctx, privateContainerd(cfg, log))
@@ -87,11 +88,6 @@ func purgeContainers(ctx context.Context, cfg config, log *slog.Logger, out io.W
 	if err != nil {
 		return fmt.Errorf("%w; its containers in the containerd at %s have to be removed by hand", err, used)
 	}
-	defer st.Close()
-	workspaces, _, err := st.ListWorkspaces("", 0, nil)
-	if err != nil {
-		return err
-	}
 	if _, err := cfg.initProgram(); err != nil {
 		return err // before a containerd is started
 	}
@@ -102,7 +98,7 @@ func purgeContainers(ctx context.Context, cfg config, log *slog.Logger, out io.W
 	if private != nil {
 		defer private.Close(ctx)
 	}
-	driver, err := openDriver(ctx, cfg, address, st.InstanceUID(), log)
+	driver, err := openDriver(ctx, cfg, address, instance, log)
 	if err != nil {
 		return err
 	}

@@ -2,9 +2,7 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -21,7 +19,6 @@ import (
 	"github.com/workspaced/workspaced/server/loop"
 	"github.com/workspaced/workspaced/server/workspace"
 	"github.com/workspaced/workspaced/store"
-	"github.com/workspaced/workspaced/store/seal"
 )
 
 // serve is the daemon: it starts everything in order, runs until ctx ends or a
@@ -51,13 +48,13 @@ func serve(ctx context.Context, cfg config, log *slog.Logger) error {
 
 	hub, commits := workspace.NewHub(), new(commitCounter)
 	var supervisor *workspace.Supervisor // set before anything is committed
-	st, err := openStore(cfg, log, func(changes []store.Change) {
+	st, err := openStore(soft, cfg, log, func(changes []store.Change) {
 		supervisor.OnCommit(changes)
 		hub.OnCommit(changes)
 		commits.OnCommit(changes)
 	})
 	if err != nil {
-		return err
+		return startError(soft, log, err)
 	}
 	defer func() {
 		if err := st.Close(); err != nil {
@@ -193,7 +190,7 @@ func (d *running) run(soft, hard context.Context) error {
 		return nil
 	})
 	d.log.Info("ready", "socket", d.cfg.Socket, "listen", d.cfg.Listen, "metrics_listen", d.cfg.MetricsListen, "pid", os.Getpid(), "version", version)
-	d.notify(daemon.SdNotifyReady)
+	notify(d.log, daemon.SdNotifyReady)
 	err := tasks.Wait()
 	d.loops.Wait()
 	if err != nil {
@@ -208,7 +205,7 @@ func (d *running) run(soft, hard context.Context) error {
 // end of hard. What is not finished then stands on disk and is taken up at the
 // next start.
 func (d *running) drain(hard context.Context) {
-	d.notify(daemon.SdNotifyStopping)
+	notify(d.log, daemon.SdNotifyStopping)
 	d.log.Info("draining", "timeout", d.cfg.DrainTimeout)
 	ctx, cancel := context.WithTimeout(hard, d.cfg.DrainTimeout)
 	defer cancel()
@@ -218,13 +215,6 @@ func (d *running) drain(hard context.Context) {
 	}
 	if !d.api.Shutdown(ctx, d.grpc, d.containerGRPC) {
 		d.log.Warn("calls in flight were broken off")
-	}
-}
-
-// notify tells the service manager, if there is one.
-func (d *running) notify(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
-		d.log.Warn("the service manager could not be told", "state", state, "error", err)
 	}
 }
 
@@ -256,25 +246,4 @@ func stopSignals(ctx context.Context, log *slog.Logger) (soft, hard context.Cont
 		cancelSoft()
 		cancelHard()
 	}
-}
-
-// openStore opens database and key. A key is only made together with a database:
-// a new one opens nothing that an old one has sealed.
-func openStore(cfg config, log *slog.Logger, onCommit func([]store.Change)) (*store.Store, error) {
-	load := seal.Load
-	if _, err := os.Stat(cfg.database()); errors.Is(err, fs.ErrNotExist) {
-		load = seal.LoadOrCreate
-	}
-	kek, err := load(cfg.keyFile())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, fmt.Errorf("the database %s is there, but its key file %s is not: put it back from a backup", cfg.database(), cfg.keyFile())
-	}
-	if err != nil {
-		return nil, err
-	}
-	return store.Open(store.Config{
-		Path: cfg.database(), KEK: kek, OnCommit: onCommit, Logger: log, Around: faultPoints(),
-		SecretVersions: cfg.SecretVersions,
-		Audit:          store.AuditPolicy{MaxBytes: int64(cfg.AuditMaxMiB) << 20, MaxAge: cfg.AuditMaxAge}, Quotas: cfg.quotas(),
-	})
 }
