@@ -711,6 +711,16 @@ func TestStore_EqualsItsModel(t *testing.T) {
 				t.Skip("nothing to roll out")
 			}
 		}
+		rotated := false
+		actions["rotate the key"] = func(t *rapid.T) {
+			if rotated {
+				t.Skip("once is enough: it syncs a new file")
+			}
+			rotated = true
+			must(h.RotateKey(ctx, Options{}))(t)
+			h.keptUp()
+			h.db.NoSync = true // of the new file
+		}
 		rt.Repeat(actions)
 	})
 }

@@ -221,6 +221,28 @@ var routes = []route{
 		r.wait(r.id, resp.Generation)
 		r.hasFile("KEY", v)
 	}},
+	{"key-rotation", func(r *ride) {
+		v := r.value("sealed anew")
+		r.create("KEY", v)
+		r.runs()
+		admin := workspacev1.NewAdminControlClient(r.Daemon.Conn())
+		if _, err := admin.RotateKey(r.ctx, &workspacev1.RotateKeyRequest{}); err != nil {
+			r.t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(r.ctx, time.Minute)
+		defer cancel()
+		r.poll(ctx, func() error {
+			info, err := admin.GetServerInfo(ctx, &workspacev1.GetServerInfoRequest{})
+			if state := info.GetDataKeys().GetState(); err == nil && state != workspacev1.DataKeysState_DATA_KEYS_STATE_SETTLED {
+				err = fmt.Errorf("the data keys are %v", state)
+			}
+			return err
+		})
+		if _, err := r.client().RestartWorkspace(r.ctx, &workspacev1.RestartWorkspaceRequest{Name: "workspaces/" + r.id}); err != nil {
+			r.t.Fatal(err)
+		}
+		r.runs("KEY", v)
+	}},
 	{"token", takeToken},
 	{"container-token", takeContainerToken},
 	{"refused", takeRefused},
