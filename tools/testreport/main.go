@@ -9,6 +9,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -24,6 +25,7 @@ type event struct {
 	Package string
 	Test    string
 	Output  string
+	Elapsed float64 // seconds
 }
 
 type testID struct{ pkg, test string }
@@ -36,7 +38,18 @@ type report struct {
 	skipped []skip
 	// broken packages did not build, or failed outside of a test.
 	broken []string
+	// slow are the tests, without subtests, that took a second or longer: CI's time
+	// has a limit, and this says who takes it.
+	slow []slow
 }
+
+type slow struct {
+	testID
+	seconds float64
+}
+
+// shown is how many of the slow tests are.
+const shown = 15
 
 type skip struct {
 	testID
@@ -78,6 +91,9 @@ func (r *report) read(in io.Reader) error {
 
 func (r *report) event(e event) {
 	id := testID{e.Package, e.Test}
+	if e.Test != "" && !strings.Contains(e.Test, "/") && e.Elapsed >= 1 {
+		r.slow = append(r.slow, slow{id, e.Elapsed})
+	}
 	switch e.Action {
 	case "build-output":
 		fmt.Fprint(r.out, e.Output)
@@ -133,6 +149,13 @@ func (r *report) print(id testID) {
 
 // summarize prints the end of the report and tells whether all is well.
 func (r *report) summarize(ci bool) bool {
+	slices.SortStableFunc(r.slow, func(a, b slow) int { return cmp.Compare(b.seconds, a.seconds) })
+	for i, s := range r.slow[:min(shown, len(r.slow))] {
+		if i == 0 {
+			fmt.Fprintln(r.out, "\nthe slowest tests:")
+		}
+		fmt.Fprintf(r.out, "%8.1f s  %s %s\n", s.seconds, s.pkg, s.test)
+	}
 	fmt.Fprintf(r.out, "\n%d passed, %d failed, %d skipped (tests and subtests)\n",
 		r.passed, len(r.failed), len(r.skipped))
 	if len(r.skipped) > 0 {

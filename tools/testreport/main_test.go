@@ -60,6 +60,15 @@ func TestReport(t *testing.T) {
 			name: "skipped in CI", events: pass + skip + end, ci: true, ok: false,
 			want: []string{"FAIL p TestS: must not be skipped in CI"},
 		},
+		{
+			name: "slow", events: `{"Action":"pass","Package":"p","Test":"TestA","Elapsed":1.5}
+{"Action":"pass","Package":"p","Test":"TestB/part","Elapsed":20}
+{"Action":"pass","Package":"p","Test":"TestB","Elapsed":20}
+{"Action":"pass","Package":"p","Test":"TestC","Elapsed":0.9}
+` + end, ok: true,
+			want:   []string{"the slowest tests:\n    20.0 s  p TestB\n     1.5 s  p TestA\n\n4 passed"},
+			absent: []string{"part", "TestC"},
+		},
 		{name: "nothing ran", events: end, ok: false, want: []string{"FAIL no test ran"}},
 		{name: "other lines", events: "make: note\n" + pass + end, ok: true, want: []string{"make: note\n"}},
 	}
