@@ -55,10 +55,10 @@ func (s *Server) authorizeUnary(ctx context.Context, req any, info *grpc.UnarySe
 		return nil, err
 	}
 	resp, err := handler(ctx, req)
-	if err != nil {
-		return nil, cmp.Or(access.Ended(ctx), err)
+	if ended := access.Ended(ctx); ended != nil { // whoever has not noticed while it read
+		return nil, ended
 	}
-	return resp, nil
+	return resp, err
 }
 
 // authorizeStream is authorizeUnary without the request, which comes later: see

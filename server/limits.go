@@ -41,8 +41,9 @@ type Limits struct {
 const (
 	// nobodyCalls is Limits.Calls for those who are nobody, if there is a limit.
 	nobodyCalls = 64
-	// maxCallers is how many callers are told apart at the same time. Those that come
-	// while there are so many share one place.
+	// maxCallers is how many callers are told apart at the same time, of those with a
+	// name and of those who are nobody. Those that come while there are so many share
+	// one place.
 	maxCallers = 10_000
 	// callerIdle is after how long without a call a caller is forgotten. Its rates
 	// have recovered long before.
@@ -59,6 +60,7 @@ type limiter struct {
 
 	mu      sync.Mutex
 	callers map[callerKey]*caller
+	nobody  int // of them have no name
 	swept   time.Time
 	refused map[string]uint64 // by reason
 }
@@ -66,8 +68,12 @@ type limiter struct {
 // callerKey is a subject's name, or of nobody the address.
 type callerKey struct{ subject, address string }
 
-// everybodyElse is the place that callers share when there are too many.
-var everybodyElse = callerKey{address: "*"}
+// The places that callers share when there are too many: those with a name, and those
+// who are nobody, whom it costs nothing to be many.
+var (
+	everybodyElse = callerKey{subject: "*"}
+	nobodyElse    = callerKey{address: "*"}
+)
 
 type caller struct {
 	rate           *rate.Limiter
@@ -88,6 +94,9 @@ type place struct {
 
 // enter lets a call in, until leave, or says why not.
 func (l *limiter) enter(ctx context.Context, method string, stream bool) (place, error) {
+	if access.SubjectOf(ctx).Instance != nil {
+		return place{}, nil // a container has bounds of its own: see access.Containers
+	}
 	key := callerOf(ctx)
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -130,6 +139,9 @@ func (l *limiter) enter(ctx context.Context, method string, stream bool) (place,
 
 // leave gives the place of a call that has ended to others.
 func (l *limiter) leave(p place) {
+	if p.caller == nil {
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	p.caller.calls--
@@ -143,19 +155,29 @@ func (l *limiter) find(key callerKey, now time.Time) *caller {
 	if c := l.callers[key]; c != nil {
 		return c
 	}
-	if len(l.callers) >= maxCallers && now.Sub(l.swept) >= sweepPause {
+	nobody := key.subject == ""
+	if l.full(key) && now.Sub(l.swept) >= sweepPause {
 		l.swept = now
 		for key, c := range l.callers {
 			if c.calls == 0 && now.Sub(c.last) >= callerIdle {
 				delete(l.callers, key)
+				if key.subject == "" {
+					l.nobody--
+				}
 			}
 		}
 	}
-	if len(l.callers) >= maxCallers {
+	if l.full(key) {
 		key = everybodyElse
+		if nobody {
+			key = nobodyElse
+		}
 		if c := l.callers[key]; c != nil {
 			return c
 		}
+	}
+	if nobody {
+		l.nobody++
 	}
 	c := &caller{}
 	switch {
@@ -166,6 +188,15 @@ func (l *limiter) find(key callerKey, now time.Time) *caller {
 	}
 	l.callers[key] = c
 	return c
+}
+
+// full reports whether no more callers like that one are told apart.
+func (l *limiter) full(key callerKey) bool {
+	n := l.nobody
+	if key.subject != "" {
+		n = len(l.callers) - l.nobody
+	}
+	return n >= maxCallers
 }
 
 func newRate(perSecond int) *rate.Limiter { return rate.NewLimiter(rate.Limit(perSecond), 2*perSecond) }

@@ -125,17 +125,25 @@ func TestLimiter_IsBounded(t *testing.T) {
 			n, _, _ := l.let(asNobody(fmt.Sprintf("10.%d.%d.%d:1", i>>16, i>>8&255, i&255)), aMethod, 1)
 			in += n
 		}
-		if n := len(l.callers); n != maxCallers+1 {
+		if n := len(l.callers); n != maxCallers+2 {
 			t.Errorf("%d callers are told apart", n)
 		}
-		if want := maxCallers - 1 + 10; in != want { // those who share a place share a rate
+		if want := maxCallers + 10; in != want { // those who share a place share a rate
 			t.Errorf("%d were let in, want %d", in, want)
 		}
-		if n, _, _ := l.let(asSubject("new"), aMethod, 1); n != 0 {
-			t.Error("one of those who share a place was let in")
+		if n, _, _ := l.let(asSubject("new"), aMethod, 1); n != 1 {
+			t.Error("those who are nobody take the places of those with a name")
+		}
+		in = 0
+		for i := range 3 * maxCallers {
+			n, _, _ := l.let(asSubject(fmt.Sprint("s", i)), aMethod, 1)
+			in += n
+		}
+		if want := maxCallers - 2 + 20; in != want || len(l.callers) != 2*maxCallers+2 {
+			t.Errorf("%d with a name were let in, want %d; %d are told apart", in, want, len(l.callers))
 		}
 		<-time.After(callerIdle)
-		if n, _, _ := l.let(asSubject("new"), aMethod, 20); n != 20 {
+		if n, _, _ := l.let(asSubject("newer"), aMethod, 20); n != 20 {
 			t.Errorf("%d of a new caller's were let in after the others have gone", n)
 		}
 		if n, why, _ := l.let(asSubject("stays"), aMethod, 1); n != 0 || why != ReasonTooManyCalls {

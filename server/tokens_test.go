@@ -2,6 +2,7 @@ package server_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	healthv1 "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/metadata"
@@ -215,6 +217,47 @@ func TestTokensEndCalls(t *testing.T) {
 			t.Error(got)
 		}
 	})
+}
+
+// A call whose request is long in coming is its caller's as it comes: a token that
+// has ended meanwhile makes no change, and reads nothing.
+func TestTokensEndWhileTheRequestComes(t *testing.T) {
+	for name, end := range map[string]func(h *harness, token *workspacev1.Token){
+		"revoked": func(h *harness, token *workspacev1.Token) {
+			must2(h.Admin.RevokeToken(h.ctx(), &workspacev1.RevokeTokenRequest{Name: token.GetName()}))(h.t)
+		},
+		"expired": func(*harness, *workspacev1.Token) { advance(2 * time.Hour) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, func(t *testing.T, h *harness) {
+				h.create("a")
+				token, ctx := h.token(&workspacev1.Token{Subject: "ci", Roles: []workspacev1.Role{admin}}, time.Hour)
+				calls := map[string]proto.Message{
+					workspacev1.WorkspaceControl_RestartWorkspace_FullMethodName: &workspacev1.RestartWorkspaceRequest{Name: "workspaces/a"},
+					workspacev1.WorkspaceControl_GetWorkspace_FullMethodName:     &workspacev1.GetWorkspaceRequest{Name: "workspaces/a"},
+					workspacev1.AdminControl_CreateToken_FullMethodName:          &workspacev1.CreateTokenRequest{Token: &workspacev1.Token{Subject: "mine", Roles: []workspacev1.Role{admin}}},
+				}
+				streams := make(map[string]grpc.ClientStream)
+				for method := range calls {
+					streams[method] = must2(h.Conn.NewStream(ctx, &grpc.StreamDesc{ClientStreams: true}, method))(t)
+				}
+				synctest.Wait() // they have arrived
+				end(h, token)
+				for method, stream := range streams {
+					if err := errors.Join(stream.SendMsg(calls[method]), stream.CloseSend()); err != nil {
+						t.Fatal(err)
+					}
+					wantCode(t, stream.RecvMsg(new(workspacev1.GetWorkspaceResponse)), codes.Unauthenticated, server.ReasonTokenInvalid)
+				}
+				if w := h.get("workspaces/a"); w.GetGeneration() != 1 {
+					t.Errorf("generation %d", w.GetGeneration())
+				}
+				if n := len(h.tokens()); n != 1 {
+					t.Errorf("%d tokens", n)
+				}
+			})
+		})
+	}
 }
 
 // A watcher who does not read gets nothing that was sent after the token's end.

@@ -81,6 +81,8 @@ func (p Policy) Admit(method string, id *Identity) (*Rule, error) {
 	switch {
 	case id.Err != nil:
 		return nil, id.Err
+	case id.check() != nil: // since the call began: its request may have been long in coming
+		return nil, id.check()
 	case rule != nil && rule.Exposure == ExposurePublic:
 		return rule, nil
 	case id.Subject.Name == "":
