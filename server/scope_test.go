@@ -172,6 +172,20 @@ func TestScopeOfChanges(t *testing.T) {
 		if err := relabel(named, "a-1", "a"); err != nil { // labels are nothing to it
 			t.Error(err)
 		}
+		// Nobody gives itself a role by a label: the values of this one are another's.
+		climber := must2(h.As(access.Subject{Name: "climber", Grants: []access.Grant{
+			{Roles: access.RolesOf(workspacev1.Role_ROLE_OPERATOR), Scope: byPrefix},
+			{Roles: access.RolesOf(workspacev1.Role_ROLE_SECRET_WRITER), Scope: access.Scope{Labels: map[string]string{"team": "mine"}}},
+		}}))(t)
+		h.wantUnchanged(func() {
+			wantCode(t, relabel(climber, "a-1", "mine"), codes.PermissionDenied, server.ReasonOutOfScope)
+		})
+		if err := relabel(climber, "a-1", "other"); err != nil {
+			t.Error(err)
+		}
+		if err := relabel(named, "a-1", "a"); err != nil {
+			t.Error(err)
+		}
 
 		make := func(c *servertest.Client, id, of string, secrets ...*secret) error {
 			_, err := c.Client.CreateWorkspace(h.ctx(), &createReq{

@@ -195,6 +195,11 @@ func (s *Server) UpdateWorkspace(ctx context.Context, req *workspacev1.UpdateWor
 				return err
 			}
 		}
+		// Nor does anybody get at it by giving it other labels.
+		subject := &access.IdentityOf(ctx).Subject
+		if err := subject.CheckGain(access.Target{ID: id, Labels: e.Labels}, access.Target{ID: id, Labels: w.GetLabels()}); err != nil {
+			return err
+		}
 		spec := specFromProto(w.GetSpec())
 		if err := s.admit(ctx, workspaceName(id), &e.Spec, &spec); err != nil {
 			return err

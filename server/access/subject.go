@@ -92,6 +92,17 @@ func (s *Subject) May(roles Roles, t Target) bool {
 	return false
 }
 
+// CheckGain refuses a change of what the target is, from before to after, by which the
+// subject would have a role for it that it has not now. It returns a *DeniedError.
+func (s *Subject) CheckGain(before, after Target) error {
+	for _, role := range bindable {
+		if one := AnyOf(role); s.May(one, after) && !s.May(one, before) {
+			return deny(s, []workspacev1.Role{role}, before)
+		}
+	}
+	return nil
+}
+
 // View is what a subject gets to see of all workspaces. The zero value is
 // nothing of them.
 type View struct {

@@ -10,6 +10,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -143,9 +144,10 @@ func (t *TLS) handshake(conn net.Conn, bindings Bindings) (net.Conn, credentials
 	if err != nil {
 		return nil, nil, errors.Join(err, secured.Close())
 	}
-	id := &Identity{Subject: Subject{Name: identities[0], Grants: bindings.Grants(identities...), Expires: chain[0].NotAfter}}
+	end := endOf(secure.State.VerifiedChains)
+	id := &Identity{Subject: Subject{Name: identities[0], Grants: bindings.Grants(identities...), Expires: end}}
 	c := &clientCert{tls: t, chain: chain}
-	c.verified.Store(trusted)
+	c.verified.Store(&verified{trusted, end})
 	id.valid = c.valid
 	return secured, AuthInfo{CommonAuthInfo: credentials.CommonAuthInfo{SecurityLevel: credentials.PrivacyAndIntegrity}, identity: id}, nil
 }
@@ -154,7 +156,24 @@ func (t *TLS) handshake(conn net.Conn, bindings Bindings) (net.Conn, credentials
 type clientCert struct {
 	tls      *TLS
 	chain    []*x509.Certificate
-	verified atomic.Pointer[trust] // by which it was verified
+	verified atomic.Pointer[verified]
+}
+
+// verified is by what a certificate was verified, and until when that holds.
+type verified struct {
+	by  *trust
+	end time.Time
+}
+
+// endOf is when the last of the chains ends, each with the first of its certificates.
+func endOf(chains [][]*x509.Certificate) (end time.Time) {
+	for _, chain := range chains {
+		first := slices.MinFunc(chain, func(a, b *x509.Certificate) int { return a.NotAfter.Compare(b.NotAfter) }).NotAfter
+		if first.After(end) {
+			end = first
+		}
+	}
+	return end
 }
 
 // valid returns why the certificate is no longer one that lets in.
@@ -164,19 +183,20 @@ func (c *clientCert) valid() error {
 		return errors.New("the certificate has expired")
 	}
 	trusted := c.tls.current.Load()
-	if c.verified.Load() == trusted {
+	if v := c.verified.Load(); v.by == trusted && !now.After(v.end) {
 		return nil
 	}
 	between := x509.NewCertPool()
 	for _, cert := range c.chain[1:] {
 		between.AddCert(cert)
 	}
-	if _, err := c.chain[0].Verify(x509.VerifyOptions{
+	chains, err := c.chain[0].Verify(x509.VerifyOptions{
 		Roots: trusted.pool, Intermediates: between, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}); err != nil {
+	})
+	if err != nil {
 		return fmt.Errorf("the certificate is no longer trusted: %w", err)
 	}
-	c.verified.Store(trusted)
+	c.verified.Store(&verified{trusted, endOf(chains)})
 	return nil
 }
 

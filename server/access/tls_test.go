@@ -418,3 +418,38 @@ func TestLoadTLSRefuses(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// A certificate lets in no longer than any certificate of its chain is good.
+func TestClientCert_EndsWithItsChain(t *testing.T) {
+	root := newAuthority(t, "root")
+	between := &authority{t: t}
+	between.key, between.cert = root.issue(&x509.Certificate{
+		SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "between"}, IsCA: true, BasicConstraintsValid: true,
+		KeyUsage: x509.KeyUsageCertSign, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(10 * time.Minute),
+	})
+	leaf, err := x509.ParseCertificate(between.pair(func(*x509.Certificate) {}).Certificate[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now()
+	server := &TLS{cfg: TLSConfig{Now: func() time.Time { return now }}}
+	pool := x509.NewCertPool()
+	pool.AddCert(root.cert)
+	by := &trust{pool: pool}
+	server.current.Store(by)
+	end := endOf([][]*x509.Certificate{{leaf, between.cert, root.cert}})
+	if !end.Equal(between.cert.NotAfter) {
+		t.Errorf("it ends at %v, want %v", end, between.cert.NotAfter)
+	}
+	c := &clientCert{tls: server, chain: []*x509.Certificate{leaf, between.cert}}
+	c.verified.Store(&verified{by, end})
+	for _, step := range []struct {
+		after time.Duration
+		good  bool
+	}{{0, true}, {9 * time.Minute, true}, {2 * time.Minute, false}} {
+		now = now.Add(step.after)
+		if err := c.valid(); (err == nil) != step.good {
+			t.Errorf("after %v more: %v", step.after, err)
+		}
+	}
+}
