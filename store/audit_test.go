@@ -212,6 +212,43 @@ func TestAudit_Flood(t *testing.T) {
 	h.intact()
 }
 
+// One who is refused all the time, each time about something else, does not push what
+// others did out of the log: his entries come at a pace, and say less. Each call is
+// counted, and who comes when it is over is written about in full.
+func TestAudit_FloodForLong(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := newHarness(t)
+		const perSecond, flood = 20, time.Hour
+		calls := int64(0)
+		for range int(flood / time.Second) {
+			for range perSecond {
+				calls++
+				h.AuditLater(AuditEntry{Method: "get", Code: "PERMISSION_DENIED", Subject: "workspace:x", Resource: fmt.Sprint("workspaces/w", calls)})
+			}
+			<-time.After(time.Second)
+		}
+		<-time.After(2 * auditHold)
+		most := auditBurst + int((flood+2*auditHold)/auditPace)
+		entries := h.log()
+		if len(entries) > most || len(entries) < auditBurst/2 {
+			t.Errorf("%d entries of %d calls, want at most %d", len(entries), calls, most)
+		}
+		for _, e := range entries {
+			calls -= e.Calls()
+		}
+		if calls != 0 {
+			t.Errorf("%d calls are not counted", calls)
+		}
+		h.AuditLater(AuditEntry{Method: "get", Code: "PERMISSION_DENIED", Subject: "someone", Resource: "workspaces/a"})
+		<-time.After(auditHold)
+		if last := h.log()[len(entries):]; len(last) != 1 || last[0].Resource != "workspaces/a" {
+			t.Errorf("got %+v", last)
+		}
+		h.intact()
+		h.close()
+	})
+}
+
 // fillAudit writes a log by changes and refusals.
 func (h *harness) fillAudit(n int) {
 	h.t.Helper()

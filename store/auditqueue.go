@@ -1,6 +1,7 @@
 package store
 
 import (
+	"math"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -20,6 +21,14 @@ const (
 	auditWindow = 5 * time.Second
 	// auditRetry is how long it waits after a commit that has failed.
 	auditRetry = 10 * time.Second
+	// auditPace is how much time there is between entries in the long run, and
+	// auditBurst how many may come at once. Who is refused pays nothing for it, and
+	// the log has an end: without these he could push all others' entries out of it
+	// within hours.
+	auditPace  = 20 * time.Second
+	auditBurst = 2000
+	// auditHold is how long entries wait at most for the pace. Then they say less.
+	auditHold = 10 * time.Minute
 )
 
 // How many entries wait at most before they say less: of known subjects and of
@@ -37,7 +46,40 @@ type auditor struct {
 	kinds  map[auditKind]*AuditEntry // where each is
 	nobody int                       // of them are without subject
 	queued chan struct{}             // size 1: the queue is no longer empty
+
+	// The writer's.
+	budget budget
+	taken  int // by the last take
 }
+
+// budget is how many entries the queue may write.
+type budget struct {
+	spent float64   // of auditBurst, as of at
+	at    time.Time // the last time that it was looked at
+	held  time.Time // since when entries wait for it; zero: none do
+}
+
+// left returns how many there are.
+func (b *budget) left(now time.Time) int {
+	b.spent = max(0, b.spent-now.Sub(b.at).Seconds()/auditPace.Seconds())
+	b.at = now
+	return max(0, auditBurst-int(math.Ceil(b.spent)))
+}
+
+// wait returns how long n entries have to wait; 0: not, or no longer.
+func (b *budget) wait(n int, now time.Time) time.Duration {
+	missing := n - b.left(now)
+	if missing <= 0 {
+		return 0
+	}
+	if b.held.IsZero() {
+		b.held = now
+	}
+	return max(0, min(time.Duration(missing)*auditPace, b.held.Add(auditHold).Sub(now)))
+}
+
+// spend notes that n were written.
+func (b *budget) spend(n int) { b.spent, b.held = b.spent+float64(n), time.Time{} }
 
 func (a *auditor) init() {
 	a.kinds = make(map[auditKind]*AuditEntry)
@@ -88,15 +130,39 @@ func (a *auditor) add(e AuditEntry) {
 			}
 			break
 		}
-		e.Resource, e.Keys, e.Generation, e.RequestID, e.CallID = "", nil, 0, "", ""
-		if step > 0 {
-			e.Subject, e.Peer = "", ""
-		}
+		e.sayLess(step)
 	}
 	select {
 	case a.queued <- struct{}{}:
 	default:
 	}
+}
+
+// sayLess makes an entry one of more that are alike.
+func (e *AuditEntry) sayLess(step int) {
+	e.Resource, e.Keys, e.Generation, e.RequestID, e.CallID = "", nil, 0, "", ""
+	if step > 0 {
+		e.Subject, e.Peer = "", ""
+	}
+}
+
+// condense has the entries say less until there are no more than n, or they can't.
+func (a *auditor) condense(n int) {
+	for step := range auditRoom {
+		if a.len() <= n {
+			return
+		}
+		for _, e := range a.take() {
+			e.sayLess(step)
+			a.add(e)
+		}
+	}
+}
+
+func (a *auditor) len() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.queue)
 }
 
 func (a *auditor) hasRoom(step int, e *AuditEntry) bool {
@@ -125,7 +191,7 @@ func (a *auditor) take() []AuditEntry {
 	for _, e := range a.queue {
 		entries = append(entries, *e)
 	}
-	a.queue, a.nobody = nil, 0
+	a.queue, a.nobody, a.taken = nil, 0, len(entries)
 	clear(a.kinds)
 	return entries
 }
@@ -145,14 +211,18 @@ func (a *auditor) wrote() {
 	}
 }
 
-// flushAudit writes the queue. It is the writer's, and returns when to do it next;
-// nil: when something is queued.
-func (s *Store) flushAudit() (next <-chan time.Time) {
-	s.audit.mu.Lock()
-	n := len(s.audit.queue)
-	s.audit.mu.Unlock()
+// flushAudit writes the queue, if there is budget for it or it is the last time. It is
+// the writer's, and returns when to do it next; nil: when something is queued.
+func (s *Store) flushAudit(last bool) (next <-chan time.Time) {
+	n, now := s.audit.len(), time.Now()
 	if n == 0 {
 		return nil
+	}
+	if !last {
+		if wait := s.audit.budget.wait(n, now); wait > 0 {
+			return time.After(wait)
+		}
+		s.audit.condense(s.audit.budget.left(now))
 	}
 	o := &op{committing: make(chan struct{}), done: make(chan error, 1)}
 	o.run = func(t *txn) error {
@@ -168,6 +238,7 @@ func (s *Store) flushAudit() (next <-chan time.Time) {
 		s.cfg.Logger.Warn("refused calls are not in the audit log yet", "error", translate(err), "next_try", auditRetry)
 		return time.After(auditRetry)
 	}
+	s.audit.budget.spend(s.audit.taken)
 	return nil
 }
 

@@ -156,7 +156,7 @@ func (s *Store) write() {
 			}
 			continue
 		case <-audit:
-			audit = s.flushAudit()
+			audit = s.flushAudit(false)
 			continue
 		case <-s.upkeep.ready:
 			s.keepUp()
@@ -167,7 +167,7 @@ func (s *Store) write() {
 		case <-s.pings:
 			continue
 		case <-s.closing:
-			s.flushAudit()
+			s.flushAudit(true)
 			s.saveCopied()
 			return
 		}
