@@ -58,6 +58,7 @@ func TestReadmeExamples(t *testing.T) {
 		"APPLY_LIVE":          {`"TLS_KEY": "-----BEGIN PRIVATE KEY-----rotated"`},
 		"http://hello/files":  {`"TLS_KEY": "-----BEGIN`},
 		"/RollBackSecret":     {`"restoredVersion": "1"`, `"API_KEY": "3"`, `"SECRET_VERSION_STATE_DISABLED"`, `"SECRET_VERSION_STATE_DESTROYED"`},
+		"/RotateKey":          {`"keyId"`, `"dataKeys"`, `"DATA_KEYS_STATE_`},
 		"/BatchUpdateSecrets": {`"key": "USER_TOKEN"`, `"affectedWorkspaces": 1`},
 		"/WatchWorkspaces":    {`"name": "workspaces/hello"`, `"synced"`},
 		"/DeleteWorkspace":    {`"name": "workspaces/hello"`, "WORKSPACE_STATE_DELETING"},
