@@ -62,11 +62,12 @@ func TestReport(t *testing.T) {
 		},
 		{
 			name: "slow", events: `{"Action":"pass","Package":"p","Test":"TestA","Elapsed":1.5}
-{"Action":"pass","Package":"p","Test":"TestB/part","Elapsed":20}
+{"Action":"pass","Package":"p","Test":"TestB/one","Elapsed":19}
+{"Action":"pass","Package":"p","Test":"TestB/one/part","Elapsed":18}
 {"Action":"pass","Package":"p","Test":"TestB","Elapsed":20}
 {"Action":"pass","Package":"p","Test":"TestC","Elapsed":0.9}
 ` + end, ok: true,
-			want:   []string{"the slowest tests:\n    20.0 s  p TestB\n     1.5 s  p TestA\n\n4 passed"},
+			want:   []string{"the slowest tests:\n    20.0 s  p TestB\n    19.0 s  p TestB/one\n     1.5 s  p TestA\n\n5 passed"},
 			absent: []string{"part", "TestC"},
 		},
 		{name: "nothing ran", events: end, ok: false, want: []string{"FAIL no test ran"}},

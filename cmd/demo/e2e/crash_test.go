@@ -36,7 +36,7 @@ func TestContract08_KillNine(t *testing.T) {
 }
 
 func testKillNine(t *testing.T, s *stage, short bool) {
-	kills := 20
+	kills := 12
 	switch {
 	case short:
 		kills = 6

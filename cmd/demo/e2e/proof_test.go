@@ -19,7 +19,7 @@ func testProof(t *testing.T, s *stage, short bool) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	pairs := 50 // make demo: 200
+	pairs := 25 // make demo: 200
 	switch {
 	case short:
 		pairs = 12

@@ -21,7 +21,7 @@ var (
 // Seeds of a plain test run, bounded for `make test` with the race detector.
 const (
 	defaultSeeds  = 120
-	defaultLinear = 120
+	defaultLinear = 60
 )
 
 func TestSeeds(t *testing.T)  { run(t, defaultSeeds, false) }
