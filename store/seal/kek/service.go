@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"time"
 
 	"github.com/workspaced/workspaced/store/seal"
@@ -53,6 +54,15 @@ func (s *service) EncryptWithContext(ctx context.Context, plain, associated []by
 	case errors.Is(err, seal.ErrOpen), err == nil && !bytes.Equal(again, plain):
 		return nil, fail(ErrUnavailable, "it does not unwrap what it has just wrapped")
 	case err != nil:
+		return nil, err
+	}
+	// Nor on one that leaves the associated data out, as Vault before 1.13 does: it
+	// would unwrap it for another database as well.
+	other := append(slices.Clone(associated), "another's"...)
+	switch _, err := s.call(ctx, s.ask.decrypt, wrapped, other); {
+	case err == nil:
+		return nil, fail(ErrRefused, "it does not bind what it wraps to the database: it leaves associated data out")
+	case !errors.Is(err, seal.ErrOpen):
 		return nil, err
 	}
 	return wrapped, nil
