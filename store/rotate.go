@@ -117,8 +117,8 @@ type Keys struct {
 	KEK string
 	// Primary is the id of the one that seals.
 	Primary uint32
-	// Records counts what is sealed with each: secrets, remembered requests, and
-	// what guards them.
+	// Records counts what is sealed with each while Rotating, else it is 0: secrets,
+	// remembered requests, and what guards them.
 	Records map[uint32]int64
 	// Rotating: the older ones are to be retired. Compacting: they are, and the file
 	// is to be rewritten so that nothing is left of what they have sealed.
@@ -130,9 +130,9 @@ type Keys struct {
 	Problem error
 }
 
-// Keys returns the data keys and what they are used for. It reads everything that
-// is sealed, in several transactions; what changes meanwhile is counted under one
-// key or the other.
+// Keys returns the data keys and what they are used for. While Rotating it reads
+// everything that is sealed, in several transactions; what changes meanwhile is
+// counted under one key or the other.
 func (s *Store) Keys(ctx context.Context) (keys Keys, err error) {
 	keys = Keys{KEK: s.cfg.KEK.Name(), Records: map[uint32]int64{}}
 	err = s.view(func(tx *bolt.Tx) error {
@@ -148,7 +148,7 @@ func (s *Store) Keys(ctx context.Context) (keys Keys, err error) {
 	for _, id := range s.sealer.KeyIDs() {
 		keys.Records[id] = 0
 	}
-	for p, more := (place{}), err == nil; more && err == nil; {
+	for p, more := (place{}), err == nil && keys.Rotating; more && err == nil; {
 		if err = ctx.Err(); err != nil {
 			break
 		}

@@ -465,6 +465,7 @@ type DataKey struct {
 	// New secrets are sealed with it. One key has this.
 	Primary bool `protobuf:"varint,2,opt,name=primary,proto3" json:"primary,omitempty"`
 	// How much is sealed with it: secrets, remembered requests, and what guards them.
+	// Counted while everything is sealed anew (DATA_KEYS_STATE_RESEALING), else 0.
 	Records       int64 `protobuf:"varint,3,opt,name=records,proto3" json:"records,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
