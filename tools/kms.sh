@@ -7,7 +7,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 
 test_keys() {
-	WORKSPACED_KEY_URIS="$*" go test ./store/seal/kek -count=1 -v -run '^TestReal$'
+	WORKSPACED_KEY_URIS="$*" go test -tags kms ./store/seal/kek -count=1 -v -run '^TestReal$'
 }
 
 if (($#)); then

@@ -98,7 +98,7 @@ func TestContract08_KilledAtEveryStep(t *testing.T) {
 		}
 	}
 	if soakTime() == 0 {
-		for len(points) > 36 {
+		for len(points) > 24 {
 			i := rand.IntN(len(points))
 			points = slices.Delete(points, i, i+1)
 		}
