@@ -20,7 +20,7 @@ func TestRotateKey(t *testing.T) {
 	run(t, func(t *testing.T, h *harness) {
 		h.create("a", func(r *createReq) { r.Secrets = []*secret{text("KEY", "v")} })
 		before := h.dataKeys()
-		if keys := before.GetKeys(); len(keys) != 1 || !keys[0].GetPrimary() || keys[0].GetRecords() == 0 || before.GetRotateTime() != nil ||
+		if keys := before.GetKeys(); len(keys) != 1 || !keys[0].GetPrimary() || keys[0].GetRecords() != 0 || before.GetRotateTime() != nil ||
 			before.GetState() != workspacev1.DataKeysState_DATA_KEYS_STATE_SETTLED || before.GetWrappedBy() == "" {
 			t.Errorf("got %v", before)
 		}
