@@ -109,8 +109,8 @@ func (s *Server) FetchSecrets(ctx context.Context, req *workspacev1.FetchSecrets
 	found := make(map[string]bool)
 	for i := range sn.Secrets {
 		secret := &sn.Secrets[i]
-		if w.Model != "" && slices.Contains(w.Spec.ModelVars(), secret.Key) {
-			continue // a global one that the model hides
+		if sn.Hidden(&w.Spec, secret.Key) {
+			continue
 		}
 		if len(req.GetKeys()) > 0 && !slices.Contains(req.GetKeys(), secret.Key) {
 			continue

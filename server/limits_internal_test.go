@@ -155,6 +155,22 @@ func TestLimiter_IsBounded(t *testing.T) {
 	})
 }
 
+// A container takes no place here, however many there are: it has bounds of its own.
+func TestLimiter_Containers(t *testing.T) {
+	l := newLimiter(Limits{Rate: 1, Calls: 1})
+	for i := range 3 {
+		subject := access.Subject{Name: "workspace:a", Instance: &access.Instance{ID: "a-1"}}
+		p, err := l.enter(access.WithSubject(t.Context(), subject), aMethod, false)
+		if err != nil {
+			t.Fatalf("call %d: %v", i, err)
+		}
+		defer l.leave(p)
+	}
+	if n := len(l.callers); n != 0 {
+		t.Errorf("%d callers are told apart", n)
+	}
+}
+
 func TestLimiter_NoLimits(t *testing.T) {
 	l := newLimiter(Limits{})
 	for range 1000 {

@@ -17,7 +17,7 @@ import (
 
 const (
 	// auditWindow is how long an entry waits for others like it. A crash loses what
-	// came within it.
+	// came within it, and what waits for the pace.
 	auditWindow = 5 * time.Second
 	// auditRetry is how long it waits after a commit that has failed.
 	auditRetry = 10 * time.Second
@@ -224,15 +224,12 @@ func (s *Store) flushAudit(last bool) (next <-chan time.Time) {
 		}
 		s.audit.condense(s.audit.budget.left(now))
 	}
-	o := &op{committing: make(chan struct{}), done: make(chan error, 1)}
-	o.run = func(t *txn) error {
-		t.flush = true
-		return nil
-	}
 	err := s.makeReady()
 	if err == nil {
-		s.commit([]*op{o})
-		err = <-o.done
+		err = s.commitOwn(func(t *txn) error {
+			t.flush = true
+			return nil
+		})
 	}
 	if err != nil {
 		s.cfg.Logger.Warn("refused calls are not in the audit log yet", "error", translate(err), "next_try", auditRetry)
@@ -248,13 +245,11 @@ func (s *Store) saveCopied() {
 	if s.audit.copied.Load() == 0 || s.makeReady() != nil {
 		return
 	}
-	o := &op{committing: make(chan struct{}), done: make(chan error, 1)}
-	o.run = func(t *txn) error {
+	_ = s.commitOwn(func(t *txn) error { // if it fails the next start copies some entries again
 		st, _, damage := t.auditState()
 		if damage != "" || st.Copied == s.audit.copied.Load() {
 			return nil
 		}
 		return t.putAuditState(st)
-	}
-	s.commit([]*op{o}) // if it fails the next start copies some entries again
+	})
 }

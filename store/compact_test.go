@@ -3,11 +3,14 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	bolt "go.etcd.io/bbolt"
 
 	"github.com/workspaced/workspaced/runtime/runtimetest/fault"
 	"github.com/workspaced/workspaced/store/seal"
@@ -187,6 +190,116 @@ func TestCompact_PowerFailure(t *testing.T) {
 				checkNothingLeft(t, h, before)
 			}
 		}
+		h.close()
+	})
+}
+
+// lateReader is a read transaction that has begun, and reads a secret of w00 when
+// the gate is opened.
+type lateReader struct {
+	gate chan struct{}
+	done chan struct{}
+}
+
+func (h *harness) readLate() lateReader {
+	h.t.Helper()
+	r, reading := lateReader{make(chan struct{}), make(chan struct{})}, make(chan struct{})
+	go func() {
+		defer close(r.done)
+		err := h.view(func(tx *bolt.Tx) error {
+			close(reading)
+			<-r.gate
+			w, err := getWorkspace(tx, "w00")
+			if err != nil {
+				return err
+			}
+			o := ownerOf(&w)
+			x, err := openIndex(tx, h.sealer, o.name())
+			if err != nil {
+				return err
+			}
+			row, _ := o.get(tx, &x, "L")
+			plain, err := o.open(tx, h.sealer, "L", &row)
+			if err == nil && plain.Reveal() != "2" {
+				h.t.Errorf("got %v", plain.Reveal())
+			}
+			return err
+		})
+		if err != nil {
+			h.t.Error(err)
+		}
+	}()
+	<-reading
+	return r
+}
+
+// read has it read, and waits for its end.
+func (r lateReader) read() {
+	close(r.gate)
+	<-r.done
+}
+
+// replacedFiles counts the files that are kept for readers.
+func (h *harness) replacedFiles() int {
+	h.t.Helper()
+	time.Sleep(replacedRetry) // the bubble's clock
+	synctest.Wait()
+	if err := h.Ping(ctx); err != nil { // the writer has answered, and waits
+		h.t.Fatal(err)
+	}
+	return len(h.replaced.files)
+}
+
+// Who reads while everything is sealed anew, the old key retired and the file
+// replaced, reads what was there when it began, and holds up nobody.
+func TestRotateKey_OldReader(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := filledWith(t, 3, 10)
+		reader := h.readLate()
+		var primary uint32
+		for n := range 2 {
+			primary = must(h.RotateKey(ctx, Options{}))(t).KeyID
+			h.keptUp()
+			if got := h.replacedFiles(); got != 1 {
+				t.Errorf("rotation %d: %d files are kept for readers", n, got)
+			}
+			if h.values("w01")["L"] != "2" { // others read the new one meanwhile
+				t.Error("got another value")
+			}
+			must(h.UpdateSecrets(ctx, in("w01"), set("NEW", fmt.Sprint(n)), Options{}))(t)
+		}
+		checkKeys(t, h, primary)
+		reader.read()
+		if got := h.replacedFiles(); got != 0 {
+			t.Errorf("%d files are kept for readers", got)
+		}
+		h.close()
+	})
+}
+
+// The end of the last reader of a file that was replaced takes no key from those of
+// the next one, which another rotation is about to replace.
+func TestRotateKey_OldReaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := filledWith(t, 3, 10)
+		upkeep := newManualUpkeep(h)
+		first := h.readLate()
+		must(h.RotateKey(ctx, Options{}))(t)
+		for upkeep.step(h) {
+		}
+		second := h.readLate()
+		primary := must(h.RotateKey(ctx, Options{}))(t).KeyID
+		for h.keys().Rotating {
+			upkeep.step(h)
+		}
+		first.read()
+		if got := h.replacedFiles(); got != 0 {
+			t.Errorf("%d files are kept for readers", got)
+		}
+		second.read()
+		for upkeep.step(h) {
+		}
+		checkKeys(t, h, primary)
 		h.close()
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/workspaced/workspaced/store/seal"
@@ -376,6 +377,12 @@ type Snapshot struct {
 	// Staged are the keys, of secrets that are there or were, whose last change waits
 	// for the next start: what a running container has under them stays.
 	Staged []string
+}
+
+// Hidden reports whether a container of the spec has the model under the key, and not
+// the global secret: the workspace's own one can't have that key.
+func (sn *Snapshot) Hidden(spec *Spec, key string) bool {
+	return sn.Workspace.Model != "" && slices.Contains(spec.ModelVars(), key)
 }
 
 // OpenedSecret is a secret's value on its way into a container.

@@ -77,12 +77,14 @@ func FullMethod(m protoreflect.MethodDescriptor) string {
 // may call the RPC at all: whether it has one of its roles, wherever that may be.
 // Whether it has it for what the request is about, the rule's Check decides.
 func (p Policy) Admit(method string, id *Identity) (*Rule, error) {
+	if id.Err != nil {
+		return nil, id.Err
+	}
+	if err := id.check(); err != nil { // since the call began: its request may have been long in coming
+		return nil, err
+	}
 	rule := p[method]
 	switch {
-	case id.Err != nil:
-		return nil, id.Err
-	case id.check() != nil: // since the call began: its request may have been long in coming
-		return nil, id.check()
 	case rule != nil && rule.Exposure == ExposurePublic:
 		return rule, nil
 	case id.Subject.Name == "":

@@ -2,6 +2,7 @@ package access
 
 import (
 	"context"
+	"errors"
 	"testing"
 	"time"
 
@@ -44,5 +45,21 @@ func TestTokens_RevokedWhileMade(t *testing.T) {
 	}
 	if tokens.byID[made.ID].identity.check() == nil {
 		t.Error("the token is good")
+	}
+}
+
+// Why a caller is refused is asked once: a certificate can be good again a moment later.
+func TestAdmit_AsksOnce(t *testing.T) {
+	asked := 0
+	id := &Identity{Subject: Subject{Name: "cert:x"}, valid: func() error {
+		if asked++; asked == 1 {
+			return errors.New("no longer trusted")
+		}
+		return nil
+	}}
+	_, err := Policy{}.Admit("/any/method", id)
+	var refused *UnauthenticatedError
+	if !errors.As(err, &refused) || refused == nil || refused.Why != "cert:x: no longer trusted" {
+		t.Errorf("got %v", err)
 	}
 }

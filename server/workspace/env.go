@@ -56,7 +56,7 @@ func launchOf(spec *store.Spec, sn *store.Snapshot, generation int64, token seal
 	for _, s := range sn.Secrets {
 		value := s.Value.Reveal()
 		switch {
-		case hidden(spec, sn, s.Key):
+		case sn.Hidden(spec, s.Key):
 			continue
 		case s.File(spec):
 			files = append(files, runtime.File{Name: s.Key, Data: []byte(value)})
@@ -98,11 +98,6 @@ func launchOf(spec *store.Spec, sn *store.Snapshot, generation int64, token seal
 	return runtime.Launch{Generation: generation, SecretVersions: versions, GlobalSecrets: globals, Env: env, Files: files}, nil
 }
 
-// hidden reports whether a global secret of that key is hidden by the model.
-func hidden(spec *store.Spec, sn *store.Snapshot, key string) bool {
-	return sn.Workspace.Model != "" && slices.Contains(spec.ModelVars(), key)
-}
-
 // rotationOf makes what a running container takes in from a snapshot: the files,
 // but for those that wait for the next start.
 func rotationOf(sn *store.Snapshot) *runtime.Rotation {
@@ -114,7 +109,7 @@ func rotationOf(sn *store.Snapshot) *runtime.Rotation {
 		r.Keep = append(slices.Clone(r.Keep), envToken) // as long as the container itself
 	}
 	for _, s := range sn.Secrets {
-		if s.File(spec) && !hidden(spec, sn, s.Key) && !slices.Contains(sn.Staged, s.Key) {
+		if s.File(spec) && !sn.Hidden(spec, s.Key) && !slices.Contains(sn.Staged, s.Key) {
 			r.Files = append(r.Files, runtime.File{Name: s.Key, Data: []byte(s.Value.Reveal())})
 			r.SecretVersions[s.Key] = s.Version
 			if s.Global {
