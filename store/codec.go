@@ -51,13 +51,18 @@ func decodeRecord(b []byte, v any) error {
 	if !ok {
 		return json.Unmarshal(b, v)
 	}
-	c := codec{reading: true, in: string(b)}
-	r.code(&c)
+	return decodeCoded(string(b), r)
+}
+
+// decodeCoded is decodeRecord for a row that was copied; v keeps it.
+func decodeCoded(row string, v coded) error {
+	c := codec{reading: true, in: row}
+	v.code(&c)
 	if !c.refused && c.pos == len(c.in) {
 		return nil
 	}
 	reflect.ValueOf(v).Elem().SetZero()
-	return json.Unmarshal(b, v)
+	return json.Unmarshal([]byte(row), v)
 }
 
 // begin and end enclose an object.

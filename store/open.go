@@ -107,6 +107,7 @@ type Store struct {
 	watchdog watchdog
 	limits   limits
 	audit    auditor
+	sharing  sharing
 
 	// The writer's.
 	inDoubt  bool // the last commit is

@@ -595,6 +595,7 @@ func (m *machine) check(t *rapid.T) {
 	if len(ws) != len(m.model.workspaces) {
 		t.Fatalf("%d workspaces, want %d", len(ws), len(m.model.workspaces))
 	}
+	checkShared(t, m.Store, ws)
 	for _, w := range ws {
 		got := modelWorkspace{
 			uid: w.UID, labels: w.Labels, image: w.Spec.Image, signal: w.Spec.StopSignal, model: w.Model,

@@ -29,12 +29,17 @@ const listChunk = 512
 // several, and a workspace that changes meanwhile comes once, as it was when it
 // was read.
 func (s *Store) ListWorkspaces(after string, limit int, match func(*Workspace) bool) (ws []Workspace, more bool, err error) {
+	return listBy(after, limit, s.readWorkspaces, func(w *Workspace) *Workspace { return w }, match)
+}
+
+// listBy is ListWorkspaces of what read returns n of, of each the workspace.
+func listBy[W any](after string, limit int, read func(after string, n int) ([]W, error), workspace func(*W) *Workspace, match func(*Workspace) bool) (ws []W, more bool, err error) {
 	n := listChunk
 	if limit > 0 {
 		n = min(limit+1, listChunk) // the one more says that there are more
 	}
 	for ; ; n = min(2*n, listChunk) {
-		chunk, err := s.readWorkspaces(after, n)
+		chunk, err := read(after, n)
 		if err != nil {
 			return nil, false, err
 		}
@@ -42,7 +47,7 @@ func (s *Store) ListWorkspaces(after string, limit int, match func(*Workspace) b
 			ws = chunk[:0] // no place behind the one that is looked at is written
 		}
 		for i := range chunk {
-			if match != nil && !match(&chunk[i]) {
+			if match != nil && !match(workspace(&chunk[i])) {
 				continue
 			}
 			if limit > 0 && len(ws) == limit {
@@ -56,7 +61,7 @@ func (s *Store) ListWorkspaces(after string, limit int, match func(*Workspace) b
 			}
 			return ws, false, nil
 		}
-		after = chunk[len(chunk)-1].ID
+		after = workspace(&chunk[len(chunk)-1]).ID
 	}
 }
 

@@ -146,21 +146,30 @@ func eachWorkspace(tx *bolt.Tx, after string, limit int, f func(*Workspace)) (la
 		return "", false, err
 	}
 	var w Workspace
-	c := tx.Bucket(bucketWorkspaces).Cursor()
-	for k, v := c.Seek(append([]byte(after), 0)); k != nil; k, v = c.Next() {
-		if limit == 0 {
-			return after, true, nil
-		}
+	return eachRow(tx, after, limit, func(id, row []byte) error {
 		w = Workspace{}
-		if err := decode(bucketWorkspaces, k, v, &w); err != nil {
-			return "", false, err
+		if err := decode(bucketWorkspaces, id, row, &w); err != nil {
+			return err
 		}
 		takeIn(tx, &w, rollouts)
 		f(&w)
-		after = w.ID
+		return nil
+	})
+}
+
+// eachRow is eachWorkspace for the rows.
+func eachRow(tx *bolt.Tx, after string, limit int, f func(id, row []byte) error) (last string, more bool, err error) {
+	c := tx.Bucket(bucketWorkspaces).Cursor()
+	lastID := []byte(after)
+	k, v := c.Seek(append([]byte(after), 0))
+	for ; k != nil && limit > 0; k, v = c.Next() {
+		if err := f(k, v); err != nil {
+			return "", false, err
+		}
+		lastID = k
 		limit--
 	}
-	return after, false, nil
+	return string(lastID), k != nil, nil
 }
 
 // putRollout begins a rollout.

@@ -68,6 +68,7 @@ func TestRollout(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
+		checkShared(t, h.Store, ws)
 		got := map[string]int64{}
 		for _, w := range ws {
 			got[w.ID] = w.Generation
