@@ -119,10 +119,10 @@ func (s *Server) checkScope(subject *access.Subject, rule *access.Rule, req any)
 	if err == nil || !rule.View(subject).ShowsID(t.ID) {
 		return err
 	}
-	w, found := s.store.Workspace(t.ID) // its labels decide
+	w, found := s.store.SharedWorkspace(t.ID) // its labels decide
 	switch {
 	case found == nil:
-		return rule.Check(subject, access.TargetOf(&w))
+		return rule.Check(subject, access.TargetOf(&w.Workspace))
 	case errors.Is(found, store.ErrNotFound):
 		return err
 	}

@@ -296,15 +296,3 @@ func (c *containers) lastBeat(w *store.Workspace) time.Time {
 	}
 	return time.Time{}
 }
-
-// show is a workspace as the caller gets to see it. Its container sees how it does,
-// and not what others have said of it: the spec has paths of the machine, and
-// labels and etag are the operators'.
-func (s *Server) show(ctx context.Context, w *store.Workspace) *workspacev1.Workspace {
-	p := workspaceToProto(w)
-	p.LastHeartbeatTime = timeToProto(s.containers.lastBeat(w))
-	if subject := access.SubjectOf(ctx); !subject.May(access.AnyOf(workspacev1.Role_ROLE_VIEWER), access.TargetOf(w)) {
-		p.Spec, p.Labels, p.Etag, p.ContainerId, p.Pid = nil, nil, "", "", 0
-	}
-	return p
-}

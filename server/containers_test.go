@@ -75,6 +75,7 @@ func TestContainer_OnlyItself(t *testing.T) {
 		}
 		c := h.asContainer(h.containerToken("a"))
 
+		h.get("workspaces/a") // whom the answer is made for first
 		w := must2(c.GetWorkspace(h.ctx(), &workspacev1.GetWorkspaceRequest{Name: "workspaces/a"}))(t).GetWorkspace()
 		if w.GetState() != workspacev1.WorkspaceState_WORKSPACE_STATE_RUNNING || w.GetUid() == "" || w.GetSecretVersions()["K"] != 1 {
 			t.Errorf("got %v", w)
@@ -312,6 +313,9 @@ func TestHeartbeat(t *testing.T) {
 		c := h.asContainer(h.containerToken("a"))
 		stream := must2(h.Client.WatchWorkspaces(h.ctx(), &workspacev1.WatchWorkspacesRequest{}))(t)
 		recvUntil(t, stream, isSynced)
+		if got := h.get(name); got.GetLastHeartbeatTime() != nil {
+			t.Errorf("before any heartbeat: %v", got)
+		}
 		var last time.Time
 		for range 5 {
 			advance(10 * time.Second)

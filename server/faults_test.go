@@ -35,9 +35,20 @@ type faultyStore struct {
 }
 
 func (f *faultyStore) Workspace(id string) (store.Workspace, error) { return f.workspace(id) }
-func (f *faultyStore) AuditLater(store.AuditEntry)                  {}
-func (f *faultyStore) InstanceUID() string                          { return "instance" }
-func (f *faultyStore) Revision() uint64                             { return 7 }
+func (f *faultyStore) SharedWorkspace(id string) (*store.Shared, error) {
+	w, err := f.workspace(id)
+	return &store.Shared{Workspace: w}, err
+}
+func (f *faultyStore) ListShared(after string, limit int, match func(*store.Workspace) bool) (shared []*store.Shared, more bool, err error) {
+	ws, more, err := f.list(after, limit, match)
+	for _, w := range ws {
+		shared = append(shared, &store.Shared{Workspace: w})
+	}
+	return shared, more, err
+}
+func (f *faultyStore) AuditLater(store.AuditEntry) {}
+func (f *faultyStore) InstanceUID() string         { return "instance" }
+func (f *faultyStore) Revision() uint64            { return 7 }
 func (f *faultyStore) ListWorkspaces(after string, limit int, match func(*store.Workspace) bool) ([]store.Workspace, bool, error) {
 	return f.list(after, limit, match)
 }

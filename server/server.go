@@ -35,7 +35,9 @@ type Store interface {
 	InstanceUID() string
 	Revision() uint64
 	Workspace(id string) (store.Workspace, error)
+	SharedWorkspace(id string) (*store.Shared, error)
 	ListWorkspaces(after string, limit int, match func(*store.Workspace) bool) ([]store.Workspace, bool, error)
+	ListShared(after string, limit int, match func(*store.Workspace) bool) ([]*store.Shared, bool, error)
 	Secret(scope store.Scope, key string) (store.Secret, error)
 	Snapshot(id string) (store.Snapshot, error) // FetchSecrets' alone: nothing else has values
 	ListSecrets(scope store.Scope, after string, limit int) ([]store.Secret, bool, error)

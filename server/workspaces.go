@@ -82,14 +82,20 @@ func (s *Server) GetWorkspace(ctx context.Context, req *workspacev1.GetWorkspace
 	if err != nil {
 		return nil, err
 	}
-	w, err := s.store.Workspace(id)
+	w, err := s.store.SharedWorkspace(id)
 	if err == nil {
-		err = s.checkRead(ctx, workspacev1.WorkspaceControl_GetWorkspace_FullMethodName, &w)
+		err = s.checkRead(ctx, workspacev1.WorkspaceControl_GetWorkspace_FullMethodName, &w.Workspace)
 	}
 	if err != nil {
 		return nil, err
 	}
-	return &workspacev1.GetWorkspaceResponse{Workspace: s.show(ctx, &w)}, nil
+	encoding, err := s.encode(ctx, w)
+	if err != nil {
+		return nil, err
+	}
+	resp := &workspacev1.GetWorkspaceResponse{}
+	setEncoded(resp, workspaceField, encoding)
+	return resp, nil
 }
 
 // ListWorkspaces implements workspace.v1.WorkspaceControl. By name a page costs
@@ -117,18 +123,23 @@ func (s *Server) ListWorkspaces(ctx context.Context, req *workspacev1.ListWorksp
 	if err != nil {
 		return nil, err
 	}
-	resp := &workspacev1.ListWorkspacesResponse{}
+	encodings := make([][]byte, 0, len(page))
 	size := 0
-	for i := range page {
-		w := s.show(ctx, &page[i])
-		if size += proto.Size(w); i > 0 && size > maxPageBytes {
+	for i, w := range page {
+		encoding, err := s.encode(ctx, w)
+		if err != nil {
+			return nil, err
+		}
+		if size += len(encoding); i > 0 && size > maxPageBytes {
 			page, more = page[:i], true
 			break
 		}
-		resp.Workspaces = append(resp.Workspaces, w)
+		encodings = append(encodings, encoding)
 	}
+	resp := &workspacev1.ListWorkspacesResponse{}
+	setEncoded(resp, workspacesField, encodings...)
 	if more {
-		resp.NextPageToken = encodeToken(cursorOf(&page[len(page)-1]), list...)
+		resp.NextPageToken = encodeToken(cursorOf(&page[len(page)-1].Workspace), list...)
 	}
 	return resp, nil
 }
@@ -146,9 +157,9 @@ func visible(f *filter, view access.View) func(*store.Workspace) bool {
 
 // listWorkspaces returns the n workspaces that match behind the cursor, and
 // whether there are more.
-func (s *Server) listWorkspaces(match func(*store.Workspace) bool, order ordering.OrderBy, after cursor, n int) (page []store.Workspace, more bool, err error) {
+func (s *Server) listWorkspaces(match func(*store.Workspace) bool, order ordering.OrderBy, after cursor, n int) (page []*store.Shared, more bool, err error) {
 	if byName(order) {
-		return s.store.ListWorkspaces(after.ID, n, match)
+		return s.store.ListShared(after.ID, n, match)
 	}
 	// One more than asked for, to know whether there is one.
 	top := &topN{order: order, n: n + 1}
@@ -161,7 +172,9 @@ func (s *Server) listWorkspaces(match func(*store.Workspace) bool, order orderin
 	if err != nil {
 		return nil, false, err
 	}
-	page = top.sorted()
+	for _, w := range top.sorted() {
+		page = append(page, &store.Shared{Workspace: w})
+	}
 	if len(page) > n {
 		return page[:n], true, nil
 	}

@@ -80,6 +80,12 @@ func read(ctx context.Context, env *Env, sizes readSizes) (_ []measure.Result, e
 		_, err := client.GetWorkspace(ctx, &workspacev1.GetWorkspaceRequest{Name: name})
 		return err
 	}
+	next := sizes.page // in the order of the list, which is read from both ends
+	getAnother := func() error {
+		next = (next + 1) % sizes.workspaces
+		_, err := client.GetWorkspace(ctx, &workspacev1.GetWorkspaceRequest{Name: "workspaces/" + libraryID(next)})
+		return err
+	}
 	page := func(token string) (*workspacev1.ListWorkspacesResponse, error) {
 		return client.ListWorkspaces(ctx, &workspacev1.ListWorkspacesRequest{PageSize: int32(sizes.page), PageToken: token})
 	}
@@ -99,6 +105,12 @@ func read(ctx context.Context, env *Env, sizes readSizes) (_ []measure.Result, e
 			return err
 		}
 	}
+	onward := "" // from page to page, round and round
+	listAnother := func() error {
+		resp, err := page(onward)
+		onward = resp.GetNextPageToken()
+		return err
+	}
 	if ready.get, err = client.GetWorkspace(ctx, &workspacev1.GetWorkspaceRequest{Name: name}); err != nil {
 		return nil, err
 	}
@@ -106,14 +118,16 @@ func read(ctx context.Context, env *Env, sizes readSizes) (_ []measure.Result, e
 		return nil, err
 	}
 
-	var empty, got, gotReady, first, last, listReady measure.Samples
+	var empty, got, gotAnother, gotReady, first, last, another, listReady measure.Samples
 	us, ms := time.Microsecond, time.Millisecond
 	err = measure.Alternate(ctx, sizes.rounds,
 		measure.Timed(&empty, us, sizes.gets, repeat(sizes.gets, func() error { return bare.call(ctx, "Empty", &emptypb.Empty{}) })),
 		measure.Timed(&got, us, sizes.gets, repeat(sizes.gets, get)),
+		measure.Timed(&gotAnother, us, sizes.gets, repeat(sizes.gets, getAnother)),
 		measure.Timed(&gotReady, us, sizes.gets, repeat(sizes.gets, func() error { return bare.call(ctx, "Get", &workspacev1.GetWorkspaceResponse{}) })),
 		measure.Timed(&first, ms, sizes.lists, repeat(sizes.lists, listed(""))),
 		measure.Timed(&last, ms, sizes.lists, repeat(sizes.lists, listed(lastToken))),
+		measure.Timed(&another, ms, sizes.lists, repeat(sizes.lists, listAnother)),
 		measure.Timed(&listReady, ms, sizes.lists, repeat(sizes.lists, func() error { return bare.call(ctx, "List", &workspacev1.ListWorkspacesResponse{}) })),
 	)
 	if err != nil {
@@ -128,9 +142,11 @@ func read(ctx context.Context, env *Env, sizes readSizes) (_ []measure.Result, e
 	return []measure.Result{
 		measure.Compare("read/get", "µs", got, emptyRPC, empty, measure.RatioAtMost(1.3)),
 		measure.Compare("read/get of a known answer", "µs", got, readyMade, gotReady),
+		measure.Compare("read/get of another each time", "µs", gotAnother, emptyRPC, empty),
 		measure.Compare(list, "ms", first, emptyRPC, emptyMs, measure.MedianAtMost(2)),
 		measure.Compare(list+" of a known answer", "ms", first, readyMade, listReady),
 		measure.Compare(fmt.Sprintf("read/list page %d", pages), "ms", last, "page 1", first, measure.MedianAtMost(2), measure.RatioAtMost(1.2)),
+		measure.Compare("read/list of another page each time", "ms", another, readyMade, listReady),
 	}, nil
 }
 
@@ -167,20 +183,20 @@ type slowStore struct {
 	slow func()
 }
 
-// Workspace is the store's.
-func (s slowStore) Workspace(id string) (store.Workspace, error) {
+// SharedWorkspace is the store's.
+func (s slowStore) SharedWorkspace(id string) (*store.Shared, error) {
 	if s.slow != nil {
 		s.slow()
 	}
-	return s.Store.Workspace(id)
+	return s.Store.SharedWorkspace(id)
 }
 
-// ListWorkspaces is the store's.
-func (s slowStore) ListWorkspaces(after string, limit int, match func(*store.Workspace) bool) ([]store.Workspace, bool, error) {
+// ListShared is the store's.
+func (s slowStore) ListShared(after string, limit int, match func(*store.Workspace) bool) ([]*store.Shared, bool, error) {
 	if s.slow != nil {
 		s.slow()
 	}
-	return s.Store.ListWorkspaces(after, limit, match)
+	return s.Store.ListShared(after, limit, match)
 }
 
 // servedSocket is a gRPC server on a unix socket, and a connection to it.

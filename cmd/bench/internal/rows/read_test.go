@@ -28,7 +28,7 @@ func TestRead_ShowsASlowStep(t *testing.T) {
 	const step = 20 * time.Millisecond
 	before := run(nil)
 	after := run(func() { <-time.After(step) })
-	if len(before) != 5 || len(after) != len(before) {
+	if len(before) != 7 || len(after) != len(before) {
 		t.Fatalf("%d and %d results", len(before), len(after))
 	}
 	for i := range after {
