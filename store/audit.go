@@ -20,7 +20,7 @@ import (
 // The audit log is one row a call, in the order in which they were written. Each
 // row begins with a hash over the hash before it, its own number and its content,
 // so that no row can be changed, moved, taken out or put in without every later
-// hash being another one. The record in meta says where the log begins and ends,
+// hash being another one. The record in counters says where the log begins and ends,
 // with the hashes there, under a MAC whose key is sealed: who can write the file,
 // but has no key, can't make a log that fits it, a shorter one neither.
 //
@@ -114,7 +114,7 @@ const (
 	auditChunk = 1000
 )
 
-// auditState is the record in meta: which rows there are.
+// auditState is the record in counters: which rows there are.
 type auditState struct {
 	First  uint64    `json:"first"`            // the oldest entry's number; Next if there is none
 	Next   uint64    `json:"next"`             // the next one's
@@ -147,8 +147,9 @@ func (st *auditState) genuine(key []byte, instance string) bool {
 
 func auditKeyAssociated() []byte { return seal.AssociatedData("workspaced audit key") }
 
-// initAudit begins the log: with a key of its own, and empty.
-func initAudit(tx *bolt.Tx, sealer *seal.Sealer, instance string) error {
+// initAudit begins the log: with a key of its own, and empty. The bucket is that of
+// the record of where it begins and ends.
+func initAudit(tx *bolt.Tx, sealer *seal.Sealer, instance string, bucket []byte) error {
 	key := make([]byte, sha256.Size)
 	_, _ = rand.Read(key) // never fails
 	sealed, err := sealer.Seal(key, auditKeyAssociated())
@@ -161,8 +162,7 @@ func initAudit(tx *bolt.Tx, sealer *seal.Sealer, instance string) error {
 	if err != nil {
 		return err
 	}
-	meta := tx.Bucket(bucketMeta)
-	return errors.Join(meta.Put(metaAuditKey, sealed), meta.Put(metaAudit, row))
+	return errors.Join(tx.Bucket(bucketMeta).Put(metaAuditKey, sealed), tx.Bucket(bucket).Put(counterAudit, row))
 }
 
 // loadAuditKey reads the key of the MAC. If it can't be opened the log is damaged,
@@ -273,7 +273,7 @@ func (t *txn) appendAudit(entries []AuditEntry) error {
 func (t *txn) putAuditState(st *auditState) error {
 	st.Copied = t.store.audit.copied.Load()
 	st.MAC = st.mac(t.store.audit.key, t.store.instance)
-	return t.putRecord(bucketMeta, metaAudit, st)
+	return t.putRecord(bucketCounters, counterAudit, st)
 }
 
 // pruneAudit removes the oldest rows, for as long as there is one that is to go,
@@ -311,11 +311,11 @@ func (t *txn) pruneAudit(st *auditState, goes func(*auditState) bool) (removed i
 	return len(rows), nil
 }
 
-// auditState returns the record in meta, and whether it is genuine. Damage says in
+// auditState returns the record in counters, and whether it is genuine. Damage says in
 // a sentence that it is not, or does not fit the newest row; empty: all is well.
 func (t *txn) auditState() (st *auditState, genuine bool, damage string) {
 	st = &auditState{}
-	found, err := getRecord(t.Tx, bucketMeta, metaAudit, st)
+	found, err := getRecord(t.Tx, bucketCounters, counterAudit, st)
 	if !found || err != nil || !st.genuine(t.store.audit.key, t.store.instance) {
 		return newAuditState(), false, "the record of where it begins and ends is not genuine"
 	}
@@ -509,7 +509,7 @@ type auditVerifier struct {
 // step checks the next rows.
 func (v *auditVerifier) step(tx *bolt.Tx) error {
 	st := &auditState{}
-	found, err := getRecord(tx, bucketMeta, metaAudit, st)
+	found, err := getRecord(tx, bucketCounters, counterAudit, st)
 	if !found || err != nil || !st.genuine(v.store.audit.key, v.store.instance) {
 		v.report.problem("the record of where the log begins and ends is not genuine")
 		v.done = true

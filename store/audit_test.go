@@ -433,25 +433,27 @@ func TestAudit_RecordIsFound(t *testing.T) {
 	h := newHarness(t)
 	h.create("a")
 	h.fillAudit(5)
-	older := []byte(dump(t, h.db)["meta"]["audit"])
+	older := []byte(dump(t, h.db)["counters"]["audit"])
 	h.fillAudit(5)
 	good := dump(t, h.db)
 	forged := &auditState{}
-	if err := json.Unmarshal([]byte(good["meta"]["audit"]), forged); err != nil {
+	if err := json.Unmarshal([]byte(good["counters"]["audit"]), forged); err != nil {
 		t.Fatal(err)
 	}
 	forged.MAC = forged.mac(make([]byte, 32), h.InstanceUID())
-	for name, edit := range map[string]func(meta *bolt.Bucket) error{
-		"older":   func(meta *bolt.Bucket) error { return meta.Put(metaAudit, older) },
-		"none":    func(meta *bolt.Bucket) error { return meta.Delete(metaAudit) },
-		"nothing": func(meta *bolt.Bucket) error { return meta.Put(metaAudit, []byte("null")) },
-		"forged":  func(meta *bolt.Bucket) error { return meta.Put(metaAudit, must(encodeRecord(forged))(t)) },
-		"no key":  func(meta *bolt.Bucket) error { return meta.Delete(metaAuditKey) },
-		"a key":   func(meta *bolt.Bucket) error { return meta.Put(metaAuditKey, []byte("0123456789")) },
+	for name, edit := range map[string]func(counters, meta *bolt.Bucket) error{
+		"older":   func(counters, meta *bolt.Bucket) error { return counters.Put(counterAudit, older) },
+		"none":    func(counters, meta *bolt.Bucket) error { return counters.Delete(counterAudit) },
+		"nothing": func(counters, meta *bolt.Bucket) error { return counters.Put(counterAudit, []byte("null")) },
+		"forged": func(counters, meta *bolt.Bucket) error {
+			return counters.Put(counterAudit, must(encodeRecord(forged))(t))
+		},
+		"no key": func(counters, meta *bolt.Bucket) error { return meta.Delete(metaAuditKey) },
+		"a key":  func(counters, meta *bolt.Bucket) error { return meta.Put(metaAuditKey, []byte("0123456789")) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			h.put(good)
-			h.edit(func(tx *bolt.Tx) error { return edit(tx.Bucket(bucketMeta)) })
+			h.edit(func(tx *bolt.Tx) error { return edit(tx.Bucket(bucketCounters), tx.Bucket(bucketMeta)) })
 			h.reopen()
 			for range 3 {
 				if r := h.verify(); r.Problems == 0 || r.Problem == "" {
@@ -594,7 +596,7 @@ func TestAudit_Copied(t *testing.T) {
 	h.fillAudit(3)
 	saved := func() uint64 {
 		st := &auditState{}
-		must(0, h.view(func(tx *bolt.Tx) error { _, err := getRecord(tx, bucketMeta, metaAudit, st); return err }))(t)
+		must(0, h.view(func(tx *bolt.Tx) error { _, err := getRecord(tx, bucketCounters, counterAudit, st); return err }))(t)
 		return st.Copied
 	}
 	h.SetAuditCopied(3)

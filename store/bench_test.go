@@ -20,7 +20,7 @@ func BenchmarkCommit(b *testing.B) {
 		b.Run(fmt.Sprintf("writer-%d", callers), func(b *testing.B) {
 			h := newHarness(b)
 			each(b, callers, func(n int64) error {
-				_, err := change(ctx, h.Store, false, func(t *txn) (int, error) { return 0, t.put(bucketOwners, number(uint64(n)), []byte("{}")) })
+				_, err := change(ctx, h.Store, false, func(t *txn) (int, error) { return 0, t.put(bucketTokens, number(uint64(n)), []byte("{}")) })
 				return err
 			})
 		})
@@ -33,11 +33,11 @@ func BenchmarkCommit(b *testing.B) {
 					b.Fatal(err)
 				}
 				defer func() { _ = db.Close() }()
-				if err := db.Update(func(tx *bolt.Tx) error { _, err := tx.CreateBucket(bucketOwners); return err }); err != nil {
+				if err := db.Update(func(tx *bolt.Tx) error { _, err := tx.CreateBucket(bucketTokens); return err }); err != nil {
 					b.Fatal(err)
 				}
 				each(b, callers, func(n int64) error {
-					return commit(db, func(tx *bolt.Tx) error { return tx.Bucket(bucketOwners).Put(number(uint64(n)), []byte("{}")) })
+					return commit(db, func(tx *bolt.Tx) error { return tx.Bucket(bucketTokens).Put(number(uint64(n)), []byte("{}")) })
 				})
 			})
 		}

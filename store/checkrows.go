@@ -23,7 +23,7 @@ import (
 func checkRows(tx *bolt.Tx, sealer *seal.Sealer, beside func(func(*bolt.Tx) error) (wait func() error)) error {
 	var secrets map[string]*secretRows
 	counted := beside(func(tx *bolt.Tx) (err error) {
-		secrets, err = countSecrets(tx)
+		secrets, err = countSecrets(tx, sealer)
 		return err
 	})
 	var uids map[string]bool
@@ -33,7 +33,7 @@ func checkRows(tx *bolt.Tx, sealer *seal.Sealer, beside func(func(*bolt.Tx) erro
 	})
 	err = cmp.Or(err, counted())
 	if err == nil {
-		err = checkOwners(tx, sealer, uids, secrets)
+		err = checkOwners(uids, secrets)
 	}
 	if err == nil {
 		err = checkRequests(tx)
@@ -69,14 +69,14 @@ func checkWorkspaces(tx *bolt.Tx) (uids map[string]bool, err error) {
 
 // checkFeed checks that the feed tells of exactly the workspaces that are there.
 func checkFeed(tx *bolt.Tx, revisions map[string]uint64) error {
-	newest, err := metaNumber(tx, metaRevision)
+	newest, err := counter(tx, counterRevision)
 	if err != nil {
 		return err
 	}
-	if _, err := metaNumber(tx, metaFloor); err != nil {
+	if _, err := counter(tx, counterFloor); err != nil {
 		return err
 	}
-	tombstones, err := metaNumber(tx, metaTombstones)
+	tombstones, err := counter(tx, counterTombstones)
 	if err != nil {
 		return err
 	}
@@ -119,11 +119,16 @@ func checkFeed(tx *bolt.Tx, revisions map[string]uint64) error {
 }
 
 // secretRows is what there is of an owner: how many secrets there are and were,
-// how many keys have values, and how long those are.
-type secretRows struct{ secrets, retired, keys, keyBytes int }
+// how many keys have values, and how long those are. sums is what its own row says
+// of that; nil: there is none.
+type secretRows struct {
+	secrets, retired, keys, keyBytes int
+	sums                             *sums
+}
 
-// countSecrets counts the rows of each owner.
-func countSecrets(tx *bolt.Tx) (map[string]*secretRows, error) {
+// countSecrets counts the rows of each owner, and checks that sums and index in its
+// own row are those that were written together.
+func countSecrets(tx *bolt.Tx, sealer *seal.Sealer) (map[string]*secretRows, error) {
 	owners := map[string]*secretRows{}
 	of := func(bucket, row []byte) (r *secretRows, key []byte, err error) {
 		name, key, ok := bytes.Cut(row, []byte("/"))
@@ -159,9 +164,15 @@ func countSecrets(tx *bolt.Tx) (map[string]*secretRows, error) {
 	}
 	values := tx.Bucket(bucketSealed).Cursor() // goes along: both are in order
 	value, _ := values.First()
-	err = tx.Bucket(bucketSecrets).ForEach(func(row, _ []byte) error {
-		r, _, err := of(bucketSecrets, row)
+	err = tx.Bucket(bucketSecrets).ForEach(func(row, v []byte) error {
+		r, key, err := of(bucketSecrets, row)
 		if err != nil {
+			return err
+		}
+		if len(key) == 0 {
+			name, _ := ownRow(row)
+			sums, _, err := openOwnerRow(sealer, name, v)
+			r.sums = &sums
 			return err
 		}
 		prefix := valuesOf(row)
@@ -179,45 +190,24 @@ func countSecrets(tx *bolt.Tx) (map[string]*secretRows, error) {
 }
 
 // checkOwners checks that each owner is there and has as many rows as its sums
-// say, that each secret has a value and each value a secret, and that sums and
-// index are those that were written together.
-func checkOwners(tx *bolt.Tx, sealer *seal.Sealer, uids map[string]bool, owners map[string]*secretRows) error {
-	var indexes uint64
-	err := tx.Bucket(bucketOwners).ForEach(func(k, v []byte) error {
-		var sums ownerRecord
-		if err := decode(bucketOwners, k, v, &sums); err != nil {
-			return err
+// say, and that each secret has a value and each value a secret.
+func checkOwners(uids map[string]bool, owners map[string]*secretRows) error {
+	for name, r := range owners {
+		switch {
+		case r.sums == nil:
+			return fmt.Errorf("there are secrets of %.64q, which is not known", name)
+		case !uids[name]:
+			return fmt.Errorf("there are secrets of %.64q, which is no workspace", name)
+		case r.keyBytes != r.sums.keyBytes || r.secrets != r.keys || r.retired != r.sums.retired:
+			return fmt.Errorf("secrets of %.64q are missing", name)
 		}
-		if !uids[string(k)] {
-			return fmt.Errorf("there are secrets of %.64q, which is no workspace", k)
-		}
-		r := owners[string(k)]
-		delete(owners, string(k))
-		if r == nil {
-			r = &secretRows{}
-		}
-		if r.keyBytes != sums.KeyBytes || r.secrets != r.keys || r.retired != sums.Retired {
-			return fmt.Errorf("secrets of %.64q are missing", k)
-		}
-		indexes++
-		_, err := openIndex(tx, sealer, string(k))
-		return err
-	})
-	if err != nil {
-		return err
-	}
-	if rows := count(tx, bucketIndexes); rows != indexes {
-		return fmt.Errorf("there are %d indexes for %d owners of secrets", rows, indexes)
-	}
-	for name := range owners {
-		return fmt.Errorf("there are secrets of %.64q, which is not known", name)
 	}
 	return nil
 }
 
 func checkRequests(tx *bolt.Tx) error {
 	var sums requestSums
-	if _, err := getRecord(tx, bucketMeta, metaRequests, &sums); err != nil {
+	if _, err := getRecord(tx, bucketCounters, counterRequests, &sums); err != nil {
 		return err
 	}
 	err := tx.Bucket(bucketRequests).ForEach(func(k, v []byte) error {

@@ -622,23 +622,6 @@ func (r *feedRow) code(c *codec) {
 	c.end()
 }
 
-func (r *ownerRecord) code(c *codec) {
-	c.begin()
-	if c.field("bytes", r.Bytes != 0) {
-		integer(c, &r.Bytes)
-	}
-	if c.field("keyBytes", r.KeyBytes != 0) {
-		integer(c, &r.KeyBytes)
-	}
-	if c.field("retired", r.Retired != 0) {
-		integer(c, &r.Retired)
-	}
-	if c.field("lastVersion", r.LastVersion != 0) {
-		integer(c, &r.LastVersion)
-	}
-	c.end()
-}
-
 func (r *secretRecord) code(c *codec) {
 	c.begin()
 	if c.field("version", true) {

@@ -15,7 +15,7 @@ import (
 // codedRecords makes one of each record that has a description.
 var codedRecords = []func() coded{
 	func() coded { return &Workspace{} }, func() coded { return &Status{} },
-	func() coded { return &feedRow{} }, func() coded { return &ownerRecord{} }, func() coded { return &secretRecord{} },
+	func() coded { return &feedRow{} }, func() coded { return &secretRecord{} },
 	func() coded { return &AuditEntry{} }, func() coded { return &auditState{} },
 }
 

@@ -214,7 +214,7 @@ func (h *harness) readLate() lateReader {
 				return err
 			}
 			o := ownerOf(&w)
-			x, err := openIndex(tx, h.sealer, o.name())
+			_, x, err := openOwner(tx, h.sealer, o.name())
 			if err != nil {
 				return err
 			}

@@ -7,7 +7,10 @@
 //
 // # Schema
 //
-// Version 10. Numbers are 8 bytes big endian, records are JSON.
+// Version 11. Numbers are 8 bytes big endian, records are JSON. Rows that one change
+// writes lie together where they can: each page that a commit need not write makes it
+// faster. So counters is small, and bbolt keeps it in the page of its root, which each
+// commit writes.
 //
 //	meta
 //	├── schema      number  version of this schema
@@ -15,28 +18,27 @@
 //	├── keys        record  storedWrapped: the data keys, wrapped by the KEK
 //	├── compact     number  1: the file is to be compacted, see compact.go
 //	├── check       bytes   the instance's uuid, sealed: tells a wrong key
+//	└── audit_key   bytes   the key of the MAC in counters, sealed
+//	counters
 //	├── revision    number  last one given to a change of a workspace
 //	├── floor       number  newest revision whose tombstone was pruned
 //	├── tombstones  number  rows in removed
 //	├── requests    record  how many rows and bytes are in requests
-//	├── audit       record  auditState: where audit begins and ends, under a MAC
-//	└── audit_key   bytes   the key of that MAC, sealed
+//	└── audit       record  auditState: where audit begins and ends, under a MAC
 //	workspaces
 //	└── ID                  record  Workspace, with the hashes of its containers' tokens
 //	feed                    one row a workspace, and one a removed workspace
 //	└── REVISION            record  feedRow: the workspace's id, or a tombstone
 //	removed                 the tombstones in feed, oldest first
 //	└── REVISION            number  when it was removed, Unix nanoseconds
-//	owners                  an OWNER is a workspace's uid, or "global"
-//	└── OWNER               record  ownerRecord: sums over its secrets
-//	secrets
+//	secrets                 an OWNER is a workspace's uid, or "global"
+//	├── OWNER/              bytes   sums over its secrets, and an index: a hash of each of
+//	│                               the other rows, all of that under a seal, see index.go
 //	└── OWNER/KEY           record  secretRecord: the current version and older ones; of
 //	                                a deleted key the version
 //	sealed
 //	└── OWNER/KEY NUL VERSION
 //	                        bytes   a version's value, sealed
-//	indexes                 what is in secrets, see index.go
-//	└── OWNER               bytes   a seal, then 24 bytes of hash for each row
 //	requests
 //	└── REQUEST ID          record  requestRecord: sealed fingerprint, result
 //	requests_by_expiry
@@ -53,8 +55,8 @@
 // A value is sealed with scope, owner, key and version as associated data. The
 // current version is that of the row in secrets, and no later one may be in sealed:
 // ciphertext that was moved, swapped or put back from an earlier time does not
-// open. Nor does one that was put back together with that row: the owner's row in
-// indexes tells. All that an owner has, put back together, or a database as a whole,
+// open. Nor does one that was put back together with that row: the owner's own row
+// tells. All that an owner has, put back together, or a database as a whole,
 // is not recognized.
 //
 // All is sealed with data keys, which meta has, wrapped by Config.KEK. They can be

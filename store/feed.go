@@ -66,11 +66,11 @@ func (s *Store) Feed(after uint64, limit int) (FeedPage, error) {
 // on with Feed(page.Next, n).
 func (s *Store) FeedSince(since, after uint64, limit int) (page FeedPage, err error) {
 	err = s.view(func(tx *bolt.Tx) error {
-		newest, err := metaNumber(tx, metaRevision)
+		newest, err := counter(tx, counterRevision)
 		if err != nil {
 			return err
 		}
-		floor, err := metaNumber(tx, metaFloor)
+		floor, err := counter(tx, counterFloor)
 		if err != nil {
 			return err
 		}
@@ -143,11 +143,11 @@ func (t *txn) putTombstone(w *Workspace) error {
 	if err := t.put(bucketRemoved, number(revision), number(nanos(t.now))); err != nil {
 		return err
 	}
-	count, err := metaNumber(t.Tx, metaTombstones)
+	count, err := counter(t.Tx, counterTombstones)
 	if err != nil {
 		return err
 	}
-	if err := t.putMetaNumber(metaTombstones, count+1); err != nil {
+	if err := t.putCounter(counterTombstones, count+1); err != nil {
 		return err
 	}
 	return t.pruneTombstones()
@@ -188,7 +188,7 @@ func (t *txn) bringBackRemoved() error {
 
 // pruneTombstones forgets the oldest removed workspaces and raises the floor.
 func (t *txn) pruneTombstones() error {
-	count, err := metaNumber(t.Tx, metaTombstones)
+	count, err := counter(t.Tx, counterTombstones)
 	if err != nil {
 		return err
 	}
@@ -216,8 +216,8 @@ func (t *txn) pruneTombstones() error {
 			return err
 		}
 	}
-	if err := t.putMetaNumber(metaTombstones, count-uint64(len(old))); err != nil {
+	if err := t.putCounter(counterTombstones, count-uint64(len(old))); err != nil {
 		return err
 	}
-	return t.put(bucketMeta, metaFloor, old[len(old)-1])
+	return t.put(bucketCounters, counterFloor, old[len(old)-1])
 }

@@ -232,8 +232,8 @@ func TestFeed_TombstonesAreBounded(t *testing.T) {
 	}
 	// As if there were as many as there can be.
 	tombstones := must(change(ctx, h.Store, false, func(t *txn) (uint64, error) {
-		n, err := metaNumber(t.Tx, metaTombstones)
-		return n, errors.Join(err, t.putMetaNumber(metaTombstones, maxTombstones))
+		n, err := counter(t.Tx, counterTombstones)
+		return n, errors.Join(err, t.putCounter(counterTombstones, maxTombstones))
 	}))(t)
 	if tombstones != 3 {
 		t.Fatalf("%d tombstones are counted", tombstones)

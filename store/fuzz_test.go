@@ -26,16 +26,16 @@ var fuzzRows = []struct {
 	{bucketWorkspaces, func(a, _ Workspace) string { return a.ID }},
 	{bucketSecrets, func(a, _ Workspace) string { return a.UID + "/K" }},
 	{bucketSealed, func(a, _ Workspace) string { return string(ownerOf(&a).value("K", 1)) }},
-	{bucketOwners, func(a, _ Workspace) string { return a.UID }},
+	{bucketSecrets, func(a, _ Workspace) string { return a.UID + "/" }},
 	{bucketFeed, func(a, _ Workspace) string { return string(number(a.Revision)) }},
 	{bucketRemoved, func(Workspace, Workspace) string { return string(number(3)) }},
 	{bucketRequests, func(Workspace, Workspace) string { return "id" }},
 	{bucketRollouts, func(Workspace, Workspace) string { return string(number(1 << 40)) }},
-	{bucketMeta, func(Workspace, Workspace) string { return string(metaRevision) }},
-	{bucketMeta, func(Workspace, Workspace) string { return string(metaFloor) }},
-	{bucketMeta, func(Workspace, Workspace) string { return string(metaTombstones) }},
-	{bucketMeta, func(Workspace, Workspace) string { return string(metaRequests) }},
-	{bucketMeta, func(Workspace, Workspace) string { return string(metaAudit) }},
+	{bucketCounters, func(Workspace, Workspace) string { return string(counterRevision) }},
+	{bucketCounters, func(Workspace, Workspace) string { return string(counterFloor) }},
+	{bucketCounters, func(Workspace, Workspace) string { return string(counterTombstones) }},
+	{bucketCounters, func(Workspace, Workspace) string { return string(counterRequests) }},
+	{bucketCounters, func(Workspace, Workspace) string { return string(counterAudit) }},
 	{bucketAudit, func(Workspace, Workspace) string { return string(number(1)) }},
 }
 
@@ -89,7 +89,7 @@ func FuzzRow(f *testing.F) {
 				if secret.Key != "K" && !errors.Is(err, ErrModelKey) {
 					t.Errorf("it names secret %s", secret.Key)
 				}
-			case errors.Is(err, ErrCompacted) && bytes.Equal(kind.bucket, bucketMeta),
+			case errors.Is(err, ErrCompacted) && bytes.Equal(kind.bucket, bucketCounters),
 				errors.Is(err, ErrDeleting), errors.Is(err, ErrParked), errors.Is(err, ErrTooLarge), errors.Is(err, ErrRequestReused),
 				errors.Is(err, ErrVersionCurrent), errors.Is(err, ErrVersionDisabled), errors.Is(err, ErrVersionDestroyed),
 				errors.As(err, &version) && errors.Is(err, ErrUnreadable),

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"slices"
 	"sort"
 
@@ -14,7 +15,7 @@ import (
 
 // A sealed value says which row of secrets it belongs to. That both of them are
 // the newest ones only a third place can tell, which changes with every secret of
-// the owner: the owner's row in indexes. It has a hash of each of its rows in
+// the owner: the owner's own row. It has a hash of each of the other ones in
 // secrets, and a seal over these and over the owner's sums. Who puts back both
 // rows of a secret, or makes up one, is noticed when the secret is opened; who
 // puts back all that an owner has, or the whole file, is not.
@@ -80,53 +81,72 @@ func (x *index) delete(key []byte) {
 	}
 }
 
-// sealBytes is the length of the seal before the entries: there is nothing in it.
-const sealBytes = seal.Overhead
+// An owner's own row is a seal, its sums, four numbers, and the index. There is
+// nothing in the seal: it is over the rest.
+const (
+	sealBytes = seal.Overhead
+	sumsBytes = 4 * 8
+)
 
-func indexAssociated(owner, sums []byte, x index) []byte {
-	return seal.AssociatedData("workspaced index", string(owner), string(sums), string(x))
+// ownRow returns whose own row it is.
+func ownRow(key []byte) (name []byte, own bool) { return bytes.CutSuffix(key, []byte("/")) }
+
+func damagedOwner(name string) error { return &RowError{string(bucketSecrets), name + "/"} }
+
+// parseOwner takes an owner's own row apart. It does not look at the seal; the index
+// is a part of the row.
+func parseOwner(row []byte) (s sums, x index, err error) {
+	if len(row) < sealBytes+sumsBytes || (len(row)-sealBytes-sumsBytes)%entryBytes != 0 {
+		return s, nil, errors.New("it has another length")
+	}
+	n := func(i int) int64 { return int64(binary.BigEndian.Uint64(row[sealBytes+8*i:])) }
+	s = sums{bytes: int(n(0)), keyBytes: int(n(1)), retired: int(n(2)), lastVersion: n(3)}
+	return s, row[sealBytes+sumsBytes:], nil
 }
 
-// openIndex returns an owner's index; a *RowError when it is not the one that
-// belongs to the owner's sums.
-func openIndex(tx *bolt.Tx, sealer *seal.Sealer, owner string) (index, error) {
-	name := []byte(owner)
-	sums, row := tx.Bucket(bucketOwners).Get(name), tx.Bucket(bucketIndexes).Get(name)
-	if sums == nil && row == nil {
-		return nil, nil
+// openOwner returns an owner's sums and index; a *RowError when they are not those
+// that were written together.
+func openOwner(tx *bolt.Tx, sealer *seal.Sealer, owner string) (sums, index, error) {
+	row := tx.Bucket(bucketSecrets).Get([]byte(owner + "/"))
+	if row == nil {
+		return sums{}, nil, nil
 	}
-	damaged := &RowError{string(bucketOwners), owner}
-	if sums == nil || len(row) < sealBytes || (len(row)-sealBytes)%entryBytes != 0 {
-		return nil, damaged
-	}
-	x := index(row[sealBytes:])
-	if _, err := sealer.Open(row[:sealBytes], indexAssociated(name, sums, x)); err != nil {
-		return nil, damaged
-	}
-	return slices.Clone(x), nil
+	s, x, err := openOwnerRow(sealer, []byte(owner), row)
+	return s, slices.Clone(x), err
 }
 
-// sealIndex returns an owner's row in indexes.
-func sealIndex(sealer *seal.Sealer, owner, sums []byte, x index) ([]byte, error) {
-	row, err := sealer.Seal(nil, indexAssociated(owner, sums, x))
-	return append(row, x...), err
+func openOwnerRow(sealer *seal.Sealer, owner, row []byte) (s sums, x index, err error) {
+	if s, x, err = parseOwner(row); err == nil {
+		_, err = sealer.Open(row[:sealBytes], ownerAssociated(owner, row[sealBytes:]))
+	}
+	if err != nil {
+		return sums{}, nil, damagedOwner(string(owner))
+	}
+	return s, x, nil
 }
 
-// putOwner writes an owner's sums and index.
-func (t *txn) putOwner(o owner, sums *ownerRecord, x index) error {
-	b, err := encodeRecord(sums)
+// sealOwner returns an owner's own row.
+func sealOwner(sealer *seal.Sealer, owner []byte, s *sums, x index) ([]byte, error) {
+	b := make([]byte, 0, sumsBytes+len(x))
+	for _, n := range []int64{int64(s.bytes), int64(s.keyBytes), int64(s.retired), s.lastVersion} {
+		b = binary.BigEndian.AppendUint64(b, uint64(n))
+	}
+	b = append(b, x...)
+	row, err := sealer.Seal(nil, ownerAssociated(owner, b))
+	return append(row, b...), err
+}
+
+func ownerAssociated(owner, row []byte) []byte {
+	return seal.AssociatedData("workspaced owner", string(owner), string(row))
+}
+
+// putOwner writes an owner's own row.
+func (t *txn) putOwner(o owner, s *sums, x index) error {
+	row, err := sealOwner(t.store.sealer, []byte(o.name()), s, x)
 	if err != nil {
 		return err
 	}
-	name := []byte(o.name())
-	row, err := sealIndex(t.store.sealer, name, b, x)
-	if err != nil {
-		return err
-	}
-	if err := t.put(bucketOwners, name, b); err != nil {
-		return err
-	}
-	return t.put(bucketIndexes, name, row)
+	return t.put(bucketSecrets, o.row(""), row)
 }
 
 // putSecret writes a row in secrets, or with nil removes it, and keeps the index.
@@ -142,33 +162,4 @@ func (t *txn) putSecret(o owner, key string, r *secretRecord, x *index) error {
 	}
 	x.put(row, b)
 	return t.put(bucketSecrets, row, b)
-}
-
-// makeIndexes makes the indexes of a database that has none.
-func makeIndexes(tx *bolt.Tx, sealer *seal.Sealer) error {
-	indexes, err := tx.CreateBucket(bucketIndexes)
-	if err != nil {
-		return err
-	}
-	rows := map[string]index{}
-	err = tx.Bucket(bucketSecrets).ForEach(func(k, v []byte) error {
-		name, _, ok := bytes.Cut(k, []byte("/"))
-		if !ok {
-			return &RowError{string(bucketSecrets), string(k)}
-		}
-		x := rows[string(name)]
-		x.put(k, v)
-		rows[string(name)] = x
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	return tx.Bucket(bucketOwners).ForEach(func(name, sums []byte) error {
-		row, err := sealIndex(sealer, name, sums, rows[string(name)])
-		if err != nil {
-			return err
-		}
-		return indexes.Put(name, row)
-	})
 }

@@ -143,7 +143,7 @@ func TestMigrations_FromEachVersion(t *testing.T) {
 				}
 			}
 			if err := s.view(func(tx *bolt.Tx) error {
-				v, err := metaNumber(tx, metaSchema)
+				v, err := schemaOf(tx)
 				if v != schemaVersion {
 					t.Errorf("schema version %d", v)
 				}

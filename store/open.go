@@ -232,19 +232,10 @@ func open(cfg Config, steps []migration) (*Store, error) {
 
 // load migrates and reads what the store keeps in memory.
 func (s *Store) load(ctx context.Context, keys openedKeys, steps []migration) error {
-	read := func(tx *bolt.Tx) (version uint64, err error) {
-		s.instance = string(tx.Bucket(bucketMeta).Get(metaInstance))
-		revision, err := metaNumber(tx, metaRevision)
-		if err != nil {
-			return 0, err
-		}
-		s.revision.Store(revision)
-		s.committed(tx.ID())
-		return metaNumber(tx, metaSchema)
-	}
 	var version uint64
 	err := s.db.View(func(tx *bolt.Tx) (err error) {
-		version, err = read(tx)
+		s.instance = string(tx.Bucket(bucketMeta).Get(metaInstance))
+		version, err = schemaOf(tx)
 		return err
 	})
 	var wrapped *storedWrapped
@@ -264,8 +255,7 @@ func (s *Store) load(ctx context.Context, keys openedKeys, steps []migration) er
 			if err := checkRows(tx, s.sealer, inTurn(tx)); err != nil {
 				return damagedError(s.cfg.Path, err)
 			}
-			_, err := read(tx)
-			return err
+			return nil
 		})
 	}
 	if err == nil {
@@ -275,8 +265,14 @@ func (s *Store) load(ctx context.Context, keys openedKeys, steps []migration) er
 		return err
 	}
 	return s.db.View(func(tx *bolt.Tx) error {
+		s.committed(tx.ID())
+		revision, err := counter(tx, counterRevision)
+		if err != nil {
+			return err
+		}
+		s.revision.Store(revision)
 		st := &auditState{}
-		if found, err := getRecord(tx, bucketMeta, metaAudit, st); found && err == nil && st.genuine(s.audit.key, s.instance) {
+		if found, err := getRecord(tx, bucketCounters, counterAudit, st); found && err == nil && st.genuine(s.audit.key, s.instance) {
 			s.audit.copied.Store(st.Copied)
 		}
 		if s.cfg.Quotas != (Quotas{}) {
@@ -391,7 +387,7 @@ func identify(tx *bolt.Tx, cfg Config, newest int) (kept storedKeys, err error) 
 	if meta == nil {
 		return kept, damaged("it is no database of workspaced")
 	}
-	version, err := metaNumber(tx, metaSchema)
+	version, err := schemaOf(tx)
 	switch {
 	case err != nil || version == 0:
 		return kept, damaged("it has no schema version")
@@ -417,7 +413,7 @@ func verify(tx *bolt.Tx, cfg Config, sealer *seal.Sealer, newest int) error {
 	damaged := func(format string, args ...any) error {
 		return damagedError(cfg.Path, fmt.Sprintf(format, args...))
 	}
-	version, err := metaNumber(tx, metaSchema)
+	version, err := schemaOf(tx)
 	if err != nil {
 		return err
 	}

@@ -52,7 +52,7 @@ func (q *Quotas) over(before, after *Quotas) error {
 }
 
 // add adds what a row is of the totals, or takes it away.
-func (q *Quotas) add(bucket, row []byte, sign int64) {
+func (q *Quotas) add(bucket, key, row []byte, sign int64) {
 	if row == nil {
 		return
 	}
@@ -60,22 +60,21 @@ func (q *Quotas) add(bucket, row []byte, sign int64) {
 	case &bucketWorkspaces[0]:
 		q.Workspaces += sign
 	case &bucketSecrets[0]:
-		if !bytes.Contains(row, []byte(`"deleted":true`)) { // no text of a caller's is in there
+		if _, own := ownRow(key); own {
+			if sums, _, err := parseOwner(row); err == nil {
+				q.Bytes += sign * int64(sums.bytes)
+			}
+		} else if !bytes.Contains(row, []byte(`"deleted":true`)) { // no text of a caller's is in there
 			q.Secrets += sign
-		}
-	case &bucketOwners[0]:
-		var sums ownerRecord
-		if decodeRecord(row, &sums) == nil {
-			q.Bytes += sign * int64(sums.Bytes)
 		}
 	}
 }
 
 // countTotals counts what there is.
 func countTotals(tx *bolt.Tx) (q Quotas, err error) {
-	for _, bucket := range [][]byte{bucketWorkspaces, bucketSecrets, bucketOwners} {
-		err := tx.Bucket(bucket).ForEach(func(_, v []byte) error {
-			q.add(bucket, v, 1)
+	for _, bucket := range [][]byte{bucketWorkspaces, bucketSecrets} {
+		err := tx.Bucket(bucket).ForEach(func(k, v []byte) error {
+			q.add(bucket, k, v, 1)
 			return nil
 		})
 		if err != nil {
@@ -86,10 +85,10 @@ func countTotals(tx *bolt.Tx) (q Quotas, err error) {
 }
 
 // counts takes note of a row that becomes another one; nil: there is none.
-func (t *txn) counts(bucket, before, after []byte) {
+func (t *txn) counts(bucket, key, before, after []byte) {
 	if t.store.cfg.Quotas != (Quotas{}) {
-		t.totals.add(bucket, before, -1)
-		t.totals.add(bucket, after, 1)
+		t.totals.add(bucket, key, before, -1)
+		t.totals.add(bucket, key, after, 1)
 	}
 }
 
@@ -106,12 +105,8 @@ func (t *txn) checkQuotas(p *secretsPlan) error {
 	if t.store.cfg.Quotas == (Quotas{}) {
 		return nil
 	}
-	var sums ownerRecord
-	if _, err := getRecord(t.Tx, bucketOwners, []byte(p.owner.name()), &sums); err != nil {
-		return err
-	}
 	after := t.totals
-	after.Bytes += int64(p.sums.Bytes - sums.Bytes)
+	after.Bytes += int64(p.sums.bytes - p.bytes)
 	for i := range p.sets {
 		if !p.owner.has(t.Tx, p.sets[i].value.Key) {
 			after.Secrets++

@@ -152,8 +152,8 @@ func (s *Store) Snapshot(id string) (snapshot Snapshot, err error) {
 		merged, staged := map[string]source{}, map[string]bool{}
 		var incomplete error // told when no secret is to be named
 		for _, o := range []owner{{}, ownerOf(&w)} {
-			var rows ownerRecord
-			x, err := openIndex(tx, s.sealer, o.name())
+			var rows sums
+			want, x, err := openOwner(tx, s.sealer, o.name())
 			if err != nil {
 				return err
 			}
@@ -173,9 +173,8 @@ func (s *Store) Snapshot(id string) (snapshot Snapshot, err error) {
 				}
 				return true
 			})
-			incomplete = cmp.Or(incomplete, o.checkSums(tx, rows))
-			if found != x.len() {
-				incomplete = cmp.Or[error](incomplete, &RowError{string(bucketOwners), o.name()})
+			if want.missing(&rows) || found != x.len() {
+				incomplete = cmp.Or[error](incomplete, damagedOwner(o.name()))
 			}
 		}
 		snapshot.Workspace = w

@@ -84,7 +84,7 @@ func (t *txn) remember(id string, fingerprint [sha256.Size]byte, result Result) 
 		return err
 	}
 	var sums requestSums
-	if _, err := getRecord(t.Tx, bucketMeta, metaRequests, &sums); err != nil {
+	if _, err := getRecord(t.Tx, bucketCounters, counterRequests, &sums); err != nil {
 		return err
 	}
 	var expired requestRecord
@@ -117,7 +117,7 @@ func (t *txn) putRequest(id string, expiry time.Time, b []byte, sums *requestSum
 	}
 	sums.Count++
 	sums.Bytes += int64(len(b))
-	return t.putRecord(bucketMeta, metaRequests, sums)
+	return t.putRecord(bucketCounters, counterRequests, sums)
 }
 
 // forget removes the request that a key of requests_by_expiry names. Damaged
@@ -184,7 +184,7 @@ func (t *txn) purgeRequests() error {
 		return nil
 	}
 	var sums requestSums
-	if _, err := getRecord(t.Tx, bucketMeta, metaRequests, &sums); err != nil {
+	if _, err := getRecord(t.Tx, bucketCounters, counterRequests, &sums); err != nil {
 		return err
 	}
 	for _, key := range late {
@@ -197,5 +197,5 @@ func (t *txn) purgeRequests() error {
 			return err
 		}
 	}
-	return t.putRecord(bucketMeta, metaRequests, &sums)
+	return t.putRecord(bucketCounters, counterRequests, &sums)
 }

@@ -120,7 +120,7 @@ func requestRows(t *testing.T, h *harness) int {
 		size += len(row)
 	}
 	if err := h.view(func(tx *bolt.Tx) error {
-		_, err := getRecord(tx, bucketMeta, metaRequests, &sums)
+		_, err := getRecord(tx, bucketCounters, counterRequests, &sums)
 		return err
 	}); err != nil {
 		t.Fatal(err)
@@ -169,11 +169,11 @@ func TestRequests_AreBounded(t *testing.T) {
 		h.edit(func(tx *bolt.Tx) error {
 			tn := &txn{Tx: tx, store: h.Store}
 			var sums requestSums
-			if _, err := getRecord(tx, bucketMeta, metaRequests, &sums); err != nil {
+			if _, err := getRecord(tx, bucketCounters, counterRequests, &sums); err != nil {
 				return err
 			}
 			f(&sums)
-			return tn.putRecord(bucketMeta, metaRequests, &sums)
+			return tn.putRecord(bucketCounters, counterRequests, &sums)
 		})
 	}
 	left := func(want ...string) {

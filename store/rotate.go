@@ -179,7 +179,7 @@ type sealedRows struct {
 var allSealed = []sealedRows{
 	{bucketMeta, sealedMeta, sealMetaAgain},
 	{bucketSealed, func(_, value []byte) []byte { return value }, sealSecretAgain},
-	{bucketIndexes, sealedIndex, sealIndexAgain},
+	{bucketSecrets, sealedOwner, sealOwnerAgain},
 	{bucketRequests, sealedRequest, sealRequestAgain},
 }
 
@@ -190,7 +190,12 @@ func sealedMeta(key, value []byte) []byte {
 	return nil
 }
 
-func sealedIndex(_, value []byte) []byte { return value[:min(sealBytes, len(value))] }
+func sealedOwner(key, value []byte) []byte {
+	if _, own := ownRow(key); own {
+		return value[:min(sealBytes, len(value))]
+	}
+	return nil
+}
 
 // sealedRequest takes the fingerprint out of the record, without decoding it all.
 func sealedRequest(_, value []byte) []byte {
@@ -227,12 +232,13 @@ func sealSecretAgain(t *txn, k, value []byte) ([]byte, error) {
 	return t.sealAgain(value, ownerNamed(string(name)).associated(string(key), version))
 }
 
-func sealIndexAgain(t *txn, name, _ []byte) ([]byte, error) {
-	x, err := openIndex(t.Tx, t.store.sealer, string(name))
+func sealOwnerAgain(t *txn, key, _ []byte) ([]byte, error) {
+	name, _ := ownRow(key)
+	sums, x, err := openOwner(t.Tx, t.store.sealer, string(name))
 	if err != nil {
 		return nil, ErrUnreadable
 	}
-	return sealIndex(t.store.sealer, name, t.Bucket(bucketOwners).Get(name), x)
+	return sealOwner(t.store.sealer, name, &sums, x)
 }
 
 func sealRequestAgain(t *txn, id, value []byte) ([]byte, error) {
@@ -405,11 +411,11 @@ func (t *txn) reseal(p *pass) (done bool, err error) {
 		return done, nil
 	}
 	var sums requestSums
-	if _, err := getRecord(t.Tx, bucketMeta, metaRequests, &sums); err != nil {
+	if _, err := getRecord(t.Tx, bucketCounters, counterRequests, &sums); err != nil {
 		return false, err
 	}
 	sums.Bytes += grown
-	return done, t.putRecord(bucketMeta, metaRequests, &sums)
+	return done, t.putRecord(bucketCounters, counterRequests, &sums)
 }
 
 // retire retires all keys but the newest.

@@ -201,7 +201,7 @@ func TestRotateKey_ForgetsNothing(t *testing.T) {
 	h := &harness{Store: s, t: t, cfg: s.cfg}
 	before, old := readFacts(t, s), h.keys().Primary
 	sealed := sealedOnes(t, h.db)
-	for _, place := range []string{"meta/check", "meta/audit_key", "requests/id", "indexes/global"} {
+	for _, place := range []string{"meta/check", "meta/audit_key", "requests/id", "secrets/global/"} {
 		if sealed[place] == "" {
 			t.Errorf("the fixture has no %s", place)
 		}

@@ -27,10 +27,6 @@ func (w *Workspace) valid(key []byte) bool {
 
 func (r *feedRow) valid([]byte) bool { return r.ID != "" }
 
-func (r *ownerRecord) valid([]byte) bool {
-	return r.Bytes >= 0 && r.KeyBytes >= 0 && r.Retired >= 0 && r.LastVersion >= 0
-}
-
 func (r *secretRecord) valid([]byte) bool {
 	newer := r.Version
 	for i := range r.Older {
@@ -76,11 +72,16 @@ func parseNumber(bucket, key, b []byte) (uint64, error) {
 	return binary.BigEndian.Uint64(b), nil
 }
 
-// metaNumber returns a number in meta; 0 when it is not there.
-func metaNumber(tx *bolt.Tx, key []byte) (uint64, error) {
-	b := tx.Bucket(bucketMeta).Get(key)
+// schemaOf returns the version of the database's schema; 0 when it has none.
+func schemaOf(tx *bolt.Tx) (uint64, error) { return getNumber(tx, bucketMeta, metaSchema) }
+
+// counter returns a number in counters; 0 when it is not there.
+func counter(tx *bolt.Tx, key []byte) (uint64, error) { return getNumber(tx, bucketCounters, key) }
+
+func getNumber(tx *bolt.Tx, bucket, key []byte) (uint64, error) {
+	b := tx.Bucket(bucket).Get(key)
 	if b == nil {
 		return 0, nil
 	}
-	return parseNumber(bucketMeta, key, b)
+	return parseNumber(bucket, key, b)
 }

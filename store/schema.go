@@ -10,7 +10,7 @@ import (
 )
 
 // schemaVersion is the version that this program reads and writes.
-const schemaVersion = 10
+const schemaVersion = 11
 
 // migrations[i] brings a database of version i+1 to version i+2. They run in
 // one transaction, in order, and are never changed once released.
@@ -31,7 +31,7 @@ var migrations = []migration{
 		if _, err := tx.CreateBucket(bucketAudit); err != nil {
 			return err
 		}
-		return initAudit(tx, sealer, string(tx.Bucket(bucketMeta).Get(metaInstance)))
+		return initAudit(tx, sealer, string(tx.Bucket(bucketMeta).Get(metaInstance)), bucketMeta)
 	},
 	// 7: tokens.
 	func(tx *bolt.Tx, _ *seal.Sealer) error { _, err := tx.CreateBucket(bucketTokens); return err },
@@ -42,6 +42,8 @@ var migrations = []migration{
 	func(*bolt.Tx, *seal.Sealer) error { return nil },
 	// 10: indexes, and data keys in meta, see keys.go.
 	makeIndexes,
+	// 11: what one change writes lies together, see moveRows.
+	moveRows,
 }
 
 // migration changes the schema. What it seals is sealed with the newest data key.
@@ -49,13 +51,12 @@ type migration func(*bolt.Tx, *seal.Sealer) error
 
 var (
 	bucketMeta             = []byte("meta")
+	bucketCounters         = []byte("counters")
 	bucketWorkspaces       = []byte("workspaces")
 	bucketFeed             = []byte("feed")
 	bucketRemoved          = []byte("removed")
-	bucketOwners           = []byte("owners")
 	bucketSecrets          = []byte("secrets")
 	bucketSealed           = []byte("sealed")
-	bucketIndexes          = []byte("indexes")
 	bucketRequests         = []byte("requests")
 	bucketRequestsByExpiry = []byte("requests_by_expiry")
 	bucketRollouts         = []byte("rollouts")
@@ -63,22 +64,23 @@ var (
 	bucketTokens           = []byte("tokens")
 
 	allBuckets = [][]byte{
-		bucketMeta, bucketWorkspaces, bucketFeed, bucketRemoved, bucketOwners,
-		bucketSecrets, bucketSealed, bucketIndexes, bucketRequests, bucketRequestsByExpiry, bucketRollouts,
+		bucketMeta, bucketCounters, bucketWorkspaces, bucketFeed, bucketRemoved,
+		bucketSecrets, bucketSealed, bucketRequests, bucketRequestsByExpiry, bucketRollouts,
 		bucketAudit, bucketTokens,
 	}
 
-	metaSchema     = []byte("schema")
-	metaInstance   = []byte("instance")
-	metaCheck      = []byte("check")
-	metaRevision   = []byte("revision")
-	metaFloor      = []byte("floor")
-	metaTombstones = []byte("tombstones")
-	metaRequests   = []byte("requests")
-	metaAudit      = []byte("audit")
-	metaAuditKey   = []byte("audit_key")
-	metaKeys       = []byte("keys")
-	metaCompact    = []byte("compact")
+	metaSchema   = []byte("schema")
+	metaInstance = []byte("instance")
+	metaCheck    = []byte("check")
+	metaAuditKey = []byte("audit_key")
+	metaKeys     = []byte("keys")
+	metaCompact  = []byte("compact")
+
+	counterRevision   = []byte("revision")
+	counterFloor      = []byte("floor")
+	counterTombstones = []byte("tombstones")
+	counterRequests   = []byte("requests")
+	counterAudit      = []byte("audit")
 )
 
 // initialize writes the schema into a new database.
@@ -97,7 +99,7 @@ func initialize(tx *bolt.Tx, instance string, sealer *seal.Sealer, keys storedWr
 		meta.Put(metaSchema, number(schemaVersion)),
 		meta.Put(metaInstance, []byte(instance)),
 		meta.Put(metaCheck, check),
-		initAudit(tx, sealer, instance),
+		initAudit(tx, sealer, instance, bucketCounters),
 		putKeys(tx, keys),
 	)
 }
@@ -105,7 +107,7 @@ func initialize(tx *bolt.Tx, instance string, sealer *seal.Sealer, keys storedWr
 // migrate brings the database to the version after the last of steps.
 func migrate(tx *bolt.Tx, sealer *seal.Sealer, steps []migration) error {
 	meta := tx.Bucket(bucketMeta)
-	version, err := metaNumber(tx, metaSchema)
+	version, err := schemaOf(tx)
 	if err != nil {
 		return err
 	}

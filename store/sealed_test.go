@@ -160,7 +160,7 @@ func (w *sealedWorld) replaceRows(rows map[string]map[string]string) {
 	})
 }
 
-var secretBuckets = []string{"secrets", "sealed", "owners", "indexes"}
+var secretBuckets = []string{"secrets", "sealed"}
 
 func cloneRows(rows map[string]map[string]string) map[string]map[string]string {
 	rows = maps.Clone(rows)

@@ -55,14 +55,14 @@ func decodeSecret(tx *bolt.Tx, x *index, key, value []byte) (r secretRecord) {
 	return r
 }
 
-// ownerRecord sums up an owner's secrets.
-type ownerRecord struct {
-	Bytes    int `json:"bytes,omitempty"`    // of all current values
-	KeyBytes int `json:"keyBytes,omitempty"` // of all keys
-	Retired  int `json:"retired,omitempty"`  // rows of deleted keys
-	// LastVersion is no less than the version of any deleted key that has no row
-	// any more.
-	LastVersion int64 `json:"lastVersion,omitempty"`
+// sums sum up an owner's secrets.
+type sums struct {
+	bytes    int // of all current values
+	keyBytes int // of all keys
+	retired  int // rows of deleted keys
+	// lastVersion is no less than the version of any deleted key that has no row any
+	// more.
+	lastVersion int64
 }
 
 // owner is whose secrets they are.
@@ -84,7 +84,8 @@ func ownerNamed(name string) owner {
 
 func ownerOf(w *Workspace) owner { return owner{Scope{WorkspaceID: w.ID}, w.UID} }
 
-// name is the owner's part of the rows' keys. No uid is "global".
+// name is the owner's part of the rows' keys: its own is the name and a slash, each
+// secret's that and the key. No uid is "global".
 func (o owner) name() string {
 	if o.scope.Global() {
 		return globalOwner
@@ -175,6 +176,9 @@ func (o owner) each(tx *bolt.Tx, x *index, after string, f func(key string, r *s
 		seek = append(o.row(after), 0)
 	}
 	for k, v := c.Seek(seek); bytes.HasPrefix(k, prefix); k, v = c.Next() {
+		if len(k) == len(prefix) { // the owner's own
+			continue
+		}
 		r := decodeSecret(tx, x, k, v)
 		if !f(string(k[len(prefix):]), &r) {
 			break
@@ -183,26 +187,19 @@ func (o owner) each(tx *bolt.Tx, x *index, after string, f func(key string, r *s
 }
 
 // add adds a row to the sums.
-func (s *ownerRecord) add(key string, r *secretRecord) {
+func (s *sums) add(key string, r *secretRecord) {
 	if r.Deleted {
-		s.Retired++
+		s.retired++
 		return
 	}
-	s.Bytes += r.Size
-	s.KeyBytes += len(key)
+	s.bytes += r.Size
+	s.keyBytes += len(key)
 }
 
-// checkSums returns an error unless the owner has had these rows: a page that the
-// disk has lost must not cost a container a part of its secrets in silence.
-func (o owner) checkSums(tx *bolt.Tx, sums ownerRecord) error {
-	var want ownerRecord
-	if _, err := getRecord(tx, bucketOwners, []byte(o.name()), &want); err != nil {
-		return err
-	}
-	if want.KeyBytes != sums.KeyBytes || want.Retired != sums.Retired {
-		return &RowError{string(bucketOwners), o.name()}
-	}
-	return nil
+// missing reports whether rows of the owner's are missing, if there are these: a page
+// that the disk has lost must not cost a container a part of its secrets in silence.
+func (s *sums) missing(there *sums) bool {
+	return s.keyBytes != there.keyBytes || s.retired != there.retired
 }
 
 // open returns a secret's current value, or a *KeyError.

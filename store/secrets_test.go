@@ -259,7 +259,7 @@ func TestSecrets_RetiredKeysAreFolded(t *testing.T) {
 		must(h.UpdateSecrets(ctx, in("a"), u, Options{}))(t)
 		must(h.UpdateSecrets(ctx, in("a"), d, Options{}))(t)
 	}
-	if n := len(dump(t, h.db)["secrets"]); n != 1 {
+	if n := len(dump(t, h.db)["secrets"]); n != 2 { // one is the owner's
 		t.Errorf("%d rows are left", n)
 	}
 	r := must(h.UpdateSecrets(ctx, in("a"), set("FIRST", "2", "NEW", "2", "KEPT", "v2"), Options{}))(t)
@@ -279,11 +279,12 @@ func TestSecrets_RetiredKeysAreFolded(t *testing.T) {
 func checkSums(t testT, h *harness, o owner) {
 	t.Helper()
 	err := h.view(func(tx *bolt.Tx) error {
-		var got, want ownerRecord
-		if _, err := getRecord(tx, bucketOwners, []byte(o.name()), &got); err != nil {
+		var want sums
+		got, _, err := openOwner(tx, h.sealer, o.name())
+		if err != nil {
 			return err
 		}
-		want.LastVersion = got.LastVersion
+		want.lastVersion = got.lastVersion
 		o.each(tx, nil, "", func(key string, r *secretRecord) bool {
 			var have []int64
 			prefix := valuesOf(o.row(key))
@@ -304,15 +305,15 @@ func checkSums(t testT, h *harness, o owner) {
 				}
 			}
 			if r.Deleted {
-				want.Retired++
+				want.retired++
 			} else {
-				want.Bytes += r.Size
-				want.KeyBytes += len(key)
+				want.bytes += r.Size
+				want.keyBytes += len(key)
 			}
 			return true
 		})
-		if diff := cmp.Diff(want, got); diff != "" {
-			t.Errorf("%s: sums %s", o.name(), diff)
+		if got != want {
+			t.Errorf("%s: sums %+v, want %+v", o.name(), got, want)
 		}
 		return nil
 	})

@@ -44,7 +44,8 @@ type secretsPlan struct {
 	owner   owner
 	staged  bool
 	grows   bool // some value, or how many there are
-	sums    ownerRecord
+	sums    sums
+	bytes   int // sums.bytes before
 	index   index
 	sets    []plannedSet
 	deletes []plannedDelete
@@ -90,13 +91,11 @@ func (p *secretsPlan) metadata() []Secret {
 // workspace, nil for global secrets.
 func (t *txn) planSecrets(o owner, spec *Spec, u *SecretsUpdate, etag string) (*secretsPlan, error) {
 	p := &secretsPlan{owner: o, staged: u.NextStart}
-	if _, err := getRecord(t.Tx, bucketOwners, []byte(o.name()), &p.sums); err != nil {
-		return nil, err
-	}
 	var err error
-	if p.index, err = openIndex(t.Tx, t.store.sealer, o.name()); err != nil {
+	if p.sums, p.index, err = openOwner(t.Tx, t.store.sealer, o.name()); err != nil {
 		return nil, err
 	}
+	p.bytes = p.sums.bytes
 	sets := u.Set
 	if u.RollBack != nil {
 		value, err := t.restore(o, &p.index, u.RollBack)
@@ -130,11 +129,11 @@ func (t *txn) planSecrets(o owner, spec *Spec, u *SecretsUpdate, etag string) (*
 			return nil, err
 		}
 	}
-	if p.sums.Bytes > o.limit() && p.grows {
-		return nil, &QuotaError{Scope: o.scope, Limit: o.limit(), Size: p.sums.Bytes}
+	if p.sums.bytes > o.limit() && p.grows {
+		return nil, &QuotaError{Scope: o.scope, Limit: o.limit(), Size: p.sums.bytes}
 	}
-	if p.sums.KeyBytes > maxKeyBytes && p.grows {
-		return nil, &QuotaError{Scope: o.scope, Limit: maxKeyBytes, Size: p.sums.KeyBytes}
+	if p.sums.keyBytes > maxKeyBytes && p.grows {
+		return nil, &QuotaError{Scope: o.scope, Limit: maxKeyBytes, Size: p.sums.keyBytes}
 	}
 	if err := t.checkQuotas(p); err != nil {
 		return nil, err
@@ -167,8 +166,8 @@ func (t *txn) planDelete(p *secretsPlan, spec *Spec, u *SecretsUpdate, key, etag
 		return &KeyError{Key: key, Err: ErrNotLive}
 	}
 	if found {
-		p.sums.Bytes -= r.Size
-		p.sums.KeyBytes -= len(key)
+		p.sums.bytes -= r.Size
+		p.sums.keyBytes -= len(key)
 	}
 	p.deletes = append(p.deletes, plannedDelete{key, r, variable && u.NextStart})
 	return nil
@@ -230,20 +229,20 @@ func (t *txn) planSet(p *secretsPlan, spec *Spec, u *SecretsUpdate, value Secret
 	}
 	if !found {
 		row.CreateTime = t.now
-		p.sums.KeyBytes += len(key)
+		p.sums.keyBytes += len(key)
 	}
 	if !known {
-		row.Version = p.sums.LastVersion + 1
+		row.Version = p.sums.lastVersion + 1
 	}
 	p.grows = p.grows || row.Size > old.Size || !found
-	p.sums.Bytes += row.Size - old.Size
+	p.sums.bytes += row.Size - old.Size
 	p.sets = append(p.sets, plannedSet{value: value, row: row, retired: known && old.Deleted, changed: true, sealed: true})
 	return nil
 }
 
 // unusedVersion returns a version above any that a damaged row can have had.
-func (t *txn) unusedVersion(sums *ownerRecord) int64 {
-	return max(sums.LastVersion, int64(t.revision), t.now.Unix()) + 1
+func (t *txn) unusedVersion(sums *sums) int64 {
+	return max(sums.lastVersion, int64(t.revision), t.now.Unix()) + 1
 }
 
 func checkSecretEtag(o owner, key string, r *secretRecord, found bool, etag string) error {
@@ -264,7 +263,7 @@ func (t *txn) applySecrets(p *secretsPlan) error {
 			if err := t.keepValues(o, d.key, func(int64) bool { return false }); err != nil {
 				return err
 			}
-			p.sums.Retired++
+			p.sums.retired++
 		}
 		if err := t.putSecret(o, d.key, &secretRecord{
 			Version: d.row.Version, Deleted: true, Staged: p.staged, Variable: d.variable,
@@ -288,7 +287,7 @@ func (t *txn) applySecrets(p *secretsPlan) error {
 			return err
 		}
 		if set.retired {
-			p.sums.Retired--
+			p.sums.retired--
 		}
 		if err := t.put(bucketSealed, o.value(key, set.row.Version), sealed); err != nil {
 			return err
@@ -297,7 +296,7 @@ func (t *txn) applySecrets(p *secretsPlan) error {
 			return err
 		}
 	}
-	if p.sums.Retired > maxRetired {
+	if p.sums.retired > maxRetired {
 		if err := t.foldRetired(p); err != nil {
 			return err
 		}
@@ -312,7 +311,7 @@ func (t *txn) foldRetired(p *secretsPlan) error {
 	p.owner.each(t.Tx, &p.index, "", func(key string, r *secretRecord) bool {
 		if r.Deleted {
 			keys = append(keys, key)
-			p.sums.LastVersion = max(p.sums.LastVersion, r.Version)
+			p.sums.lastVersion = max(p.sums.lastVersion, r.Version)
 		}
 		return true
 	})
@@ -321,7 +320,7 @@ func (t *txn) foldRetired(p *secretsPlan) error {
 			return err
 		}
 	}
-	p.sums.Retired = 0
+	p.sums.retired = 0
 	return nil
 }
 
@@ -340,7 +339,7 @@ func (t *txn) deleteOwner(o owner) error {
 			}
 		}
 	}
-	return errors.Join(t.delete(bucketOwners, []byte(o.name())), t.delete(bucketIndexes, []byte(o.name())))
+	return nil
 }
 
 // UpdateSecrets sets, deletes and rolls back secrets of a workspace, or global ones, in one

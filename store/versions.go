@@ -249,7 +249,7 @@ func (s *Store) SetVersionState(ctx context.Context, scope Scope, key string, ve
 			}
 			result.Workspace, o = w, ownerOf(&w)
 		}
-		x, err := openIndex(t.Tx, t.store.sealer, o.name())
+		sums, x, err := openOwner(t.Tx, t.store.sealer, o.name())
 		if err != nil {
 			return Result{}, err
 		}
@@ -286,10 +286,6 @@ func (s *Store) SetVersionState(ctx context.Context, scope Scope, key string, ve
 			return result, nil
 		}
 		result.Changed = true
-		var sums ownerRecord
-		if _, err := getRecord(t.Tx, bucketOwners, []byte(o.name()), &sums); err != nil {
-			return Result{}, err
-		}
 		return result, errors.Join(
 			t.putSecret(o, key, &r, &x), t.putOwner(o, &sums, x), t.keepValues(o, key, r.hasValue))
 	})

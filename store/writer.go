@@ -56,7 +56,7 @@ func (t *txn) put(bucket, key, value []byte) error {
 	if old != nil && bytes.Equal(old, value) {
 		return nil
 	}
-	t.counts(bucket, old, value)
+	t.counts(bucket, key, old, value)
 	t.dirty = true
 	t.store.upkeep.touch(bucket, key)
 	return b.Put(key, value)
@@ -72,13 +72,13 @@ func (t *txn) putRecord(bucket, key []byte, v record) error {
 
 func (t *txn) delete(bucket, key []byte) error {
 	b := t.Bucket(bucket)
-	t.counts(bucket, b.Get(key), nil)
+	t.counts(bucket, key, b.Get(key), nil)
 	t.dirty = true
 	t.store.upkeep.touch(bucket, key)
 	return b.Delete(key)
 }
 
-func (t *txn) putMetaNumber(key []byte, n uint64) error { return t.put(bucketMeta, key, number(n)) }
+func (t *txn) putCounter(key []byte, n uint64) error { return t.put(bucketCounters, key, number(n)) }
 
 // change runs f in a write transaction and returns its result once that is
 // durable. f may run more than once; of its runs only the last one counts. A
@@ -417,7 +417,7 @@ func (s *Store) visible(txid int) bool {
 }
 
 func (s *Store) newTxn(tx *bolt.Tx) (*txn, error) {
-	revision, err := metaNumber(tx, metaRevision)
+	revision, err := counter(tx, counterRevision)
 	if err != nil {
 		return nil, err
 	}
@@ -427,7 +427,7 @@ func (s *Store) newTxn(tx *bolt.Tx) (*txn, error) {
 // finish is what every commit does once. The entries are for the audit log.
 func (t *txn) finish(entries []AuditEntry) error {
 	if t.revision != t.begun {
-		if err := t.putMetaNumber(metaRevision, t.revision); err != nil {
+		if err := t.putCounter(counterRevision, t.revision); err != nil {
 			return err
 		}
 	}
