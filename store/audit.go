@@ -244,13 +244,12 @@ func (t *txn) appendAudit(entries []AuditEntry) error {
 		if e.Time.IsZero() {
 			e.Time = t.now
 		}
-		entry, err := encodeRecord(e)
-		if err != nil {
+		if t.scratch, err = appendRecord(t.scratch[:0], e); err != nil {
 			return err
 		}
-		hash := auditHash(before, st.Next, entry)
-		row := append(hash[:], entry...)
-		if err := t.put(bucketAudit, number(st.Next), row); err != nil {
+		hash := auditHash(before, st.Next, t.scratch)
+		row := slices.Concat(hash[:], t.scratch)
+		if err := t.renew(bucketAudit, number(st.Next), row); err != nil {
 			return err
 		}
 		if st.First == st.Next {

@@ -35,12 +35,16 @@ type codec struct {
 }
 
 // encodeRecord returns v as JSON.
-func encodeRecord(v any) ([]byte, error) {
+func encodeRecord(v any) ([]byte, error) { return appendRecord(make([]byte, 0, 1024), v) }
+
+// appendRecord appends it to b.
+func appendRecord(b []byte, v any) ([]byte, error) {
 	r, ok := v.(coded)
 	if !ok {
-		return json.Marshal(v)
+		row, err := json.Marshal(v)
+		return append(b, row...), err
 	}
-	c := codec{out: make([]byte, 0, 1024)}
+	c := codec{out: b}
 	r.code(&c)
 	return c.out, c.err
 }

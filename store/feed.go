@@ -126,8 +126,12 @@ func (t *txn) nextRevision(old uint64, row feedRow) (uint64, error) {
 			return 0, err
 		}
 	}
+	b, err := t.encode(&row)
+	if err != nil {
+		return 0, err
+	}
 	t.revision++
-	return t.revision, t.putRecord(bucketFeed, number(t.revision), &row)
+	return t.revision, t.renew(bucketFeed, number(t.revision), b)
 }
 
 // putTombstone takes a workspace out of the feed.

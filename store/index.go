@@ -146,7 +146,7 @@ func (t *txn) putOwner(o owner, s *sums, x index) error {
 	if err != nil {
 		return err
 	}
-	return t.put(bucketSecrets, o.row(""), row)
+	return t.renew(bucketSecrets, o.row(""), row) // no seal is like another
 }
 
 // putSecret writes a row in secrets, or with nil removes it, and keeps the index.
@@ -156,10 +156,10 @@ func (t *txn) putSecret(o owner, key string, r *secretRecord, x *index) error {
 		x.delete(row)
 		return t.delete(bucketSecrets, row)
 	}
-	b, err := encodeRecord(r)
+	b, err := t.encode(r)
 	if err != nil {
 		return err
 	}
 	x.put(row, b)
-	return t.put(bucketSecrets, row, b)
+	return t.renew(bucketSecrets, row, b)
 }

@@ -84,10 +84,10 @@ func countTotals(tx *bolt.Tx) (q Quotas, err error) {
 	return q, nil
 }
 
-// counts takes note of a row that becomes another one; nil: there is none.
-func (t *txn) counts(bucket, key, before, after []byte) {
+// counts takes note of a row of the bucket that becomes another one; nil: there is none.
+func (t *txn) counts(b *bolt.Bucket, bucket, key, after []byte) {
 	if t.store.cfg.Quotas != (Quotas{}) {
-		t.totals.add(bucket, key, before, -1)
+		t.totals.add(bucket, key, b.Get(key), -1)
 		t.totals.add(bucket, key, after, 1)
 	}
 }

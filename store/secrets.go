@@ -148,11 +148,10 @@ func (o owner) has(tx *bolt.Tx, key string) bool {
 	return known && !r.Deleted
 }
 
-// variable reports whether a container of the owner's may have the key as a
-// variable, now or once it is started. The spec is that of the workspace; with none
-// what is up to a spec may be one.
-func (o owner) variable(tx *bolt.Tx, spec *Spec, key string) bool {
-	r, known := o.get(tx, nil, key)
+// variable reports whether a container of the owner's may have the key, with that
+// row if it is known, as a variable, now or once it is started. The spec is that of
+// the workspace; with none what is up to a spec may be one.
+func (o owner) variable(tx *bolt.Tx, spec *Spec, key string, r *secretRecord, known bool) bool {
 	switch {
 	case r.Staged && r.Variable:
 		return true
@@ -161,8 +160,14 @@ func (o owner) variable(tx *bolt.Tx, spec *Spec, key string) bool {
 	case o.scope.Global() || r.Staged:
 		return false
 	default: // the global one counts
-		return owner{}.variable(tx, spec, key)
+		return variableGlobal(tx, spec, key)
 	}
+}
+
+// variableGlobal is variable for a global secret.
+func variableGlobal(tx *bolt.Tx, spec *Spec, key string) bool {
+	r, known := owner{}.get(tx, nil, key)
+	return owner{}.variable(tx, spec, key, &r, known)
 }
 
 // each calls f with each row, also those of deleted keys, from the first key

@@ -160,9 +160,9 @@ func (t *txn) planDelete(p *secretsPlan, spec *Spec, u *SecretsUpdate, key, etag
 	if !found && !unstaged {
 		return nil
 	}
-	variable := o.variable(t.Tx, spec, key)
+	variable := o.variable(t.Tx, spec, key, &r, known)
 	// A global one that it has hidden takes its place.
-	if u.Live && (variable || !o.scope.Global() && owner{}.variable(t.Tx, spec, key)) {
+	if u.Live && (variable || !o.scope.Global() && variableGlobal(t.Tx, spec, key)) {
 		return &KeyError{Key: key, Err: ErrNotLive}
 	}
 	if found {
@@ -191,7 +191,7 @@ func (t *txn) planSet(p *secretsPlan, spec *Spec, u *SecretsUpdate, value Secret
 	case delivery == DeliverySpec:
 		delivery = ""
 	}
-	file, variable := deliversFile(delivery.known(), spec), o.variable(t.Tx, spec, key)
+	file, variable := deliversFile(delivery.known(), spec), o.variable(t.Tx, spec, key, &old, known)
 	binary := strings.ContainsRune(value.Value.Reveal(), 0)
 	switch {
 	case binary && !file:
@@ -289,7 +289,7 @@ func (t *txn) applySecrets(p *secretsPlan) error {
 		if set.retired {
 			p.sums.retired--
 		}
-		if err := t.put(bucketSealed, o.value(key, set.row.Version), sealed); err != nil {
+		if err := t.renew(bucketSealed, o.value(key, set.row.Version), sealed); err != nil {
 			return err
 		}
 		if err := t.keepValues(o, key, set.row.hasValue); err != nil {

@@ -145,7 +145,11 @@ func (t *txn) putWorkspace(w *Workspace, c Change) error {
 	w.Revision = revision
 	c.ID, c.UID, c.Revision = w.ID, w.UID, revision
 	t.changes = append(t.changes, c)
-	return t.putRecord(bucketWorkspaces, []byte(w.ID), w)
+	b, err := t.encode(w)
+	if err != nil {
+		return err
+	}
+	return t.renew(bucketWorkspaces, []byte(w.ID), b) // its revision is a new one
 }
 
 // putConfig is putWorkspace for changes that give a new etag.

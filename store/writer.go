@@ -46,33 +46,45 @@ type txn struct {
 	entries  []AuditEntry // of the operation
 	flush    bool         // the commit takes the audit log's queue along
 	after    []func()     // what the writer does once it is committed
+	scratch  []byte       // encode's
 }
 
 // put writes a row, unless it is there just so: each page that a commit need not
 // write makes it faster.
 func (t *txn) put(bucket, key, value []byte) error {
-	b := t.Bucket(bucket)
-	old := b.Get(key)
-	if old != nil && bytes.Equal(old, value) {
+	if old := t.Bucket(bucket).Get(key); old != nil && bytes.Equal(old, value) {
 		return nil
 	}
-	t.counts(bucket, key, old, value)
+	return t.renew(bucket, key, value)
+}
+
+// renew is put for a row that is another one than what is there, if anything is: it
+// does not look.
+func (t *txn) renew(bucket, key, value []byte) error {
+	b := t.Bucket(bucket)
+	t.counts(b, bucket, key, value)
 	t.dirty = true
 	t.store.upkeep.touch(bucket, key)
 	return b.Put(key, value)
 }
 
 func (t *txn) putRecord(bucket, key []byte, v record) error {
-	b, err := encodeRecord(v)
+	b, err := t.encode(v)
 	if err != nil {
 		return err
 	}
 	return t.put(bucket, key, b)
 }
 
+// encode is encodeRecord without room to spare: bbolt keeps rows until the commit.
+func (t *txn) encode(v record) (_ []byte, err error) {
+	t.scratch, err = appendRecord(t.scratch[:0], v)
+	return slices.Clone(t.scratch), err
+}
+
 func (t *txn) delete(bucket, key []byte) error {
 	b := t.Bucket(bucket)
-	t.counts(bucket, key, b.Get(key), nil)
+	t.counts(b, bucket, key, nil)
 	t.dirty = true
 	t.store.upkeep.touch(bucket, key)
 	return b.Delete(key)
