@@ -92,6 +92,10 @@ const (
 	MaxRequestBytes = 4 << 20
 	// maxHeaderBytes is the size of a call's metadata.
 	maxHeaderBytes = 64 << 10
+	// streamWindow and connWindow are how much of a call, and of all calls of a
+	// connection, may be on its way to us.
+	streamWindow = 256 << 10
+	connWindow   = 1 << 20
 	// MaxWait is how long WaitWorkspace waits at most.
 	MaxWait = time.Hour
 )
@@ -178,6 +182,10 @@ func (s *Server) newGRPC(options []grpc.ServerOption) *grpc.Server {
 		// Until then a connection has to have said that it speaks HTTP/2.
 		grpc.ConnectionTimeout(10 * time.Second),
 		grpc.MaxHeaderListSize(maxHeaderBytes),
+		// Windows that grow with the connection cost a ping and its answer each call. These
+		// bound as well what a client can send that nobody reads yet.
+		grpc.StaticStreamWindowSize(streamWindow),
+		grpc.StaticConnWindowSize(connWindow),
 		grpc.UnknownServiceHandler(s.unknownRPC),
 		grpc.ForceServerCodecV2(codec{encoding.GetCodecV2(encodingproto.Name)}),
 		// Clients may ping every 10 s, also while only a watch is idle.
