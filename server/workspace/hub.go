@@ -34,21 +34,24 @@ func NewHub() *Hub {
 }
 
 // OnCommit takes note of what was committed. It is called on the store's writer
-// and leaves the fan-out to Run.
+// and leaves the fan-out to Run, which sleeps on when nobody watches.
 func (h *Hub) OnCommit(changes []store.Change) {
-	h.note(changes)
-	signal(h.wake)
+	if h.note(changes) {
+		signal(h.wake)
+	}
 }
 
-func (h *Hub) note(changes []store.Change) {
+// note reports whether there is somebody to be told.
+func (h *Hub) note(changes []store.Change) bool {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.changed = h.changed || len(changes) > 0
+	h.changed = h.changed || len(changes) > 0 && len(h.all) > 0
 	for _, c := range changes {
 		if _, ok := h.byID[c.ID]; ok {
 			h.pending[c.ID] = struct{}{}
 		}
 	}
+	return h.changed || len(h.pending) > 0
 }
 
 // HubBeat is the longest time between two heartbeats of a hub that works.

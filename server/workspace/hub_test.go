@@ -86,3 +86,34 @@ func TestHubBeats(t *testing.T) {
 		<-time.After(6*workspace.HubBeat + time.Second) // the bubble's clock
 	})
 }
+
+// A hub that nobody watches sleeps through commits: its goroutine is not woken.
+func TestHubSleeps(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		hub := workspace.NewHub()
+		ctx, cancel := context.WithCancel(t.Context())
+		beats := 0
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			_ = hub.Run(ctx, func() { beats++ })
+		}()
+		commit := func(id string) int {
+			synctest.Wait()
+			before := beats
+			hub.OnCommit([]store.Change{{ID: id}})
+			synctest.Wait()
+			return beats - before
+		}
+		_, stop := hub.Watch("a")
+		if woken, slept := commit("a"), commit("b"); woken != 1 || slept != 0 {
+			t.Errorf("woken %d times for what is watched, %d for what is not", woken, slept)
+		}
+		stop()
+		if n := commit("a"); n != 0 {
+			t.Errorf("woken %d times for nobody", n)
+		}
+		cancel()
+		<-done
+	})
+}
