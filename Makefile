@@ -43,7 +43,8 @@ demo: deps build ## Prove the main job on real containers: many changes, one res
 .PHONY: build
 build: ## Build the static binaries into bin/
 	go build -ldflags '-X main.version=$(VERSION)' -o bin/ ./cmd/workspaced ./cmd/demo
-	go build -ldflags '-s -w' -o bin/ ./cmd/workspace-init ./cmd/demo/envserver
+	go build -ldflags '-s -w' -o bin/ ./cmd/demo/envserver
+	go build -ldflags '-s -w -E workspace_init_entry' -o bin/ ./cmd/workspace-init
 
 .PHONY: test
 test: deps-test build testprog probe containerd23 bin/tools/grpcurl bin/tools/testreport ## Run all tests: race detector, real containerd, leak check (TEST=./store/... for some)

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"runtime"
 	"strings"
 	"syscall"
@@ -56,14 +55,7 @@ func lookPath(command, path string) (string, *failure) {
 		return command, nil
 	}
 	var denied string
-	for _, dir := range filepath.SplitList(path) {
-		if dir == "" {
-			dir = "."
-		}
-		file := filepath.Join(dir, command)
-		if !strings.HasPrefix(file, "/") {
-			file = "./" + file
-		}
+	for _, file := range handshake.Paths(command, path) {
 		err := executable(file)
 		if err == nil {
 			return file, nil

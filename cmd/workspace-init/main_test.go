@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -19,19 +20,58 @@ import (
 	"github.com/workspaced/workspaced/runtime/ctrd/handshake"
 )
 
-// The test binary is workspace-init when this names the directory of its FIFOs.
-const initDir = "WORKSPACE_INIT_TEST_DIR"
+// The test binary is workspace-init, until that becomes a standby, when these name
+// the directory of its FIFOs and the program.
+const (
+	initDir     = "WORKSPACE_INIT_TEST_DIR"
+	initProgram = "WORKSPACE_INIT_TEST_PROGRAM"
+)
 
 func TestMain(m *testing.M) {
 	if dir := os.Getenv(initDir); dir != "" {
+		program := os.Getenv(initProgram)
 		os.Unsetenv(initDir)
-		os.Exit(run(dir, os.Args))
+		os.Unsetenv(initProgram)
+		os.Exit(run(dir, append([]string{program}, os.Args[1:]...)))
 	}
 	os.Exit(m.Run())
 }
 
+var built struct {
+	sync.Mutex
+	program []byte
+}
+
+// program returns the path of the real program, as make builds it.
+func program(t *testing.T) string {
+	t.Helper()
+	if dir := os.Getenv("WORKSPACED_BIN_DIR"); dir != "" {
+		return filepath.Join(dir, "workspace-init")
+	}
+	path := filepath.Join(t.TempDir(), "workspace-init")
+	built.Lock()
+	defer built.Unlock()
+	if built.program != nil {
+		if err := os.WriteFile(path, built.program, 0o755); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	cmd := exec.CommandContext(t.Context(), "go", "build", "-buildvcs=false", "-ldflags=-E=workspace_init_entry", "-o", path, ".")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	var err error
+	if built.program, err = os.ReadFile(path); err != nil {
+		t.Fatal(err)
+	}
+	return path
+}
+
 // child is a workspace-init with a daemon's ends of its FIFOs.
 type child struct {
+	argv            []string // the command
 	cmd             *exec.Cmd
 	out, errors     bytes.Buffer
 	goAhead, result *os.File
@@ -39,7 +79,7 @@ type child struct {
 
 const patience = 20 * time.Second
 
-func start(t *testing.T, args ...string) *child {
+func start(t *testing.T, workingDir, formats string, argv ...string) *child {
 	t.Helper()
 	dir := t.TempDir()
 	for _, name := range []string{handshake.GoAheadName, handshake.ResultName} {
@@ -55,14 +95,14 @@ func start(t *testing.T, args ...string) *child {
 		t.Cleanup(func() { f.Close() })
 		return f
 	}
-	c := &child{goAhead: open(handshake.GoAheadName, os.O_RDWR), result: open(handshake.ResultName, os.O_RDWR)}
+	c := &child{argv: argv, goAhead: open(handshake.GoAheadName, os.O_RDWR), result: open(handshake.ResultName, os.O_RDWR)}
 	if err := c.result.SetDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	t.Cleanup(cancel)
-	c.cmd = exec.CommandContext(ctx, os.Args[0], args...)
-	c.cmd.Env = []string{initDir + "=" + dir, "PATH=" + os.Getenv("PATH"), "HOME=/from/passwd"}
+	c.cmd = exec.CommandContext(ctx, os.Args[0], workingDir, formats, argv[0])
+	c.cmd.Env = []string{initDir + "=" + dir, initProgram + "=" + program(t), "PATH=" + os.Getenv("PATH"), "HOME=/from/passwd"}
 	c.cmd.Stdout, c.cmd.Stderr = &c.out, &c.errors
 	if err := c.cmd.Start(); err != nil {
 		t.Fatal(err)
@@ -77,6 +117,14 @@ func (c *child) want(t *testing.T, kind handshake.Kind, cause handshake.Cause) h
 		t.Fatalf("result = %+v, %v, want kind %d, cause %d", res, err, kind, cause)
 	}
 	return res
+}
+
+// send sends the go-ahead.
+func (c *child) send(t *testing.T, env ...string) {
+	t.Helper()
+	if err := handshake.WriteGoAhead(c.goAhead, handshake.GoAhead{Argv: c.argv, Env: env}); err != nil {
+		t.Fatal(err)
+	}
 }
 
 func (c *child) wantExit(t *testing.T, code int) {
@@ -96,9 +144,7 @@ func TestBecomesTheCommand(t *testing.T) {
 	c := start(t, work, "own", "sh", "-c", `echo "$0 $1 $$"; pwd; env; exit 7`, "zero", "one two")
 	c.want(t, handshake.Ready, handshake.CauseNone)
 	env := []string{"PATH=" + os.Getenv("PATH"), "SECRET=value with = and spaces"}
-	if err := handshake.WriteGoAhead(c.goAhead, handshake.GoAhead{Env: env}); err != nil {
-		t.Fatal(err)
-	}
+	c.send(t, env...)
 	c.want(t, handshake.Executing, handshake.CauseNone)
 	c.wantExit(t, 7)
 	lines := strings.Split(strings.TrimSpace(c.out.String()), "\n")
@@ -115,9 +161,7 @@ func TestBecomesTheCommand(t *testing.T) {
 func TestSentHomeWins(t *testing.T) {
 	c := start(t, "/", "own", "/bin/sh", "-c", `echo "home=$HOME"`)
 	c.want(t, handshake.Ready, handshake.CauseNone)
-	if err := handshake.WriteGoAhead(c.goAhead, handshake.GoAhead{Env: []string{"HOME="}}); err != nil {
-		t.Fatal(err)
-	}
+	c.send(t, "HOME=")
 	c.wantExit(t, 0)
 	if got := strings.TrimSpace(c.out.String()); got != "home=" {
 		t.Errorf("output %q", got)
@@ -127,9 +171,7 @@ func TestSentHomeWins(t *testing.T) {
 func TestOneStreamOfOutput(t *testing.T) {
 	c := start(t, "/", "own", "/bin/sh", "-c", `echo 1; echo 2 >&2; echo 3; exec >&-; echo 4 >&2`)
 	c.want(t, handshake.Ready, handshake.CauseNone)
-	if err := handshake.WriteGoAhead(c.goAhead, handshake.GoAhead{}); err != nil {
-		t.Fatal(err)
-	}
+	c.send(t)
 	c.wantExit(t, 0)
 	if got := c.out.String(); got != "1\n2\n3\n4\n" {
 		t.Errorf("output %q, errors %q", got, &c.errors)
@@ -139,7 +181,7 @@ func TestOneStreamOfOutput(t *testing.T) {
 // A standby never outlives its daemon, and never starts by accident.
 func TestEndsWithItsDaemon(t *testing.T) {
 	var whole bytes.Buffer
-	if err := handshake.WriteGoAhead(&whole, handshake.GoAhead{Env: []string{"SECRET=value"}}); err != nil {
+	if err := handshake.WriteGoAhead(&whole, handshake.GoAhead{Argv: []string{"/bin/sh", "-c", "echo started"}, Env: []string{"SECRET=value"}}); err != nil {
 		t.Fatal(err)
 	}
 	for name, sent := range map[string][]byte{
@@ -196,9 +238,7 @@ func TestSaysWhyExecFailed(t *testing.T) {
 	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
-	if err := handshake.WriteGoAhead(c.goAhead, handshake.GoAhead{}); err != nil {
-		t.Fatal(err)
-	}
+	c.send(t)
 	if res := c.want(t, handshake.Failed, handshake.CauseNotFound); syscall.Errno(res.Errno) != syscall.ENOENT {
 		t.Errorf("result %+v", res)
 	}
@@ -211,9 +251,7 @@ func TestSaysWhyExecFailed(t *testing.T) {
 	}
 	c = start(t, "/", "own", file)
 	c.want(t, handshake.Ready, handshake.CauseNone)
-	if err := handshake.WriteGoAhead(c.goAhead, handshake.GoAhead{Env: []string{"SECRET=canary"}}); err != nil {
-		t.Fatal(err)
-	}
+	c.send(t, "SECRET=canary")
 	c.want(t, handshake.Executing, handshake.CauseNone)
 	if res := c.want(t, handshake.Failed, handshake.CauseFormat); strings.Contains(res.Message, "canary") {
 		t.Errorf("result %+v", res)

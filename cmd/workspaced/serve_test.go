@@ -46,7 +46,7 @@ var buildInit = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
-	cmd := exec.Command("go", "build", "-o", dir, "github.com/workspaced/workspaced/cmd/workspace-init")
+	cmd := exec.Command("go", "build", "-ldflags=-E=workspace_init_entry", "-o", dir, "github.com/workspaced/workspaced/cmd/workspace-init")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, out)

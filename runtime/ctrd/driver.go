@@ -35,6 +35,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"os"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -156,6 +157,7 @@ type Driver struct {
 
 	mu       sync.Mutex
 	standbys map[string]*standby // by instance id; this process holds their FIFOs
+	held     map[string]*os.File // mounts of instances that end, by instance id
 	owners   map[string]string   // the workspace's uid by instance id, as far as it was asked for
 	images   map[string]*rootfs  // by digest
 	// recordedOf has the workspaces, by uid, of which containerd was asked and had
@@ -190,9 +192,11 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if !workspaceUID.MatchString(cfg.InstanceUID) { // it becomes a file name too
 		return nil, fmt.Errorf("containerd driver: %q is no instance uid", cfg.InstanceUID)
 	}
-	for name, path := range map[string]string{"state directory": cfg.StateDir, "data directory": cfg.DataDir, "directory of the API's socket": cfg.APIDir, "workspace-init": cfg.InitPath} {
-		if !filepath.IsAbs(path) {
-			return nil, fmt.Errorf("containerd driver: %s %q is not an absolute path", name, path)
+	for _, path := range []struct{ name, path string }{
+		{"state directory", cfg.StateDir}, {"data directory", cfg.DataDir}, {"directory of the API's socket", cfg.APIDir}, {"workspace-init", cfg.InitPath},
+	} {
+		if !filepath.IsAbs(path.path) {
+			return nil, fmt.Errorf("containerd driver: %s %q is not an absolute path", path.name, path.path)
 		}
 	}
 	if cfg.MaxLogBytes < 0 {
@@ -219,6 +223,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		volumes:   filepath.Join(cfg.DataDir, "volumes"),
 		logs:      filepath.Join(cfg.DataDir, "logs"),
 		standbys:  make(map[string]*standby),
+		held:      make(map[string]*os.File),
 		images:    make(map[string]*rootfs),
 
 		recordedOf: make(map[string]map[string]bool),
@@ -227,7 +232,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 	if d.cgroups, err = cgroupMounts(); err != nil {
 		return nil, fmt.Errorf("cgroup mounts: %w", err)
 	}
-	if err := d.prepareState(); err != nil {
+	if err := d.prepareState(ctx); err != nil {
 		return nil, fmt.Errorf("containerd driver: %w", err)
 	}
 
@@ -284,11 +289,14 @@ func (d *Driver) connect(ctx context.Context) error {
 func (d *Driver) Close() error {
 	d.mu.Lock()
 	d.closed = true
-	standbys := d.standbys
-	d.standbys = nil
+	standbys, held := d.standbys, d.held
+	d.standbys, d.held = nil, nil
 	d.mu.Unlock()
 	for _, s := range standbys {
 		s.close()
+	}
+	for _, mounts := range held {
+		mounts.Close()
 	}
 	d.cancel()
 	d.pulls.wait()

@@ -812,6 +812,63 @@ func TestNewRefusesBadConfiguration(t *testing.T) {
 	}
 }
 
+// TestMountsOfAStoppedInstance: they are held until it is removed, and no longer.
+func TestMountsOfAStoppedInstance(t *testing.T) {
+	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
+		b := newBench(t, c)
+		in := b.run(spec())
+		mounts, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", in.PID))
+		if err != nil {
+			t.Fatal(err)
+		}
+		held := func() (n int) {
+			files, err := filepath.Glob("/proc/self/fd/*")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, file := range files {
+				if to, err := os.Readlink(file); err == nil && to == mounts {
+					n++
+				}
+			}
+			return n
+		}
+		for range 2 {
+			if err := b.d.Stop(b.ctx(), in.ID, syscall.SIGTERM, time.Second); err != nil {
+				t.Fatal(err)
+			}
+			if n := held(); n != 1 {
+				t.Fatalf("%d files hold %s after the stop, want 1", n, mounts)
+			}
+		}
+		if err := b.d.Remove(b.ctx(), in.ID); err != nil {
+			t.Fatal(err)
+		}
+		if n := held(); n != 0 {
+			t.Errorf("%d files hold %s after the removal", n, mounts)
+		}
+		b.nothingLeft()
+	})
+}
+
+// TestInitIsAStandby: a program that can't be one is refused at the start, and not
+// by each workspace.
+func TestInitIsAStandby(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("SKIPPED, NOT TESTED: mounts need root")
+	}
+	dir := t.TempDir()
+	t.Cleanup(func() { ctrdtest.UnmountBelow(t, dir) })
+	for _, program := range []string{"/bin/true", "/bin/false"} {
+		_, err := ctrd.New(t.Context(), ctrd.Config{
+			Address: "/nonexistent/c.sock", InstanceUID: "i", StateDir: dir, DataDir: dir, InitPath: program,
+		})
+		if err == nil || !strings.Contains(err.Error(), program+" can't be a standby") {
+			t.Errorf("error %v, want one about the standby", err)
+		}
+	}
+}
+
 // TestFIFOsOfAnAdoptedInstance: a daemon that died when the command had just been
 // executed leaves the FIFOs, which its successor removes.
 func TestFIFOsOfAnAdoptedInstance(t *testing.T) {

@@ -22,6 +22,7 @@ func (d *Driver) Remove(ctx context.Context, id string) error {
 	}
 	ctx, cancel := d.bound(ctx, d.deadlines.remove)
 	defer cancel()
+	d.dropMounts(id)
 	return failure(ctx, "removing the container", d.remove(ctx, id))
 }
 

@@ -314,12 +314,22 @@ func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) 
 
 func (s *standby) writeGoAhead(ctx context.Context, env []string) error {
 	return interruptible(ctx, s.goAhead, func() error {
-		return handshake.WriteGoAhead(s.goAhead, handshake.GoAhead{Env: env})
+		return handshake.WriteGoAhead(s.goAhead, handshake.GoAhead{Argv: s.argv, Env: env})
 	})
 }
 
+// execTime is how long after its go-ahead init is looked at. A look wakes whenever
+// there is something to see: the first time on the very processor on which the
+// command is about to begin.
+const execTime = 2 * time.Millisecond
+
 // awaitExec returns once init has become the command.
 func (s *standby) awaitExec(ctx context.Context) error {
+	select {
+	case <-time.After(execTime):
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 	executing := false
 	for {
 		res, err := s.readResult(ctx)

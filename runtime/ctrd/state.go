@@ -1,20 +1,24 @@
 package ctrd
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
+
+	"github.com/workspaced/workspaced/runtime/ctrd/handshake"
 )
 
 // prepareState makes the directories, mounts the tmpfs and puts init there.
-func (d *Driver) prepareState() error {
+func (d *Driver) prepareState(ctx context.Context) error {
 	for _, dir := range []string{d.cfg.StateDir, d.tmpfs, d.runcRoot, d.volumes, d.logs} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return err
@@ -26,7 +30,7 @@ func (d *Driver) prepareState() error {
 	if err := os.MkdirAll(d.instances, 0o700); err != nil {
 		return err
 	}
-	if err := d.installInit(); err != nil {
+	if err := d.installInit(ctx); err != nil {
 		return err
 	}
 	// Those of workspaces whose last instance an earlier process was removing.
@@ -69,7 +73,7 @@ func mountTmpfs(dir string) error {
 // installInit copies workspace-init into the tmpfs under the name of its
 // content. So an upgrade replaces no file that a container has mounted, and it
 // is executable wherever the original lies.
-func (d *Driver) installInit() error {
+func (d *Driver) installInit(ctx context.Context) error {
 	b, err := os.ReadFile(d.cfg.InitPath)
 	if err != nil {
 		return fmt.Errorf("workspace-init: %w", err)
@@ -90,6 +94,9 @@ func (d *Driver) installInit() error {
 	if d.initID, err = identify(d.initPath); err != nil {
 		return err
 	}
+	if err := d.checkInit(ctx); err != nil {
+		return err
+	}
 	// Those of earlier versions: who runs one has it mounted.
 	old, err := filepath.Glob(filepath.Join(d.tmpfs, ".init-*"))
 	if err != nil {
@@ -103,6 +110,25 @@ func (d *Driver) installInit() error {
 		}
 	}
 	return nil
+}
+
+// checkInit has workspace-init try to be a standby, without a daemon: where it can't
+// be one, no container would ever start.
+func (d *Driver) checkInit(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, d.deadlines.ready)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, d.initPath)
+	cmd.Args = []string{handshake.StandbyName, d.initPath}
+	cmd.Env = []string{}
+	out, err := cmd.CombinedOutput()
+	var exit *exec.ExitError
+	switch {
+	case errors.As(err, &exit) && exit.ExitCode() == handshake.ExitNoDaemon:
+		return nil
+	case err != nil && exit == nil:
+		return fmt.Errorf("workspace-init: %s can't be executed: %w", d.cfg.InitPath, err)
+	}
+	return fmt.Errorf("workspace-init: %s can't be a standby: %s: %.200s", d.cfg.InitPath, cmd.ProcessState, out)
 }
 
 // cgroupMounts are the mount points of the cgroup hierarchies, v1's and v2's.

@@ -3,6 +3,7 @@ package ctrd
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"syscall"
 	"time"
@@ -41,6 +42,7 @@ func (d *Driver) Stop(ctx context.Context, id string, signal syscall.Signal, gra
 		grace = 0
 	}
 	d.markStopping(ctx, rec, p)
+	d.holdMounts(id, p)
 	return failure(ctx, "stopping the container", d.stopProcess(ctx, p, signal, grace))
 }
 
@@ -52,6 +54,34 @@ func (d *Driver) markStopping(ctx context.Context, rec *record, p *process) {
 	}
 	if _, err := d.updateRecord(ctx, stepRecordStopping, rec, func(r *record) { r.Stopping = true }); err != nil {
 		d.log.Warn("stop not recorded", "instance", rec.ID, "error", err)
+	}
+}
+
+// holdMounts keeps the mounts of an instance that is about to end until it is
+// removed. The last process of a container takes its mounts along, which takes the
+// kernel long, and its end is not seen before.
+func (d *Driver) holdMounts(id string, p *process) {
+	mounts, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", p.pid))
+	if err != nil {
+		return // it has ended, or takes longer to
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if p.ended() || d.closed || d.held[id] != nil {
+		mounts.Close()
+		return
+	}
+	d.held[id] = mounts
+}
+
+// dropMounts lets go of what holdMounts keeps.
+func (d *Driver) dropMounts(id string) {
+	d.mu.Lock()
+	mounts := d.held[id]
+	delete(d.held, id)
+	d.mu.Unlock()
+	if mounts != nil {
+		mounts.Close()
 	}
 }
 

@@ -62,7 +62,11 @@ func missing() string {
 
 func build(dir string) error {
 	for _, pkg := range []string{"workspaced", "workspace-init", "demo", "demo/envserver"} {
-		cmd := exec.Command("go", "build", "-o", dir, "github.com/workspaced/workspaced/cmd/"+pkg)
+		flags := ""
+		if pkg == "workspace-init" {
+			flags = "-E=workspace_init_entry"
+		}
+		cmd := exec.Command("go", "build", "-ldflags="+flags, "-o", dir, "github.com/workspaced/workspaced/cmd/"+pkg)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 		if out, err := cmd.CombinedOutput(); err != nil {
 			return fmt.Errorf("building %s: %w\n%s", pkg, err, out)

@@ -8,7 +8,10 @@ import (
 	"testing"
 )
 
-const module = "github.com/workspaced/workspaced"
+const (
+	module      = "github.com/workspaced/workspaced"
+	initPackage = "cmd/workspace-init"
+)
 
 // built keeps programs in memory, so that no test leaves a file behind and each
 // is built once.
@@ -32,7 +35,7 @@ func Program(tb testing.TB, pkg string) []byte {
 		}
 	}
 	out := filepath.Join(tb.TempDir(), "program")
-	cmd := exec.CommandContext(tb.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w", "-o", out, module+"/"+pkg)
+	cmd := exec.CommandContext(tb.Context(), "go", "build", "-trimpath", "-buildvcs=false", "-ldflags=-s -w"+entry(pkg), "-o", out, module+"/"+pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		tb.Fatalf("building %s: %v\n%s", pkg, err, text)
@@ -48,6 +51,14 @@ func Program(tb testing.TB, pkg string) []byte {
 	return b
 }
 
+// entry is what the linker has to be told of workspace-init.
+func entry(pkg string) string {
+	if pkg == initPackage {
+		return " -E workspace_init_entry"
+	}
+	return ""
+}
+
 // InitPath returns the path of workspace-init: $WORKSPACED_BIN_DIR's, or one
 // that is built now.
 func InitPath(tb testing.TB) string {
@@ -59,7 +70,7 @@ func InitPath(tb testing.TB) string {
 		}
 	}
 	path := filepath.Join(tb.TempDir(), "workspace-init")
-	if err := os.WriteFile(path, Program(tb, "cmd/workspace-init"), 0o755); err != nil {
+	if err := os.WriteFile(path, Program(tb, initPackage), 0o755); err != nil {
 		tb.Fatal(err)
 	}
 	return path

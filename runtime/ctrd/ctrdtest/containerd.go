@@ -262,7 +262,7 @@ func (c *Containerd) Inits() []int {
 	var pids []int
 	for _, shim := range c.Shims() {
 		for _, pid := range childrenOf(shim) {
-			if commandLine(pid)[0] == handshake.InitPath && !Ended(pid) {
+			if slices.Contains(commandLine(pid), handshake.InitPath) && !Ended(pid) {
 				pids = append(pids, pid)
 			}
 		}

@@ -4,20 +4,25 @@
 //
 //	init                                 daemon
 //	opens both FIFOs, checks the command
+//	becomes the standby
 //	Ready or Failed            ------->
 //	                                     ... until the switch ...
-//	                           <-------  GoAhead: the environment
+//	                           <-------  GoAhead: command and environment
 //	Executing                  ------->
 //	execve: the FIFO closes    ------->  end of file: the command runs
 //	or Failed                  ------->  why it does not
 //
-// Each message is one frame: a magic, a version, the payload's length and its
-// SHA-256. A frame that is cut short is never taken for a message: a daemon that
-// dies while it writes the go-ahead starts nothing.
+// The standby is workspace-init without Go's runtime: execve takes long for a
+// process that has threads and much memory, and nothing runs in the workspace
+// meanwhile. It reports by frames as they lie in its memory. What it can't do in a
+// few instructions, to explain why it did not become the command, it leaves to
+// workspace-init, which it becomes again.
+//
+// A message that is cut short is never taken for one: a daemon that dies while it
+// writes the go-ahead starts nothing.
 package handshake
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -43,27 +48,15 @@ const (
 )
 
 const (
-	version = 1
-	// MaxGoAhead bounds a go-ahead's payload, well above the 2 MiB that execve takes.
-	MaxGoAhead = 4 << 20
-	maxResult  = 2048 // a result and its header must fit PIPE_BUF, to be written at once
-	headerSize = 4 + 1 + 4 + sha256.Size
+	headerSize = 4 + 2 // magic and the payload's length
+	minResult  = 6     // kind, cause, errno
+	maxResult  = 2048  // it must fit PIPE_BUF with its header, to be written at once
 )
 
-var (
-	magicGoAhead = [4]byte{'W', 'S', 'G', 'O'}
-	magicResult  = [4]byte{'W', 'S', 'R', 'S'}
-)
+var magicResult = [4]byte{'W', 'S', 'R', '2'}
 
 // ErrFormat is in the chain of every error about a frame that is no message.
 var ErrFormat = errors.New("not a handshake message")
-
-// GoAhead makes a standby init the command. It holds secrets.
-type GoAhead struct {
-	// Env is the whole environment, `KEY=value`. Init adds HOME when it is not
-	// there, as the OCI runtime set it.
-	Env []string
-}
 
 // Kind says what a Result reports.
 type Kind byte
@@ -98,71 +91,39 @@ type Result struct {
 	Message string
 }
 
-// WriteGoAhead writes the message as one frame.
-func WriteGoAhead(w io.Writer, g GoAhead) error {
-	size := 4
-	for _, e := range g.Env {
-		size += 4 + len(e)
-	}
-	if size > MaxGoAhead {
-		return fmt.Errorf("go-ahead of %d bytes: %w", size, ErrFormat)
-	}
-	payload := make([]byte, 0, size)
-	payload = binary.BigEndian.AppendUint32(payload, uint32(len(g.Env)))
-	for _, e := range g.Env {
-		payload = binary.BigEndian.AppendUint32(payload, uint32(len(e)))
-		payload = append(payload, e...)
-	}
-	return writeFrame(w, magicGoAhead, payload)
-}
-
-// ReadGoAhead reads one frame. The error is io.EOF when nothing came before the
-// end, io.ErrUnexpectedEOF when a part came.
-func ReadGoAhead(r io.Reader) (GoAhead, error) {
-	payload, err := readFrame(r, magicGoAhead, MaxGoAhead)
-	if err != nil {
-		return GoAhead{}, err
-	}
-	count, rest, ok := takeUint32(payload)
-	// Each string takes 4 bytes at least: a count that can't be allocates nothing.
-	if !ok || int64(count) > int64(len(rest))/4 {
-		return GoAhead{}, fmt.Errorf("count of strings: %w", ErrFormat)
-	}
-	g := GoAhead{Env: make([]string, 0, count)}
-	for range count {
-		var n uint32
-		if n, rest, ok = takeUint32(rest); !ok || int64(n) > int64(len(rest)) {
-			return GoAhead{}, fmt.Errorf("length of a string: %w", ErrFormat)
-		}
-		g.Env = append(g.Env, string(rest[:n]))
-		rest = rest[n:]
-	}
-	if len(rest) != 0 {
-		return GoAhead{}, fmt.Errorf("bytes after the last string: %w", ErrFormat)
-	}
-	return g, nil
-}
-
 // WriteResult writes the result as one frame with a single write. A message
 // that is too long is cut.
 func WriteResult(w io.Writer, res Result) error {
-	if n := maxResult - 6; len(res.Message) > n {
-		res.Message = res.Message[:n]
-	}
-	payload := []byte{byte(res.Kind), byte(res.Cause)}
-	payload = binary.BigEndian.AppendUint32(payload, res.Errno)
-	payload = append(payload, res.Message...)
-	return writeFrame(w, magicResult, payload)
+	res.Message = res.Message[:min(len(res.Message), maxResult-minResult)]
+	frame := append([]byte(nil), magicResult[:]...)
+	frame = binary.BigEndian.AppendUint16(frame, uint16(minResult+len(res.Message)))
+	frame = append(frame, byte(res.Kind), byte(res.Cause))
+	frame = binary.BigEndian.AppendUint32(frame, res.Errno)
+	frame = append(frame, res.Message...)
+	_, err := w.Write(frame)
+	return err
 }
 
-// ReadResult reads one frame; its errors are those of ReadGoAhead.
+// ReadResult reads one frame. The error is io.EOF when nothing came before the
+// end, io.ErrUnexpectedEOF when a part came.
 func ReadResult(r io.Reader) (Result, error) {
-	payload, err := readFrame(r, magicResult, maxResult)
-	if err != nil {
+	var header [headerSize]byte
+	if _, err := io.ReadFull(r, header[:]); err != nil {
 		return Result{}, err
 	}
-	if len(payload) < 6 {
-		return Result{}, fmt.Errorf("result of %d bytes: %w", len(payload), ErrFormat)
+	if [4]byte(header[:4]) != magicResult {
+		return Result{}, fmt.Errorf("magic: %w", ErrFormat)
+	}
+	size := binary.BigEndian.Uint16(header[4:])
+	if size < minResult || size > maxResult {
+		return Result{}, fmt.Errorf("result of %d bytes: %w", size, ErrFormat)
+	}
+	payload := make([]byte, size)
+	if _, err := io.ReadFull(r, payload); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return Result{}, err
 	}
 	res := Result{
 		Kind:    Kind(payload[0]),
@@ -174,51 +135,4 @@ func ReadResult(r io.Reader) (Result, error) {
 		return Result{}, fmt.Errorf("result of kind %d, cause %d: %w", res.Kind, res.Cause, ErrFormat)
 	}
 	return res, nil
-}
-
-func writeFrame(w io.Writer, magic [4]byte, payload []byte) error {
-	frame := make([]byte, 0, headerSize+len(payload))
-	frame = append(frame, magic[:]...)
-	frame = append(frame, version)
-	frame = binary.BigEndian.AppendUint32(frame, uint32(len(payload)))
-	sum := sha256.Sum256(payload)
-	frame = append(frame, sum[:]...)
-	frame = append(frame, payload...)
-	_, err := w.Write(frame)
-	return err
-}
-
-func readFrame(r io.Reader, magic [4]byte, limit uint32) ([]byte, error) {
-	var header [headerSize]byte
-	if _, err := io.ReadFull(r, header[:]); err != nil {
-		return nil, err
-	}
-	if [4]byte(header[:4]) != magic {
-		return nil, fmt.Errorf("magic: %w", ErrFormat)
-	}
-	if header[4] != version {
-		return nil, fmt.Errorf("version %d, want %d: %w", header[4], version, ErrFormat)
-	}
-	size := binary.BigEndian.Uint32(header[5:9])
-	if size > limit {
-		return nil, fmt.Errorf("%d bytes, at most %d: %w", size, limit, ErrFormat)
-	}
-	payload := make([]byte, size)
-	if _, err := io.ReadFull(r, payload); err != nil {
-		if errors.Is(err, io.EOF) {
-			err = io.ErrUnexpectedEOF
-		}
-		return nil, err
-	}
-	if sha256.Sum256(payload) != [sha256.Size]byte(header[9:]) {
-		return nil, fmt.Errorf("checksum: %w", ErrFormat)
-	}
-	return payload, nil
-}
-
-func takeUint32(b []byte) (uint32, []byte, bool) {
-	if len(b) < 4 {
-		return 0, nil, false
-	}
-	return binary.BigEndian.Uint32(b), b[4:], true
 }
