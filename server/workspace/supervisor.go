@@ -182,26 +182,20 @@ func (s *Supervisor) maxWait() time.Duration {
 // their answers. It never blocks.
 func (s *Supervisor) OnCommit(changes []store.Change) {
 	for i := range changes {
-		if c := &changes[i]; c.Desired || c.Interrupt {
+		c := &changes[i]
+		if !c.Desired && !c.Interrupt {
+			continue
+		}
+		// As a rule it is enough to leave the token.
+		if a := s.actors.find(c.ID); a == nil || c.Interrupt || a.hint() != awake {
 			s.reach(c.ID, c.Interrupt)
 		}
 	}
 }
 
-// reach kicks the workspace's actor, and before that ends the effect in flight
-// if interrupt is set.
+// reach kicks the workspace's actor, whether it has a goroutine, has none, or is
+// not there yet, and before that ends the effect in flight if interrupt is set.
 func (s *Supervisor) reach(id string, interrupt bool) {
-	a := s.actors.find(id)
-	if a != nil && interrupt {
-		a.interrupt()
-	}
-	if a == nil || a.hint() != awake {
-		s.reachSleeper(id, interrupt)
-	}
-}
-
-// reachSleeper is reach for an actor that has no goroutine, or is not there yet.
-func (s *Supervisor) reachSleeper(id string, interrupt bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.spawn == nil {
