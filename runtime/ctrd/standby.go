@@ -1,12 +1,14 @@
 package ctrd
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -26,6 +28,8 @@ type standby struct {
 	record          *record
 	imageEnv        []string
 	argv            []string
+	files           []runtime.File // that are in place
+	fileNames       []string
 	goAhead, result *os.File
 	process         *process
 	starting        bool // guarded by Driver.mu: Start has it
@@ -285,18 +289,17 @@ func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) 
 	if err := checkFiles(launch.Files, nil); err != nil {
 		return err
 	}
-	files, err := d.putFiles(ctx, s.record, launch.Files, nil)
-	if err != nil {
+	if err := d.giveFiles(ctx, s, launch.Files); err != nil {
 		return err
 	}
 	s.record.Launch = &launchRecord{
 		Generation: launch.Generation, SecretVersions: launch.SecretVersions, GlobalSecrets: launch.GlobalSecrets,
-		Files: files, StartTime: time.Now(),
+		Files: s.fileNames, StartTime: time.Now(),
 	}
 	if err := d.recordLaunch(ctx, s.record); err != nil {
 		return err
 	}
-	err = d.step(ctx, stepFIFOWrite, func(ctx context.Context) error { return s.writeGoAhead(ctx, env) })
+	err := d.step(ctx, stepFIFOWrite, func(ctx context.Context) error { return s.writeGoAhead(ctx, env) })
 	if errors.Is(err, unix.EPIPE) {
 		return s.interrupted(runtime.Resources{})
 	} else if err != nil {
@@ -309,6 +312,20 @@ func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) 
 	if err := d.step(ctx, stepFIFORemove, func(context.Context) error { return d.dropHandshake(s.record) }); err != nil {
 		d.log.Warn("FIFOs not removed, they go with the instance", "instance", s.record.ID, "error", err)
 	}
+	return nil
+}
+
+// giveFiles puts the files into place, unless they are there.
+func (d *Driver) giveFiles(ctx context.Context, s *standby, files []runtime.File) error {
+	same := func(a, b runtime.File) bool { return a.Name == b.Name && bytes.Equal(a.Data, b.Data) }
+	if slices.EqualFunc(files, s.files, same) {
+		return nil
+	}
+	names, err := d.putFiles(ctx, s.record, files, nil)
+	if err != nil {
+		return err
+	}
+	s.files, s.fileNames = files, names
 	return nil
 }
 

@@ -44,7 +44,7 @@ const (
 	stepPidfdSignal    = "pidfd.signal"
 	stepPidfdWait      = "pidfd.wait" // the process's end, in the grace period and after SIGKILL
 
-	// Start.
+	// Start, and Prepare for files that are known then.
 	stepFilesWrite   = "files.write"   // its files, beside those that are in place
 	stepFilesSwitch  = "files.switch"  // put them into place, all at once
 	stepFilesLink    = "files.link"    // their names, and away with the old ones

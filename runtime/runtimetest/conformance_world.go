@@ -249,6 +249,30 @@ var containerProperties = []property{
 		s.wantFile(two, runtime.FilesDir+"/TEXT", "other")
 		s.wantNoFile(two, runtime.FilesDir+"/EMPTY")
 	}},
+	{"files are the launch's, whatever was known of them while preparing", func(s *suite) {
+		s.need("ReadFile", s.w.ReadFile != nil)
+		for _, test := range []struct {
+			known, launched []runtime.File
+			want            map[string]string
+		}{
+			{someFiles("1"), someFiles("1"), map[string]string{"A": "1", "B": "1", "C": "1"}},
+			{someFiles("1"), someFiles("2"), map[string]string{"A": "2", "B": "2", "C": "2"}},
+			{someFiles("1"), someFiles("1")[1:], map[string]string{"B": "1", "C": "1"}},
+			{someFiles("1"), nil, nil},
+			{nil, someFiles("1"), map[string]string{"A": "1", "B": "1", "C": "1"}},
+		} {
+			spec := s.spec("a", 1)
+			spec.Files = test.known
+			in := s.start(s.prepare(spec).ID, runtime.Launch{Generation: 1, Files: test.launched})
+			s.wantFiles(in, test.want)
+			s.remove(in.ID)
+		}
+		spec := s.spec("a", 1)
+		spec.Files = []runtime.File{{Name: "a/b"}}
+		if _, err := s.r.Prepare(s.ctx, spec); err == nil {
+			s.Error("an instance with a file a/b was prepared")
+		}
+	}},
 	{"a file has the name of a variable, once", func(s *suite) {
 		for _, names := range [][]string{{""}, {".."}, {"../TEXT"}, {"..data"}, {"a/b"}, {"A", "A"}, {strings.Repeat("A", 129)}} {
 			var launch runtime.Launch
