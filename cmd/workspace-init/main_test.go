@@ -239,6 +239,7 @@ func TestSaysWhyExecFailed(t *testing.T) {
 		t.Fatal(err)
 	}
 	c.send(t)
+	c.want(t, handshake.Failed, handshake.CauseExec)
 	if res := c.want(t, handshake.Failed, handshake.CauseNotFound); syscall.Errno(res.Errno) != syscall.ENOENT {
 		t.Errorf("result %+v", res)
 	}
@@ -253,6 +254,7 @@ func TestSaysWhyExecFailed(t *testing.T) {
 	c.want(t, handshake.Ready, handshake.CauseNone)
 	c.send(t, "SECRET=canary")
 	c.want(t, handshake.Executing, handshake.CauseNone)
+	c.want(t, handshake.Failed, handshake.CauseExec)
 	if res := c.want(t, handshake.Failed, handshake.CauseFormat); strings.Contains(res.Message, "canary") {
 		t.Errorf("result %+v", res)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"os"
 	"syscall"
 
@@ -18,14 +19,14 @@ import (
 //	put HOME into the environment if it has a place there
 //	take the first of the paths that is a regular file which may be executed
 //	write executingFrame, execve
-//	when there is none, or execve fails: become workspace-init explain, with the
-//	result FIFO; when that fails too: write failedFrame, end with ExitRefused
+//	when there is none, or execve fails: write failedFrame, become workspace-init
+//	explain, with the result FIFO; when that fails too: end with ExitRefused
 //
 // Package handshake has the block.
 const (
 	// Where the standby has the FIFOs.
-	goAheadFD = 10
-	resultFD  = 11
+	goAheadFD = handshake.GoAheadFD
+	resultFD  = handshake.ResultFD
 
 	// For standby_*.s, which gets constants of this package alone.
 	blockMagic       = handshake.BlockMagic
@@ -57,10 +58,16 @@ var (
 
 // becomeStandby returns only when it fails.
 func becomeStandby(self, home string, goAhead, result int) error {
-	for from, to := range map[int]int{goAhead: goAheadFD, result: resultFD} {
-		if err := syscall.Dup3(from, to, 0); err != nil {
-			return err
+	for _, fifo := range []*int{&goAhead, &result} { // away from both places
+		fd, _, errno := syscall.Syscall(syscall.SYS_FCNTL, uintptr(*fifo), syscall.F_DUPFD_CLOEXEC, resultFD+1)
+		if errno != 0 {
+			return errno
 		}
+		*fifo = int(fd)
+	}
+	err := errors.Join(syscall.Dup3(goAhead, goAheadFD, 0), syscall.Dup3(result, resultFD, 0))
+	if err != nil {
+		return err
 	}
 	var env []string
 	if home != "" { // that the OCI runtime found in /etc/passwd
@@ -74,10 +81,7 @@ func explain(args []string) int {
 	if len(args) != 2 {
 		return handshake.ExitUsage
 	}
-	number, ok := handshake.Errno(args[0])
-	if !ok {
-		return handshake.ExitUsage
-	}
+	number, _ := handshake.Errno(args[0])
 	path, f := lookPath(args[1], os.Getenv("PATH"))
 	if f == nil {
 		f = execFailure(path, syscall.Errno(number))

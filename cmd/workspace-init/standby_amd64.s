@@ -163,6 +163,21 @@ next:
 	MOVQ AX, ERRNO
 
 explain:
+	// First of all that there is no command: an end of the FIFO after the executing
+	// frame, and nothing else, would say that there is one.
+	CMPQ ERRNO, $255
+	JLE  report
+	MOVQ $255, ERRNO
+
+report:
+	MOVQ $·failedFrame(SB), SI
+	MOVQ ERRNO, AX
+	MOVB AX, const_frameErrno(SI)
+	MOVQ $SYS_write, AX
+	MOVQ $const_resultFD, DI
+	MOVQ $const_frameSize, DX
+	SYSCALL
+
 	MOVQ const_blockErrno(BLOCK), DI
 	MOVQ ERRNO, AX
 	SHRQ $4, AX
@@ -181,14 +196,6 @@ explain:
 	MOVQ SELF, DI
 	MOVQ const_blockExplainArgv(BLOCK), SI
 	MOVQ const_blockExplainEnvp(BLOCK), DX
-	SYSCALL
-
-	MOVQ $·failedFrame(SB), SI
-	MOVQ ERRNO, AX
-	MOVB AX, const_frameErrno(SI)
-	MOVQ $SYS_write, AX
-	MOVQ $const_resultFD, DI
-	MOVQ $const_frameSize, DX
 	SYSCALL
 	MOVQ $const_exitRefused, DI
 	JMP  exit

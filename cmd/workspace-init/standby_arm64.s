@@ -161,6 +161,20 @@ next:
 	NEG  R0, ERRNO
 
 explain:
+	// First of all that there is no command: an end of the FIFO after the executing
+	// frame, and nothing else, would say that there is one.
+	CMP  $255, ERRNO
+	BLE  report
+	MOVD $255, ERRNO
+
+report:
+	MOVD $·failedFrame(SB), R1
+	MOVB ERRNO, const_frameErrno(R1)
+	MOVD $SYS_write, R8
+	MOVD $const_resultFD, R0
+	MOVD $const_frameSize, R2
+	SVC
+
 	MOVD const_blockErrno(BLOCK), R1
 	LSR  $4, ERRNO, R0
 	ADD  $'a', R0, R0
@@ -177,13 +191,6 @@ explain:
 	MOVD SELF, R0
 	MOVD const_blockExplainArgv(BLOCK), R1
 	MOVD const_blockExplainEnvp(BLOCK), R2
-	SVC
-
-	MOVD $·failedFrame(SB), R1
-	MOVB ERRNO, const_frameErrno(R1)
-	MOVD $SYS_write, R8
-	MOVD $const_resultFD, R0
-	MOVD $const_frameSize, R2
 	SVC
 	MOVD $const_exitRefused, R2
 	B    exit

@@ -258,7 +258,7 @@ func TestStandbyLooksForTheCommand(t *testing.T) {
 func TestStandbyExplainsWhatIsTooLarge(t *testing.T) {
 	sent := block(t, handshake.GoAhead{Argv: []string{"/bin/echo", "started"}, Env: []string{"BIG=" + strings.Repeat("x", 200<<10)}})
 	results, code, out := standby(t, program(t), nil, sent)
-	if len(results) != 2 || results[1].Kind != handshake.Failed || syscall.Errno(results[1].Errno) != syscall.E2BIG || code != handshake.ExitRefused || out != "" {
+	if len(results) != 3 || results[2].Kind != handshake.Failed || syscall.Errno(results[2].Errno) != syscall.E2BIG || results[2].Message == "" || code != handshake.ExitRefused || out != "" {
 		t.Errorf("results %+v, code %d, output %q", results, code, out)
 	}
 }
@@ -270,13 +270,15 @@ func TestStandbyReportsAFailureItself(t *testing.T) {
 	if err := os.WriteFile(file, []byte("\x7fELF nothing"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	results, code, _ := standby(t, "/no/such/init", nil, block(t, handshake.GoAhead{Argv: []string{file}}))
-	want := []handshake.Result{
-		{Kind: handshake.Executing},
-		{Kind: handshake.Failed, Cause: handshake.CauseExec, Errno: uint32(syscall.ENOEXEC)},
-	}
-	if !slices.Equal(results, want) || code != handshake.ExitRefused {
-		t.Errorf("results %+v, code %d", results, code)
+	for self, code := range map[string]int{"/no/such/init": handshake.ExitRefused, "/bin/false": 1} {
+		results, got, _ := standby(t, self, nil, block(t, handshake.GoAhead{Argv: []string{file}}))
+		want := []handshake.Result{
+			{Kind: handshake.Executing},
+			{Kind: handshake.Failed, Cause: handshake.CauseExec, Errno: uint32(syscall.ENOEXEC)},
+		}
+		if !slices.Equal(results, want) || got != code {
+			t.Errorf("%s: results %+v, code %d", self, results, got)
+		}
 	}
 }
 

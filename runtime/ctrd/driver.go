@@ -34,9 +34,11 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -289,14 +291,16 @@ func (d *Driver) connect(ctx context.Context) error {
 func (d *Driver) Close() error {
 	d.mu.Lock()
 	d.closed = true
-	standbys, held := d.standbys, d.held
-	d.standbys, d.held = nil, nil
+	standbys, held := d.standbys, slices.Collect(maps.Keys(d.held))
+	d.standbys = nil
 	d.mu.Unlock()
 	for _, s := range standbys {
 		s.close()
 	}
-	for _, mounts := range held {
-		mounts.Close()
+	ctx, cancel := context.WithTimeout(context.Background(), d.deadlines.kill)
+	defer cancel()
+	for _, id := range held {
+		d.dropMounts(ctx, id)
 	}
 	d.cancel()
 	d.pulls.wait()

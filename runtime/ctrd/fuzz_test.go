@@ -119,6 +119,7 @@ func FuzzAwaitExec(f *testing.F) {
 	f.Add(result(handshake.Ready, handshake.Executing))
 	f.Add(result(handshake.Executing, handshake.Executing))
 	f.Add(result(handshake.Executing, handshake.Failed))
+	f.Add(result(handshake.Executing, handshake.Failed, handshake.Executing))
 	f.Add(append(result(handshake.Executing), 'x'))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		if len(data) > 32<<10 {

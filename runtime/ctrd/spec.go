@@ -216,6 +216,8 @@ func lookupEnv(env []string, key string) string {
 const (
 	maxString = 128 << 10
 	maxTotal  = 2 << 20
+	// maxPaths keeps a go-ahead below handshake.MaxGoAhead, whatever the rest is.
+	maxPaths = 1 << 20
 )
 
 // checkEnv refuses what execve would: the old instance is gone by then.
@@ -231,6 +233,11 @@ func checkEnv(env, argv []string) error {
 			return &runtime.Error{Reason: runtime.ReasonEnvironmentTooLarge, Permanent: true,
 				Message: fmt.Sprintf("environment variable %q takes %d bytes; the kernel takes less than %d", key, len(entry)+1, maxString)}
 		}
+	}
+	// Where to look for the command goes with the go-ahead, too.
+	if n := stringBytes(handshake.Paths(argv[0], lookupEnv(env, "PATH"))); n > maxPaths {
+		return &runtime.Error{Reason: runtime.ReasonEnvironmentTooLarge, Permanent: true,
+			Message: fmt.Sprintf("the files that PATH names for the command take %d bytes, more than %d", n, maxPaths)}
 	}
 	return checkTotal(stringBytes(env) + stringBytes(argv))
 }

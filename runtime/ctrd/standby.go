@@ -172,6 +172,9 @@ func refusal(res handshake.Result) *runtime.Error {
 	errno := syscall.Errno(res.Errno)
 	// A message that was too long may be cut within a letter.
 	e := &runtime.Error{Message: strings.ToValidUTF8(res.Message, "?"), Permanent: permanent(errno), Err: errno}
+	if e.Message == "" {
+		e.Message = "the command can't be executed, and it could not be found out why"
+	}
 	switch res.Cause {
 	case handshake.CauseNotFound:
 		e.Reason = runtime.ReasonCommandNotFound
@@ -348,15 +351,20 @@ func (s *standby) awaitExec(ctx context.Context) error {
 		return ctx.Err()
 	}
 	executing := false
+	var failed *runtime.Error
 	for {
 		res, err := s.readResult(ctx)
 		switch {
+		case errors.Is(err, io.EOF) && failed != nil:
+			return failed
 		case errors.Is(err, io.EOF) && executing:
 			return nil
 		case errors.Is(err, io.EOF):
 			return s.interrupted(runtime.Resources{})
 		case err != nil:
 			return err
+		case res.Kind == handshake.Failed && res.Message == "":
+			failed = refusal(res) // in words it comes yet, unless that fails too
 		case res.Kind == handshake.Failed:
 			return refusal(res)
 		case res.Kind == handshake.Executing:

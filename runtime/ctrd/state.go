@@ -112,21 +112,39 @@ func (d *Driver) installInit(ctx context.Context) error {
 	return nil
 }
 
-// checkInit has workspace-init try to be a standby, without a daemon: where it can't
-// be one, no container would ever start.
-func (d *Driver) checkInit(ctx context.Context) error {
+// checkInit has workspace-init be a standby and become a command, workspace-init
+// itself without arguments: where it can't, no container would ever start.
+func (d *Driver) checkInit(ctx context.Context) (err error) {
 	ctx, cancel := context.WithTimeout(ctx, d.deadlines.ready)
 	defer cancel()
+	goAhead, send, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer goAhead.Close()
+	err = handshake.WriteGoAhead(send, handshake.GoAhead{Argv: []string{d.initPath}}) // as much as a pipe holds
+	if err = errors.Join(err, send.Close()); err != nil {
+		return err
+	}
+	receive, result, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer receive.Close()
 	cmd := exec.CommandContext(ctx, d.initPath)
 	cmd.Args = []string{handshake.StandbyName, d.initPath}
 	cmd.Env = []string{}
+	cmd.ExtraFiles = make([]*os.File, handshake.ResultFD-2) // from 3 on
+	cmd.ExtraFiles[handshake.GoAheadFD-3], cmd.ExtraFiles[handshake.ResultFD-3] = goAhead, result
 	out, err := cmd.CombinedOutput()
-	var exit *exec.ExitError
-	switch {
-	case errors.As(err, &exit) && exit.ExitCode() == handshake.ExitNoDaemon:
-		return nil
-	case err != nil && exit == nil:
+	result.Close()
+	if cmd.ProcessState == nil {
 		return fmt.Errorf("workspace-init: %s can't be executed: %w", d.cfg.InitPath, err)
+	}
+	ready, rerr := handshake.ReadResult(receive)
+	executing, xerr := handshake.ReadResult(receive)
+	if rerr == nil && xerr == nil && ready.Kind == handshake.Ready && executing.Kind == handshake.Executing && cmd.ProcessState.ExitCode() == handshake.ExitUsage {
+		return nil
 	}
 	return fmt.Errorf("workspace-init: %s can't be a standby: %s: %.200s", d.cfg.InitPath, cmd.ProcessState, out)
 }

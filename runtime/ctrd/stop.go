@@ -59,7 +59,8 @@ func (d *Driver) markStopping(ctx context.Context, rec *record, p *process) {
 
 // holdMounts keeps the mounts of an instance that is about to end until it is
 // removed. The last process of a container takes its mounts along, which takes the
-// kernel long, and its end is not seen before.
+// kernel long, and its end is not seen before. What lies in a tmpfs of the
+// container's takes its memory until then.
 func (d *Driver) holdMounts(id string, p *process) {
 	mounts, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", p.pid))
 	if err != nil {
@@ -74,14 +75,25 @@ func (d *Driver) holdMounts(id string, p *process) {
 	d.held[id] = mounts
 }
 
-// dropMounts lets go of what holdMounts keeps.
-func (d *Driver) dropMounts(id string) {
+// dropMounts lets go of what holdMounts keeps, and waits until the mounts have gone
+// or ctx ends: a file system that does not answer can take for ever.
+func (d *Driver) dropMounts(ctx context.Context, id string) {
 	d.mu.Lock()
 	mounts := d.held[id]
 	delete(d.held, id)
 	d.mu.Unlock()
-	if mounts != nil {
+	if mounts == nil {
+		return
+	}
+	gone := make(chan struct{})
+	go func() {
+		defer close(gone)
 		mounts.Close()
+	}()
+	select {
+	case <-gone:
+	case <-ctx.Done():
+		d.log.WarnContext(ctx, "the mounts of an instance take long to go", "instance", id)
 	}
 }
 

@@ -87,10 +87,12 @@ func TestCheckEnv(t *testing.T) {
 		"no equals sign":  {[]string{"canary"}, runtime.ReasonExecFailed},
 		"an empty value":  {[]string{"A="}, ""},
 		"an equals value": {[]string{"A==="}, ""},
+		"a PATH of much":  {[]string{"PATH=" + strings.Repeat(":", 40_000)}, ""},
+		"of too much":     {[]string{"PATH=" + strings.Repeat(":", 100_000)}, runtime.ReasonEnvironmentTooLarge},
 	}
 	for name, test := range tests {
 		t.Run(name, func(t *testing.T) {
-			err := checkEnv(test.env, []string{"/command"})
+			err := checkEnv(test.env, []string{"command"})
 			var e *runtime.Error
 			switch {
 			case test.want == "" && err == nil:
@@ -242,6 +244,7 @@ func TestRefusal(t *testing.T) {
 		{handshake.Result{Cause: handshake.CauseExec, Errno: uint32(syscall.E2BIG), Message: "x"}, runtime.ReasonEnvironmentTooLarge},
 		{handshake.Result{Cause: handshake.CauseExec, Errno: uint32(syscall.ENOMEM), Message: "x"}, runtime.ReasonExecFailed},
 		{handshake.Result{Cause: handshake.CauseNone, Message: "x"}, runtime.ReasonExecFailed},
+		{handshake.Result{Cause: handshake.CauseExec, Errno: uint32(syscall.ENOEXEC)}, runtime.ReasonExecFailed},
 	} {
 		if e := refusal(test.res); e.Reason != test.reason || !utf8.ValidString(e.Message) || e.Message == "" {
 			t.Errorf("%+v is %v", test.res, e)

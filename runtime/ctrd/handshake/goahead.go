@@ -40,6 +40,12 @@ const (
 // argument is its own path.
 const StandbyName = "standby"
 
+// Where a standby has the FIFOs.
+const (
+	GoAheadFD = 10
+	ResultFD  = 11
+)
+
 // ExplainArg is workspace-init's first argument when a standby could not become
 // the command, followed by the error number, or 0 where there was nothing to
 // execute, and by the command.
@@ -141,7 +147,8 @@ func Paths(command, path string) (paths []string) {
 	return paths
 }
 
-// Errno returns the error number in the two letters of an explanation's argument.
+// Errno returns the error number in the two letters of an explanation's argument;
+// 255 stands for all above.
 func Errno(letters string) (errno uint32, ok bool) {
 	if len(letters) != 2 || letters[0] < 'a' || letters[0] > 'p' || letters[1] < 'a' || letters[1] > 'p' {
 		return 0, false

@@ -10,7 +10,8 @@
 //	                           <-------  GoAhead: command and environment
 //	Executing                  ------->
 //	execve: the FIFO closes    ------->  end of file: the command runs
-//	or Failed                  ------->  why it does not
+//	or Failed, without words   ------->  it does not
+//	Failed                     ------->  why it does not
 //
 // The standby is workspace-init without Go's runtime: execve takes long for a
 // process that has threads and much memory, and nothing runs in the workspace
@@ -87,7 +88,8 @@ type Result struct {
 	Cause Cause
 	// Errno is the system's error number, or 0.
 	Errno uint32
-	// Message says in words what failed. It holds no environment value.
+	// Message says in words what failed. It holds no environment value. A standby's
+	// Failed has none: another one follows that has, if all goes well.
 	Message string
 }
 
