@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"sync"
 
 	bolt "go.etcd.io/bbolt"
@@ -17,15 +18,25 @@ type Shared struct {
 	err      error
 }
 
+var errNotEncoded = errors.New("store: a workspace can't be encoded: it has made the function panic")
+
 // Encoding returns what encode has made of the workspace for the first who asked,
 // which nobody changes either. All ask with the same function.
 func (w *Shared) Encoding(encode func(*Workspace) ([]byte, error)) ([]byte, error) {
-	w.encode.Do(func() { w.encoding, w.err = encode(&w.Workspace) })
+	w.encode.Do(func() {
+		w.err = errNotEncoded // stays if encode panics: Do does nothing again
+		w.encoding, w.err = encode(&w.Workspace)
+	})
 	return w.encoding, w.err
 }
 
-// sharedBytes is how much memory shared workspaces take, about.
-const sharedBytes = 8 << 20
+const (
+	// sharedBytes is how much memory shared workspaces take at most, about.
+	sharedBytes = 8 << 20
+	// maxSharedRow is the longest row that is shared: a few of them must not take the
+	// place of all others.
+	maxSharedRow = 64 << 10
+)
 
 // sharing finds what was decoded from a row, as long as that is among those that
 // were read last. The row itself is looked at, in the reader's transaction: what it
@@ -39,9 +50,25 @@ type sharing struct {
 	bytes        int // of newer
 }
 
-// size is about what a workspace takes: what it was decoded from, as much again for
-// its encoding, and what Go's maps and slices take.
-func (w *Shared) size() int { return 2*len(w.row) + 2<<10 }
+// size is about what a workspace takes, rather too much: what it was decoded from, as
+// much again for its encoding and for strings that are no part of the row as it is,
+// and what Go's maps and slices take, which can be ten times what the row does.
+func (w *Shared) size() int {
+	const perElement = 112 // of a slice of volumes, twice as long as it need be; a map's are smaller
+	n := len(w.Labels) + w.Spec.elements()
+	if good := w.Status.LastGood; good != nil {
+		n += good.Spec.elements()
+	}
+	if r := w.Status.Running; r != nil {
+		n += len(r.SecretVersions) + len(r.GlobalSecrets)
+	}
+	return 3*len(w.row) + perElement*n + 2<<10
+}
+
+// elements is how many there are in the spec's slices and maps.
+func (s *Spec) elements() int {
+	return len(s.Command) + len(s.Args) + len(s.Env) + len(s.Volumes) + len(s.ModelEnv)
+}
 
 // get returns what this row of the id was decoded into; nil: that is not known.
 func (s *sharing) get(id, row []byte) *Shared {
@@ -63,7 +90,7 @@ func (s *sharing) keep(ws ...*Shared) {
 	defer s.mu.Unlock()
 	for _, w := range ws {
 		before := s.newer[w.ID]
-		if w.row == "" || w == before {
+		if w.row == "" || len(w.row) > maxSharedRow || w == before {
 			continue
 		}
 		if before != nil {

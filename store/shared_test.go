@@ -3,6 +3,9 @@ package store
 import (
 	"errors"
 	"fmt"
+	"maps"
+	goruntime "runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -176,5 +179,100 @@ func TestSharing_Bound(t *testing.T) {
 		} else if i < n-1 {
 			t.Fatalf("gone after %d", i)
 		}
+	}
+}
+
+// Who comes after one whose function has panicked gets an error, and no empty
+// workspace.
+func TestShared_EncodingPanics(t *testing.T) {
+	w := &Shared{}
+	func() {
+		defer func() {
+			if recover() == nil {
+				t.Error("the panic is hidden")
+			}
+		}()
+		_, _ = w.Encoding(func(*Workspace) ([]byte, error) { panic("in a test") })
+	}()
+	b, err := w.Encoding(func(*Workspace) ([]byte, error) { return []byte("encoded"), nil })
+	if err == nil || b != nil {
+		t.Errorf("got %q, %v", b, err)
+	}
+	if b, err := (&Shared{}).Encoding(func(*Workspace) ([]byte, error) { return []byte("encoded"), nil }); err != nil || string(b) != "encoded" {
+		t.Errorf("got %q, %v", b, err)
+	}
+}
+
+// What is said to be the size of a workspace is not less than what it takes, nor
+// many times that, whatever it has most of.
+func TestShared_Size(t *testing.T) {
+	keys := func(n int, format string) map[string]string {
+		m := map[string]string{}
+		for i := range n {
+			m[fmt.Sprintf(format, i)] = fmt.Sprint(i)
+		}
+		return m
+	}
+	versions := map[string]int64{}
+	for i := range 1500 {
+		versions[fmt.Sprint("K", i)] = 1
+	}
+	for name, w := range map[string]Workspace{
+		"small":    {Spec: Spec{Image: "registry/image:tag", Env: keys(3, "A%d")}},
+		"long":     {Spec: Spec{Command: []string{strings.Repeat("x", 40<<10)}}},
+		"escaped":  {Spec: Spec{Command: []string{strings.Repeat("<", 5<<10)}, Env: keys(900, "A<%d")}},
+		"versions": {Status: Status{Running: &Running{SecretVersions: versions}}},
+		"global":   {Status: Status{Running: &Running{GlobalSecrets: slices.Sorted(maps.Keys(keys(1100, "G%d")))}}},
+		"labels":   {Labels: keys(1800, "%d")},
+		"last":     {Status: Status{LastGood: &LastGood{Spec: Spec{Env: keys(1000, "A%d"), Args: make([]string, 1100)}}}},
+		"volumes":  {Spec: Spec{Volumes: make([]Volume, 1100)}},
+	} {
+		row := must(encodeRecord(&w))(t)
+		if len(row) > maxSharedRow {
+			t.Fatalf("%s: a row of %d bytes is not shared", name, len(row))
+		}
+		ws := make([]*Shared, 100)
+		before := heap()
+		for i := range ws {
+			ws[i] = &Shared{row: string(row)}
+			if err := decodeCoded(ws[i].row, &ws[i].Workspace); err != nil {
+				t.Fatal(err)
+			}
+			_ = must(ws[i].Encoding(func(*Workspace) ([]byte, error) { return slices.Clone(row), nil }))(t)
+		}
+		took := (heap() - before) / len(ws)
+		t.Logf("%s: a row of %d bytes takes %d, size is %d", name, len(row), took, ws[0].size())
+		if size := ws[0].size(); size < took || size > 6*took {
+			t.Errorf("%s: a row of %d bytes takes %d, and is said to take %d", name, len(row), took, size)
+		}
+		goruntime.KeepAlive(ws)
+	}
+}
+
+// heap is how many bytes are in use.
+func heap() int {
+	var m goruntime.MemStats
+	goruntime.GC()
+	goruntime.ReadMemStats(&m)
+	return int(m.HeapAlloc)
+}
+
+// A long row is not kept, and does not take the place of what is.
+func TestSharing_LongRows(t *testing.T) {
+	var s sharing
+	of := func(id string, n int) *Shared {
+		return &Shared{Workspace: Workspace{ID: id}, row: id + strings.Repeat("x", n-len(id))}
+	}
+	kept := of("kept", maxSharedRow)
+	s.keep(kept)
+	for i := range 3 {
+		long := of(fmt.Sprint("long", i), maxSharedRow+1+i*sharedBytes)
+		s.keep(long)
+		if s.get([]byte(long.ID), []byte(long.row)) != nil {
+			t.Errorf("a row of %d bytes is kept", len(long.row))
+		}
+	}
+	if s.newer["kept"] != kept {
+		t.Error("another one is gone")
 	}
 }
