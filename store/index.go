@@ -19,6 +19,11 @@ import (
 // secrets, and a seal over these and over the owner's sums. Who puts back both
 // rows of a secret, or makes up one, is noticed when the secret is opened; who
 // puts back all that an owner has, or the whole file, is not.
+//
+// The own row may lie in one page with the others, which then agree also if the disk
+// has lost what was written to that page last. Against that stand the values, in other
+// pages (but for a database so small that all lies in the page of its root): a later one
+// than its row's does not open, one without a row makes Snapshot fail.
 
 // An entry of an index is a hash of the row's key, by which it is found, and one of
 // all the row, long enough that nobody finds another row with the same.
@@ -101,11 +106,14 @@ func parseOwner(row []byte) (s sums, x index, err error) {
 	}
 	n := func(i int) int64 { return int64(binary.BigEndian.Uint64(row[sealBytes+8*i:])) }
 	s = sums{bytes: int(n(0)), keyBytes: int(n(1)), retired: int(n(2)), lastVersion: n(3)}
+	if !s.valid() {
+		return s, nil, errors.New("its sums are negative")
+	}
 	return s, row[sealBytes+sumsBytes:], nil
 }
 
 // openOwner returns an owner's sums and index; a *RowError when they are not those
-// that were written together.
+// that were written together. Whether they are the newest ones it can't tell.
 func openOwner(tx *bolt.Tx, sealer *seal.Sealer, owner string) (sums, index, error) {
 	row := tx.Bucket(bucketSecrets).Get([]byte(owner + "/"))
 	if row == nil {

@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -286,4 +288,115 @@ func TestMigrate_AllOrNothing(t *testing.T) {
 		}
 	}
 	h.open()
+}
+
+// A database of version 10 with damage that version itself would not have opened is
+// refused, in a sentence that says what to do, and stays as it is.
+func TestMigrate_DamagedOwners(t *testing.T) {
+	global, full := "global", ""
+	dir := t.TempDir()
+	key := filepath.Join(dir, "key")
+	if err := os.WriteFile(key, must(os.ReadFile(fixture(10, "key")))(t), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	cfg := Config{Path: filepath.Join(dir, "db"), KEK: must(seal.Load(key))(t), Now: func() time.Time { return fixtureTime }}
+	good := must(os.ReadFile(fixture(10, "db")))(t)
+	edit := func(t *testing.T, f func(tx *bolt.Tx) error) {
+		t.Helper()
+		if err := os.WriteFile(cfg.Path, good, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		db, file, err := openFile(cfg.Path, false)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer closeFile(db, file)
+		if err := db.Update(f); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var sealer *seal.Sealer
+	edit(t, func(tx *bolt.Tx) error {
+		w, err := getWorkspace(tx, "full")
+		full = w.UID
+		if err != nil {
+			return err
+		}
+		kept, err := identify(tx, cfg, schemaVersion)
+		if err != nil {
+			return err
+		}
+		keys, err := openKeys(ctx, &cfg, kept)
+		sealer = keys.sealer
+		return err
+	})
+	flip := func(bucket []byte, at int) func(*bolt.Tx) error {
+		return func(tx *bolt.Tx) error {
+			row := bytes.Clone(tx.Bucket(bucket).Get([]byte(full)))
+			row[(at+len(row))%len(row)] ^= 1
+			return tx.Bucket(bucket).Put([]byte(full), row)
+		}
+	}
+	swap := func(tx *bolt.Tx, bucket []byte) error {
+		b := tx.Bucket(bucket)
+		one, other := bytes.Clone(b.Get([]byte(full))), bytes.Clone(b.Get([]byte(global)))
+		return errors.Join(b.Put([]byte(full), other), b.Put([]byte(global), one))
+	}
+	// sealed seals other sums, as a migration from 9 seals what there is.
+	sealed := func(tx *bolt.Tx, sums string) error {
+		x := index(tx.Bucket(oldIndexes).Get([]byte(full))[sealBytes:])
+		row, err := sealer.Seal(nil, oldAssociated([]byte(full), []byte(sums), x))
+		row = append(row, x...)
+		return errors.Join(err, tx.Bucket(oldOwners).Put([]byte(full), []byte(sums)), tx.Bucket(oldIndexes).Put([]byte(full), row))
+	}
+	for name, damage := range map[string]func(*bolt.Tx) error{
+		"sums":       flip(oldOwners, -2),
+		"no sums":    func(tx *bolt.Tx) error { return tx.Bucket(oldOwners).Put([]byte(full), []byte("{}")) },
+		"seal":       flip(oldIndexes, 10),
+		"index":      flip(oldIndexes, -1),
+		"cut off":    func(tx *bolt.Tx) error { return tx.Bucket(oldIndexes).Put([]byte(full), make([]byte, sealBytes-1)) },
+		"other size": func(tx *bolt.Tx) error { return tx.Bucket(oldIndexes).Put([]byte(full), make([]byte, sealBytes+1)) },
+		"index without owner": func(tx *bolt.Tx) error {
+			return tx.Bucket(oldIndexes).Put([]byte("nobody"), bytes.Clone(tx.Bucket(oldIndexes).Get([]byte(full))))
+		},
+		"owner without index": func(tx *bolt.Tx) error { return tx.Bucket(oldIndexes).Delete([]byte(full)) },
+		"swapped sums":        func(tx *bolt.Tx) error { return swap(tx, oldOwners) },
+		"swapped indexes":     func(tx *bolt.Tx) error { return swap(tx, oldIndexes) },
+		"swapped owners":      func(tx *bolt.Tx) error { return errors.Join(swap(tx, oldOwners), swap(tx, oldIndexes)) },
+		"no owner, no index": func(tx *bolt.Tx) error {
+			return errors.Join(tx.Bucket(oldOwners).Delete([]byte(full)), tx.Bucket(oldIndexes).Delete([]byte(full)))
+		},
+		"negative sums":    func(tx *bolt.Tx) error { return sealed(tx, `{"bytes":-1,"keyBytes":21,"retired":1}`) },
+		"sums are no JSON": func(tx *bolt.Tx) error { return sealed(tx, "garbage") },
+		"no owners":        func(tx *bolt.Tx) error { return tx.DeleteBucket(oldOwners) },
+		"no indexes":       func(tx *bolt.Tx) error { return tx.DeleteBucket(oldIndexes) },
+		"no secrets":       func(tx *bolt.Tx) error { return tx.DeleteBucket(bucketSecrets) },
+		"a counter":        func(tx *bolt.Tx) error { return tx.Bucket(bucketMeta).Put(counterRevision, []byte("x")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			edit(t, damage)
+			refused(t, cfg, ErrDamaged)
+			_, err := Open(cfg)
+			if !strings.Contains(err.Error(), "is damaged (") || !strings.HasSuffix(err.Error(), "): restore it from a backup") || strings.Contains(err.Error(), "runtime error") {
+				t.Errorf("got %v", err)
+			}
+		})
+	}
+	edit(t, func(tx *bolt.Tx) error { // and with none it opens
+		return sealed(tx, string(tx.Bucket(oldOwners).Get([]byte(full))))
+	})
+	s := must(Open(cfg))(t)
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// What is none of the file's damage is not called that.
+func TestMigrate_OtherErrors(t *testing.T) {
+	h := filled(t)
+	h.close()
+	steps := append(migrations[:len(migrations):len(migrations)], func(*bolt.Tx, *seal.Sealer) error { return syscall.EIO })
+	if _, err := open(h.cfg, steps); err == nil || errors.Is(err, ErrDamaged) || !errors.Is(err, syscall.EIO) {
+		t.Errorf("got %v", err)
+	}
 }

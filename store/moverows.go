@@ -73,6 +73,9 @@ func moveRows(tx *bolt.Tx, sealer *seal.Sealer) error {
 		}
 	}
 	owners, indexes, secrets := tx.Bucket(oldOwners), tx.Bucket(oldIndexes), tx.Bucket(bucketSecrets)
+	if owners == nil || indexes == nil || secrets == nil {
+		return damagedRows("rows of owners of secrets are missing")
+	}
 	moved := uint64(0)
 	err = owners.ForEach(func(name, v []byte) error {
 		damaged := &RowError{string(oldOwners), string(name)}
@@ -99,7 +102,7 @@ func moveRows(tx *bolt.Tx, sealer *seal.Sealer) error {
 		return err
 	}
 	if count(tx, oldIndexes) != moved {
-		return errors.New("there are indexes of no owner")
+		return damagedRows("there are indexes of no owner")
 	}
 	return errors.Join(tx.DeleteBucket(oldOwners), tx.DeleteBucket(oldIndexes))
 }

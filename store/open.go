@@ -249,7 +249,9 @@ func (s *Store) load(ctx context.Context, keys openedKeys, steps []migration) er
 					return err
 				}
 			}
-			if err := migrate(tx, s.sealer, steps); err != nil {
+			if err := migrate(tx, s.sealer, steps); errors.Is(err, ErrDamaged) {
+				return damagedError(s.cfg.Path, err) // nobody has looked at the old rows yet
+			} else if err != nil {
 				return err
 			}
 			if err := checkRows(tx, s.sealer, inTurn(tx)); err != nil {

@@ -176,6 +176,16 @@ func (s *Store) Snapshot(id string) (snapshot Snapshot, err error) {
 			if want.missing(&rows) || found != x.len() {
 				incomplete = cmp.Or[error](incomplete, damagedOwner(o.name()))
 			}
+			// The owner's own row may lie in one page with its other ones, and if that page
+			// is not the newest one they agree. What they do not know of the values tell,
+			// which are in other pages.
+			if err := o.eachValued(tx, func(key string) {
+				if from, ok := merged[key]; !ok || from.owner != o {
+					merged[key] = source{o, secretRecord{damaged: true}}
+				}
+			}); err != nil {
+				return err
+			}
 		}
 		snapshot.Workspace = w
 		for key, from := range merged {

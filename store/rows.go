@@ -17,6 +17,14 @@ func (e *RowError) Error() string {
 // Is reports that the error is an ErrDamaged.
 func (e *RowError) Is(target error) bool { return target == ErrDamaged }
 
+// damagedRows says what is wrong with rows that can be read, each.
+type damagedRows string
+
+func (e damagedRows) Error() string { return string(e) }
+
+// Is reports that the error is an ErrDamaged.
+func (e damagedRows) Is(target error) bool { return target == ErrDamaged }
+
 // record is what a row is decoded into. valid reports whether it makes sense
 // under the row's key: JSON that is of something else, like null, decodes as well.
 type record interface{ valid(key []byte) bool }

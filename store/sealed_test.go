@@ -414,6 +414,73 @@ func TestSealed_WholeOwnerIsNotNoticed(t *testing.T) {
 	}
 }
 
+// Sums that can't be are damage, whoever has sealed them.
+func TestSealed_NegativeSums(t *testing.T) {
+	h := newHarness(t)
+	for _, s := range []sums{{}, {bytes: -1}, {keyBytes: -1}, {retired: -1}, {lastVersion: -1}} {
+		row := must(sealOwner(h.sealer, []byte(globalOwner), &s, nil))(t)
+		got, _, err := openOwnerRow(h.sealer, []byte(globalOwner), row)
+		if s.valid() != (s == sums{}) || errors.Is(err, ErrDamaged) == s.valid() || got != (sums{}) {
+			t.Errorf("%+v: got %+v, %v", s, got, err)
+		}
+	}
+}
+
+// Rows in secrets and the owner's own one as they were together, as in a page of which
+// the disk has lost what was written last, are noticed by the values: also when only a
+// key was new, or was deleted before, or all that the owner has is lost.
+func TestSealed_LostPage(t *testing.T) {
+	for name, from := range map[string]func(h *harness, scope Scope){
+		"nothing": func(*harness, Scope) {},
+		"another": func(h *harness, scope Scope) {
+			must(h.UpdateSecrets(ctx, scope, set("J", "j", "L", "l"), Options{}))(h.t)
+		},
+		"global": func(h *harness, _ Scope) { must(h.UpdateSecrets(ctx, Scope{}, set("K", "global"), Options{}))(h.t) },
+		"deleted": func(h *harness, scope Scope) {
+			must(h.UpdateSecrets(ctx, scope, set("K", "0"), Options{}))(h.t)
+			must(h.UpdateSecrets(ctx, scope, SecretsUpdate{Delete: []string{"K"}}, Options{}))(h.t)
+		},
+		"folded": func(h *harness, scope Scope) {
+			must(h.UpdateSecrets(ctx, scope, set("KK", "0"), Options{}))(h.t)
+			must(h.UpdateSecrets(ctx, scope, SecretsUpdate{Delete: []string{"KK"}}, Options{}))(h.t)
+		},
+	} {
+		for _, scope := range []Scope{{}, in("a")} {
+			t.Run(fmt.Sprint(name, " ", scope.WorkspaceID), func(t *testing.T) {
+				h := newHarness(t)
+				h.create("a")
+				from(h, scope)
+				before := dump(t, h.db)["secrets"]
+				must(h.UpdateSecrets(ctx, scope, set("K", "1"), Options{}))(t)
+				h.edit(func(tx *bolt.Tx) error {
+					if err := tx.DeleteBucket(bucketSecrets); err != nil {
+						return err
+					}
+					b, err := tx.CreateBucket(bucketSecrets)
+					for k, v := range before {
+						err = errors.Join(err, b.Put([]byte(k), []byte(v)))
+					}
+					return err
+				})
+				var failed *KeyError
+				if _, err := h.Snapshot("a"); !errors.As(err, &failed) || failed.Key != "K" || !errors.Is(err, ErrUnreadable) {
+					t.Fatalf("got %v", err)
+				}
+				if !scope.Global() { // nobody else is hurt
+					h.create("b")
+					h.values("b")
+				}
+				// Set anew it is healed.
+				must(h.UpdateSecrets(ctx, scope, set("K", "2"), Options{}))(t)
+				if got := h.values("a")["K"]; got != "2" {
+					t.Errorf("got %q", got)
+				}
+				h.reopen()
+			})
+		}
+	}
+}
+
 // A database opens with its key alone: not with another one, not with the data
 // keys of another database under the same one, and, once that is lost, never again.
 func TestSealed_WrongKey(t *testing.T) {

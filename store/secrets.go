@@ -191,6 +191,11 @@ func (o owner) each(tx *bolt.Tx, x *index, after string, f func(key string, r *s
 	}
 }
 
+// valid reports whether there can be such sums.
+func (s *sums) valid() bool {
+	return s.bytes >= 0 && s.keyBytes >= 0 && s.retired >= 0 && s.lastVersion >= 0
+}
+
 // add adds a row to the sums.
 func (s *sums) add(key string, r *secretRecord) {
 	if r.Deleted {
@@ -203,6 +208,8 @@ func (s *sums) add(key string, r *secretRecord) {
 
 // missing reports whether rows of the owner's are missing, if there are these: a page
 // that the disk has lost must not cost a container a part of its secrets in silence.
+// The sums lie in secrets themselves, so that one page that is not the newest can have
+// both as they were together: for that there is eachValued.
 func (s *sums) missing(there *sums) bool {
 	return s.keyBytes != there.keyBytes || s.retired != there.retired
 }

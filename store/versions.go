@@ -155,6 +155,25 @@ func newestValue(tx *bolt.Tx, row []byte) (k, v []byte) {
 	return k, v
 }
 
+// eachValued calls f with each key that has a value, in order. It looks at one or two
+// values of each.
+func (o owner) eachValued(tx *bolt.Tx, f func(key string)) error {
+	prefix := o.row("")
+	c := tx.Bucket(bucketSealed).Cursor()
+	for k, _ := c.Seek(prefix); bytes.HasPrefix(k, prefix); {
+		row, _, err := parseValue(k)
+		if err != nil {
+			return err
+		}
+		f(string(row[len(prefix):]))
+		last := append(slices.Clone(row), 1) // the first place behind its values
+		if k, _ = c.Seek(last); k != nil && bytes.Compare(k, last) < 0 {
+			return &RowError{string(bucketSealed), string(k)} // a damaged page: it would have no end
+		}
+	}
+	return nil
+}
+
 // keepValues removes the values of a key, but those of the versions that are to be
 // kept. What the row does not know of goes too.
 func (t *txn) keepValues(o owner, key string, keep func(version int64) bool) error {
