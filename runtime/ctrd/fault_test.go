@@ -158,8 +158,9 @@ func (l *life) suffer(c faultCase) (struck bool) {
 	}
 	l.arm(c)
 	// Who waits may come too late for the end, and containerd's garbage collector
-	// removes a snapshot now and then before the driver does.
-	for try := 0; try < 5 && !l.struck(); try++ {
+	// removes a snapshot now and then before the driver does. On a slow machine a wait
+	// may be given up before the end that it waits for, which the next attempt finds.
+	for l.try = 0; l.try < 5 && !l.struck(); l.try++ {
 		switch c.Step {
 		case "image.import":
 			l.until("the import", func(ctx context.Context) error {
@@ -216,7 +217,7 @@ func (l *life) until(what string, f func(context.Context) error) {
 	for attempt := range 12 {
 		timeout := 20 * time.Second
 		if l.fault.Action == fault.Hang { // not for so long, but for as long as a slow machine needs
-			timeout = min(400*time.Millisecond<<attempt, timeout)
+			timeout = min(400*time.Millisecond<<(attempt+l.try), timeout)
 		}
 		ctx, cancel := context.WithTimeout(context.Background(), timeout)
 		err = survive(func() error { return f(ctx) })

@@ -40,6 +40,7 @@ type life struct {
 	fault    faultCase
 	rules    []fault.Rule // for it
 	strikes  int          // before it
+	try      int          // how often it was waited for in vain
 	reopened bool
 
 	spec       runtime.Spec
