@@ -23,7 +23,8 @@ import (
 	"time"
 )
 
-// Spec is what an instance is prepared from. It holds no secret.
+// Spec is what an instance is prepared from. It holds no secret but its Files, which
+// no driver may keep where the rest of it is kept.
 type Spec struct {
 	// InstanceID is what the instance is to be called, made by NewInstanceID; empty:
 	// the driver calls it something.

@@ -52,6 +52,20 @@ func TestHub(t *testing.T) {
 	})
 }
 
+// runHub runs the hub until end is called.
+func runHub(t *testing.T, hub *workspace.Hub, beat func()) (end func()) {
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		_ = hub.Run(ctx, beat)
+	}()
+	return func() {
+		cancel()
+		<-done
+	}
+}
+
 // TestHubBeats: a hub that works says so, with and without something to do; what
 // was noted while it did not run is delivered when it does.
 func TestHubBeats(t *testing.T) {
@@ -60,16 +74,10 @@ func TestHubBeats(t *testing.T) {
 		hint, stop := hub.Watch("")
 		defer stop()
 		hub.OnCommit([]store.Change{{ID: "a"}})
-		ctx, cancel := context.WithCancel(t.Context())
 		beats := 0
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			_ = hub.Run(ctx, func() { beats++ })
-		}()
+		end := runHub(t, hub, func() { beats++ })
 		defer func() {
-			cancel()
-			<-done
+			end()
 			if want := 3 + 6; beats < want-1 || beats > want {
 				t.Errorf("%d heartbeats in a minute with one change, want about %d", beats, want)
 			}
@@ -91,13 +99,8 @@ func TestHubBeats(t *testing.T) {
 func TestHubSleeps(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		hub := workspace.NewHub()
-		ctx, cancel := context.WithCancel(t.Context())
 		beats := 0
-		done := make(chan struct{})
-		go func() {
-			defer close(done)
-			_ = hub.Run(ctx, func() { beats++ })
-		}()
+		defer runHub(t, hub, func() { beats++ })()
 		commit := func(id string) int {
 			synctest.Wait()
 			before := beats
@@ -113,7 +116,5 @@ func TestHubSleeps(t *testing.T) {
 		if n := commit("a"); n != 0 {
 			t.Errorf("woken %d times for nobody", n)
 		}
-		cancel()
-		<-done
 	})
 }
