@@ -158,10 +158,10 @@ type Driver struct {
 	recordMu sync.Mutex // held while a record is changed
 
 	mu       sync.Mutex
-	standbys map[string]*standby // by instance id; this process holds their FIFOs
-	held     map[string]*os.File // mounts of instances that end, by instance id
-	owners   map[string]string   // the workspace's uid by instance id, as far as it was asked for
-	images   map[string]*rootfs  // by digest
+	standbys map[string]*standby   // by instance id; this process holds their FIFOs
+	held     map[string][]*os.File // namespaces of instances that end, by instance id
+	owners   map[string]string     // the workspace's uid by instance id, as far as it was asked for
+	images   map[string]*rootfs    // by digest
 	// recordedOf has the workspaces, by uid, of which containerd was asked and had
 	// nothing that was not on record, with the ids of what is; see allRecorded.
 	recordedOf map[string]map[string]bool
@@ -225,7 +225,7 @@ func New(ctx context.Context, cfg Config) (*Driver, error) {
 		volumes:   filepath.Join(cfg.DataDir, "volumes"),
 		logs:      filepath.Join(cfg.DataDir, "logs"),
 		standbys:  make(map[string]*standby),
-		held:      make(map[string]*os.File),
+		held:      make(map[string][]*os.File),
 		images:    make(map[string]*rootfs),
 
 		recordedOf: make(map[string]map[string]bool),
@@ -300,7 +300,7 @@ func (d *Driver) Close() error {
 	ctx, cancel := context.WithTimeout(context.Background(), d.deadlines.kill)
 	defer cancel()
 	for _, id := range held {
-		d.dropMounts(ctx, id)
+		d.dropNamespaces(ctx, id)
 	}
 	d.cancel()
 	d.pulls.wait()

@@ -812,14 +812,18 @@ func TestNewRefusesBadConfiguration(t *testing.T) {
 	}
 }
 
-// TestMountsOfAStoppedInstance: they are held until it is removed, and no longer.
-func TestMountsOfAStoppedInstance(t *testing.T) {
+// TestNamespacesOfAStoppedInstance: they are held until it is removed, and no longer.
+func TestNamespacesOfAStoppedInstance(t *testing.T) {
 	onEach(t, func(t *testing.T, c *ctrdtest.Containerd) {
 		b := newBench(t, c)
 		in := b.run(spec())
-		mounts, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/mnt", in.PID))
-		if err != nil {
-			t.Fatal(err)
+		namespaces := make(map[string]bool)
+		for _, name := range []string{"mnt", "ipc", "uts", "cgroup"} {
+			namespace, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", in.PID, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			namespaces[namespace] = true
 		}
 		held := func() (n int) {
 			files, err := filepath.Glob("/proc/self/fd/*")
@@ -827,7 +831,7 @@ func TestMountsOfAStoppedInstance(t *testing.T) {
 				t.Fatal(err)
 			}
 			for _, file := range files {
-				if to, err := os.Readlink(file); err == nil && to == mounts {
+				if to, err := os.Readlink(file); err == nil && namespaces[to] {
 					n++
 				}
 			}
@@ -837,15 +841,15 @@ func TestMountsOfAStoppedInstance(t *testing.T) {
 			if err := b.d.Stop(b.ctx(), in.ID, syscall.SIGTERM, time.Second); err != nil {
 				t.Fatal(err)
 			}
-			if n := held(); n != 1 {
-				t.Fatalf("%d files hold %s after the stop, want 1", n, mounts)
+			if n := held(); n != len(namespaces) {
+				t.Fatalf("%d files hold %v after the stop", n, namespaces)
 			}
 		}
 		if err := b.d.Remove(b.ctx(), in.ID); err != nil {
 			t.Fatal(err)
 		}
 		if n := held(); n != 0 {
-			t.Errorf("%d files hold %s after the removal", n, mounts)
+			t.Errorf("%d files hold %v after the removal", n, namespaces)
 		}
 		b.nothingLeft()
 	})

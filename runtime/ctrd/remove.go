@@ -22,8 +22,8 @@ func (d *Driver) Remove(ctx context.Context, id string) error {
 	}
 	ctx, cancel := d.bound(ctx, d.deadlines.remove)
 	defer cancel()
-	d.dropMounts(ctx, id)
-	defer d.dropMounts(ctx, id) // of a stop meanwhile
+	d.dropNamespaces(ctx, id)
+	defer d.dropNamespaces(ctx, id) // of a stop meanwhile
 	return failure(ctx, "removing the container", d.remove(ctx, id))
 }
 

@@ -42,7 +42,7 @@ func (d *Driver) Stop(ctx context.Context, id string, signal syscall.Signal, gra
 		grace = 0
 	}
 	d.markStopping(ctx, rec, p)
-	d.holdMounts(id, p)
+	d.holdNamespaces(id, p)
 	return failure(ctx, "stopping the container", d.stopProcess(ctx, p, signal, grace))
 }
 
@@ -57,43 +57,59 @@ func (d *Driver) markStopping(ctx context.Context, rec *record, p *process) {
 	}
 }
 
-// holdMounts keeps the mounts of an instance that is about to end until it is
-// removed. The last process of a container takes its mounts along, which takes the
-// kernel long, and its end is not seen before. What lies in a tmpfs of the
-// container's takes its memory until then.
-func (d *Driver) holdMounts(id string, p *process) {
-	mounts, err := os.Open(fmt.Sprintf("/proc/%d/ns/mnt", p.pid))
-	if err != nil {
-		return // it has ended, or takes longer to
+// heldNamespaces are those that the last process of a container takes along.
+var heldNamespaces = []string{"mnt", "ipc", "uts", "cgroup"}
+
+// holdNamespaces keeps the namespaces of an instance that is about to end until it is
+// removed. To take them down takes the kernel long, mounts above all, and the
+// process's end is not seen before. What lies in a tmpfs of the container's takes its
+// memory until then.
+func (d *Driver) holdNamespaces(id string, p *process) {
+	var files []*os.File
+	for _, name := range heldNamespaces {
+		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", p.pid, name))
+		if err != nil {
+			break // it has ended, or takes longer to
+		}
+		files = append(files, f)
 	}
 	d.mu.Lock()
-	defer d.mu.Unlock()
-	if p.ended() || d.closed || d.held[id] != nil {
-		mounts.Close()
-		return
+	// Its pid is no other process's as long as it has not ended.
+	mine := !p.ended() && !d.closed && d.held[id] == nil
+	if mine {
+		d.held[id] = files
 	}
-	d.held[id] = mounts
+	d.mu.Unlock()
+	if !mine {
+		closeAll(files)
+	}
 }
 
-// dropMounts lets go of what holdMounts keeps, and waits until the mounts have gone
+func closeAll(files []*os.File) {
+	for _, f := range files {
+		f.Close()
+	}
+}
+
+// dropNamespaces lets go of what holdNamespaces keeps, and waits until it has gone
 // or ctx ends: a file system that does not answer can take for ever.
-func (d *Driver) dropMounts(ctx context.Context, id string) {
+func (d *Driver) dropNamespaces(ctx context.Context, id string) {
 	d.mu.Lock()
-	mounts := d.held[id]
+	files := d.held[id]
 	delete(d.held, id)
 	d.mu.Unlock()
-	if mounts == nil {
+	if files == nil {
 		return
 	}
 	gone := make(chan struct{})
 	go func() {
 		defer close(gone)
-		mounts.Close()
+		closeAll(files)
 	}()
 	select {
 	case <-gone:
 	case <-ctx.Done():
-		d.log.WarnContext(ctx, "the mounts of an instance take long to go", "instance", id)
+		d.log.WarnContext(ctx, "the namespaces of an instance take long to go", "instance", id)
 	}
 }
 
