@@ -23,8 +23,7 @@ import (
 	"time"
 )
 
-// Spec is what an instance is prepared from. It holds no secret but its Files, which
-// no driver may keep where the rest of it is kept.
+// Spec is what an instance is prepared from. It holds no secret.
 type Spec struct {
 	// InstanceID is what the instance is to be called, made by NewInstanceID; empty:
 	// the driver calls it something.
@@ -53,10 +52,6 @@ type Spec struct {
 	// FileBytes is what Launch.Files takes, as far as it is known now: the sum of
 	// FileSize. It lets Prepare keep room for them.
 	FileBytes int
-	// Files are what Launch.Files will be unless a change comes in between. Prepare
-	// may put them into place, where nothing reads yet: so they need not be written
-	// while no instance runs. They are secrets.
-	Files []File
 	// WorkingDir is an absolute path; empty: the image's own.
 	WorkingDir string
 	// User is `user[:group]` by name or number; empty: the image's own.

@@ -388,7 +388,7 @@ func TestFetchSecrets_Rate(t *testing.T) {
 // Killed at every commit of a cycle, in the middle of it: whatever runs afterwards
 // has a token that is valid, and no other is.
 func TestContainer_TokenSurvivesCrashes(t *testing.T) {
-	for _, at := range []runtimetest.Method{runtimetest.Prepare, runtimetest.Start, runtimetest.Stop, runtimetest.Remove} {
+	for _, at := range []runtimetest.Method{runtimetest.Prepare, runtimetest.Arm, runtimetest.Start, runtimetest.Stop, runtimetest.Remove} {
 		for when, hold := range map[string]func(*runtimetest.Fake) *runtimetest.Gate{
 			"before": func(f *runtimetest.Fake) *runtimetest.Gate { return f.Hold(at, "a") },
 			"after":  func(f *runtimetest.Fake) *runtimetest.Gate { return f.HoldAfter(at, "a") },

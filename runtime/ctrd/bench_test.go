@@ -30,12 +30,16 @@ func BenchmarkCycle(b *testing.B) {
 			for b.Loop() {
 				begin := time.Now()
 				next := bb.prepare(s)
+				launch := runtime.Launch{Generation: 1, Env: env}
+				if err := bb.d.Arm(bb.ctx(), next.ID, launch); err != nil {
+					b.Fatal(err)
+				}
 				prepared := time.Now()
 				if err := bb.d.Stop(bb.ctx(), old.ID, syscall.SIGTERM, time.Minute); err != nil {
 					b.Fatal(err)
 				}
 				stopped := time.Now()
-				started, err := bb.d.Start(bb.ctx(), next.ID, runtime.Launch{Generation: 1, Env: env})
+				started, err := bb.d.Start(bb.ctx(), next.ID, launch)
 				if err != nil {
 					b.Fatal(err)
 				}

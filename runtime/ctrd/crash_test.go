@@ -63,16 +63,19 @@ func daemon(config string) error {
 			return err
 		}
 		fmt.Println("prepared", in.ID)
+		launch := runtime.Launch{
+			Generation: generation, SecretVersions: map[string]int64{"KEY": generation}, Env: []string{fmt.Sprintf("GENERATION=%d", generation)},
+			Files: []runtime.File{{Name: "KEY", Data: fmt.Append(nil, generation)}, {Name: "SAME", Data: fmt.Append(nil, generation)}},
+		}
 		if old != "" {
+			if err := d.Arm(ctx, in.ID, launch); err != nil {
+				return err
+			}
 			if err := d.Stop(ctx, old, syscall.SIGTERM, 0); err != nil {
 				return err
 			}
 		}
-		_, err = d.Start(ctx, in.ID, runtime.Launch{
-			Generation: generation, SecretVersions: map[string]int64{"KEY": generation}, Env: []string{fmt.Sprintf("GENERATION=%d", generation)},
-			Files: []runtime.File{{Name: "KEY", Data: fmt.Append(nil, generation)}, {Name: "SAME", Data: fmt.Append(nil, generation)}},
-		})
-		if err != nil {
+		if _, err := d.Start(ctx, in.ID, launch); err != nil {
 			return err
 		}
 		fmt.Println("runs", generation)

@@ -136,7 +136,14 @@ func (l *life) pass(ctx context.Context) error {
 		}
 		standby = &in
 	}
+	launch := runtime.Launch{
+		Generation: l.generation - 1, SecretVersions: map[string]int64{"KEY": l.generation - 1, "KEPT": 1}, Env: []string{fmt.Sprintf("GENERATION=%d", l.generation-1)},
+		Files: []runtime.File{{Name: "KEY", Data: fmt.Append(nil, l.generation-1)}, {Name: "KEPT", Data: fmt.Append(nil, l.generation-1)}},
+	}
 	if old != nil {
+		if err := l.d.Arm(ctx, standby.ID, launch); err != nil {
+			return err
+		}
 		l.stopped = true
 		if err := l.d.Stop(ctx, old.ID, syscall.SIGTERM, 10*time.Second); err != nil {
 			return err
@@ -145,10 +152,7 @@ func (l *life) pass(ctx context.Context) error {
 			l.Errorf("%v: %s lives after Stop", l.fault, old.ID)
 		}
 	}
-	started, err := l.d.Start(ctx, standby.ID, runtime.Launch{
-		Generation: l.generation - 1, SecretVersions: map[string]int64{"KEY": l.generation - 1, "KEPT": 1}, Env: []string{fmt.Sprintf("GENERATION=%d", l.generation-1)},
-		Files: []runtime.File{{Name: "KEY", Data: fmt.Append(nil, l.generation-1)}, {Name: "KEPT", Data: fmt.Append(nil, l.generation-1)}},
-	})
+	started, err := l.d.Start(ctx, standby.ID, launch)
 	if err != nil {
 		return l.neverStarts(standby.ID, err)
 	}

@@ -97,9 +97,6 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_
 	if err := checkEnv(mergeEnv(config.Env, spec.Env), argv); err != nil {
 		return nil, err
 	}
-	if err := checkFiles(spec.Files, nil); err != nil {
-		return nil, err
-	}
 	if err := checkLaunch(spec, config.Env, argv); err != nil {
 		return nil, err
 	}
@@ -179,9 +176,6 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_
 		return makeFilesDir(d.filesDir(rec.WorkspaceUID, rec.ID), user)
 	})
 	if err != nil {
-		return nil, err
-	}
-	if err := d.giveFiles(ctx, s, spec.Files); err != nil {
 		return nil, err
 	}
 	err = d.step(ctx, stepFIFOMake, func(context.Context) error { return s.makeFIFOs(user) })

@@ -54,7 +54,11 @@ type launchRecord struct {
 	StartTime time.Time `json:"start_time"`
 }
 
-const recordFile = "record.json"
+// recordFile is an instance's record; armedFile is, before its start, what will be.
+const (
+	recordFile = "record.json"
+	armedFile  = "armed.json"
+)
 
 // instanceID matches the ids that runtime.NewInstanceID makes.
 var instanceID = regexp.MustCompile(`^[a-z0-9]+(-[a-z0-9]+)*-[0-9a-f]{12}$`)
@@ -182,16 +186,24 @@ func (d *Driver) updateRecord(ctx context.Context, step string, old *record, cha
 	err = d.step(ctx, step, func(context.Context) error {
 		d.recordMu.Lock()
 		defer d.recordMu.Unlock()
-		if rec, err = d.readRecord(old.WorkspaceUID, old.ID); rec == nil || err != nil {
-			return err
-		}
-		change(rec)
-		err := d.writeRecord(rec)
-		if errors.Is(err, unix.ENOSPC) && d.dropReserve(rec) == nil {
-			err = d.writeRecord(rec)
-		}
+		rec, err = d.changeRecord(old, change)
 		return err
 	})
+	return rec, err
+}
+
+// changeRecord is updateRecord's work. d.recordMu is held.
+func (d *Driver) changeRecord(old *record, change func(*record)) (*record, error) {
+	d.disarm(old.ID)
+	rec, err := d.readRecord(old.WorkspaceUID, old.ID)
+	if rec == nil || err != nil {
+		return nil, err
+	}
+	change(rec)
+	err = d.writeRecord(rec)
+	if errors.Is(err, unix.ENOSPC) && d.dropReserve(rec) == nil {
+		err = d.writeRecord(rec)
+	}
 	return rec, err
 }
 

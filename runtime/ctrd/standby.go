@@ -1,14 +1,11 @@
 package ctrd
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"syscall"
 	"time"
@@ -28,11 +25,15 @@ type standby struct {
 	record          *record
 	imageEnv        []string
 	argv            []string
-	files           []runtime.File // that are in place
-	fileNames       []string
 	goAhead, result *os.File
 	process         *process
-	starting        bool // guarded by Driver.mu: Start has it
+
+	// Who has taken it has these, and record: Arm, then Start.
+	taken bool           // guarded by Driver.mu
+	files []runtime.File // that are in place
+	names []string       // theirs
+	armed *armed         // nil before Arm
+	ahead bool           // guarded by Driver.recordMu: armed is in armedFile, laid over the newest record
 }
 
 // makeFIFOs makes and opens the FIFOs, which only the container's user can open.
@@ -214,16 +215,34 @@ func (d *Driver) addStandby(id string, s *standby) error {
 	return nil
 }
 
-// beginStart hands the standby over to one Start, nil if there is none.
-func (d *Driver) beginStart(id string) *standby {
+// take hands the standby over to one caller, nil if there is none.
+func (d *Driver) take(id string) *standby {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	s := d.standbys[id]
-	if s == nil || s.starting {
+	if s == nil || s.taken {
 		return nil
 	}
-	s.starting = true
+	s.taken = true
 	return s
+}
+
+// giveBack ends what take began.
+func (d *Driver) giveBack(s *standby) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	s.taken = false
+}
+
+// disarm sees to it that no record that was made ahead is put over a newer one.
+// d.recordMu is held.
+func (d *Driver) disarm(id string) {
+	d.mu.Lock()
+	s := d.standbys[id]
+	d.mu.Unlock()
+	if s != nil {
+		s.ahead = false
+	}
 }
 
 // dropStandby lets go of the standby, if there is one: unless it has become the
@@ -242,161 +261,4 @@ func (d *Driver) holds(id string) bool {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.standbys[id] != nil
-}
-
-// Start makes a standby instance the command; see server/workspace.Runtime.
-// Nothing is asked of containerd.
-func (d *Driver) Start(ctx context.Context, id string, launch runtime.Launch) (runtime.Instance, error) {
-	s := d.beginStart(id)
-	if s == nil {
-		return runtime.Instance{}, d.notStandby(ctx, id)
-	}
-	defer d.dropStandby(id)
-	ctx, cancel := d.bound(ctx, d.deadlines.start)
-	defer cancel()
-	started := false
-	defer func() {
-		if !started {
-			d.undoStart(ctx, s)
-		}
-	}()
-	if err := d.launch(ctx, s, launch); err != nil {
-		return runtime.Instance{}, failure(ctx, "starting the command", err)
-	}
-	started = true
-	return s.record.instance(runtime.PhaseRunning), nil
-}
-
-// undoStart sees to it that an instance does not start later: the go-ahead may
-// lie in the pipe already.
-func (d *Driver) undoStart(ctx context.Context, s *standby) {
-	ctx, cancel := d.detached(ctx, d.deadlines.kill)
-	defer cancel()
-	if err := d.killProcess(ctx, s.process); err != nil {
-		d.log.Error("instance not killed after a failed start", "instance", s.record.ID, "error", err)
-		return
-	}
-	if _, err := d.updateRecord(ctx, stepRecordUndo, s.record, func(r *record) { r.Launch = nil }); err != nil {
-		d.log.Warn("instance record not written", "instance", s.record.ID, "error", err)
-	}
-}
-
-func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	env := mergeEnv(s.imageEnv, launch.Env)
-	if err := checkEnv(env, s.argv); err != nil {
-		return err
-	}
-	if err := checkFiles(launch.Files, nil); err != nil {
-		return err
-	}
-	if err := d.giveFiles(ctx, s, launch.Files); err != nil {
-		return err
-	}
-	s.record.Launch = &launchRecord{
-		Generation: launch.Generation, SecretVersions: launch.SecretVersions, GlobalSecrets: launch.GlobalSecrets,
-		Files: s.fileNames, StartTime: time.Now(),
-	}
-	if err := d.recordLaunch(ctx, s.record); err != nil {
-		return err
-	}
-	err := d.step(ctx, stepFIFOWrite, func(ctx context.Context) error { return s.writeGoAhead(ctx, env) })
-	if errors.Is(err, unix.EPIPE) {
-		return s.interrupted(runtime.Resources{})
-	} else if err != nil {
-		return err
-	}
-	if err := d.step(ctx, stepInitResult, s.awaitExec); err != nil {
-		return err
-	}
-	// The command runs, and has inherited neither FIFO. Nobody opens them again.
-	if err := d.step(ctx, stepFIFORemove, func(context.Context) error { return d.dropHandshake(s.record) }); err != nil {
-		d.log.Warn("FIFOs not removed, they go with the instance", "instance", s.record.ID, "error", err)
-	}
-	return nil
-}
-
-// giveFiles puts the files into place, unless they are there.
-func (d *Driver) giveFiles(ctx context.Context, s *standby, files []runtime.File) error {
-	same := func(a, b runtime.File) bool { return a.Name == b.Name && bytes.Equal(a.Data, b.Data) }
-	if slices.EqualFunc(files, s.files, same) {
-		return nil
-	}
-	names, err := d.putFiles(ctx, s.record, files, nil)
-	if err != nil {
-		return err
-	}
-	s.files, s.fileNames = files, names
-	return nil
-}
-
-func (s *standby) writeGoAhead(ctx context.Context, env []string) error {
-	return interruptible(ctx, s.goAhead, func() error {
-		return handshake.WriteGoAhead(s.goAhead, handshake.GoAhead{Argv: s.argv, Env: env})
-	})
-}
-
-// execTime is how long after its go-ahead init is looked at. A look wakes whenever
-// there is something to see: the first time on the very processor on which the
-// command is about to begin.
-const execTime = 2 * time.Millisecond
-
-// awaitExec returns once init has become the command.
-func (s *standby) awaitExec(ctx context.Context) error {
-	select {
-	case <-time.After(execTime):
-	case <-ctx.Done():
-		return ctx.Err()
-	}
-	executing := false
-	var failed *runtime.Error
-	for {
-		res, err := s.readResult(ctx)
-		switch {
-		case errors.Is(err, io.EOF) && failed != nil:
-			return failed
-		case errors.Is(err, io.EOF) && executing:
-			return nil
-		case errors.Is(err, io.EOF):
-			return s.interrupted(runtime.Resources{})
-		case err != nil:
-			return err
-		case res.Kind == handshake.Failed && res.Message == "":
-			failed = refusal(res) // in words it comes yet, unless that fails too
-		case res.Kind == handshake.Failed:
-			return refusal(res)
-		case res.Kind == handshake.Executing:
-			executing = true
-		}
-	}
-}
-
-// recordLaunch puts on record with what the instance is started.
-func (d *Driver) recordLaunch(ctx context.Context, rec *record) error {
-	written, err := d.updateRecord(ctx, stepRecordLaunch, rec, func(r *record) { r.Launch = rec.Launch })
-	if err == nil && written == nil {
-		err = fmt.Errorf("instance %s has no record any more", rec.ID)
-	}
-	return err
-}
-
-// dropHandshake removes what only a standby needs, as far as it is there.
-func (d *Driver) dropHandshake(rec *record) error {
-	errs := []error{d.dropReserve(rec)}
-	for _, name := range []string{handshake.GoAheadName, handshake.ResultName} {
-		errs = append(errs, ignoreMissing(os.Remove(filepath.Join(d.ioDir(rec.WorkspaceUID, rec.ID), name))))
-	}
-	return errors.Join(errs...)
-}
-
-// notStandby tells why an instance can't be started.
-func (d *Driver) notStandby(ctx context.Context, id string) error {
-	if err := d.exists(ctx, id); err != nil {
-		return err
-	}
-	return &runtime.Error{
-		Reason: runtime.ReasonStartInterrupted, Message: "instance " + id + " is no standby of this daemon process", Permanent: true,
-	}
 }

@@ -39,20 +39,24 @@ const (
 	stepInitReady       = "init.ready"       // init's report: the command can be executed
 	stepFIFOOpen        = "fifo.open"        // hold the go-ahead as its only writer
 
+	// Arm, and Start where that was of another launch.
+	stepFilesWrite  = "files.write"  // its files, beside those that are in place
+	stepFilesSwitch = "files.switch" // put them into place, all at once
+	stepFilesLink   = "files.link"   // their names, and away with the old ones
+	stepRecordArm   = "record.arm"   // the record to be, beside the one that is; Arm only
+
 	// Stop.
 	stepRecordStopping = "record.stopping" // that it is us who end it
 	stepPidfdSignal    = "pidfd.signal"
 	stepPidfdWait      = "pidfd.wait" // the process's end, in the grace period and after SIGKILL
 
-	// Start, and Prepare for files that are known then.
-	stepFilesWrite   = "files.write"   // its files, beside those that are in place
-	stepFilesSwitch  = "files.switch"  // put them into place, all at once
-	stepFilesLink    = "files.link"    // their names, and away with the old ones
-	stepRecordLaunch = "record.launch" // generation and secret versions, on record
-	stepFIFOWrite    = "fifo.write"    // the go-ahead
-	stepInitResult   = "init.result"   // init's word that it executes, and the end of its FIFO
-	stepFIFORemove   = "fifo.remove"
-	stepRecordUndo   = "record.undo" // the launch of an instance that did not start
+	// Start.
+	stepRecordLaunch  = "record.launch"  // generation and secret versions, on record
+	stepFIFOWrite     = "fifo.write"     // the go-ahead
+	stepInitResult    = "init.result"    // init's word that it executes, and the end of its FIFO
+	stepRecordStarted = "record.started" // when it was started, if the record was made before
+	stepFIFORemove    = "fifo.remove"
+	stepRecordUndo    = "record.undo" // the launch of an instance that did not start
 
 	// Rotate: the steps of files, and these.
 	stepLiveSignal   = "live.signal"   // tell the command
@@ -94,8 +98,9 @@ var Steps = []string{
 	stepImageImport,
 	stepInstanceMake, stepRecordCreate, stepLogMake, stepVolumesMake, stepUserFind, stepContainerCreate, stepSnapshotPrepare,
 	stepVolumesOwn, stepFilesMake, stepFIFOMake, stepTaskCreate, stepTaskStart, stepPidfdOpen, stepRecordProcess, stepInitReady, stepFIFOOpen,
+	stepFilesWrite, stepFilesSwitch, stepFilesLink, stepRecordArm,
 	stepRecordStopping, stepPidfdSignal, stepPidfdWait,
-	stepFilesWrite, stepFilesSwitch, stepFilesLink, stepRecordLaunch, stepFIFOWrite, stepInitResult, stepFIFORemove, stepRecordUndo,
+	stepRecordLaunch, stepFIFOWrite, stepInitResult, stepRecordStarted, stepFIFORemove, stepRecordUndo,
 	stepLiveSignal, stepRecordRotate,
 	stepExitWait, stepExitStatus, stepRecordExit,
 	stepStandbyDrop, stepRecordRemoving, stepTaskGet, stepTaskKill, stepTaskDelete, stepShimEnd, stepBundleRemove,

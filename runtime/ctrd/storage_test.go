@@ -84,12 +84,16 @@ func TestContract05_StateDirectoryIsFull(t *testing.T) {
 			t.Errorf("with a full tmpfs there is %+v", list)
 		}
 		// The switch needs nothing that is not there: its records have their room.
-		b.wantGone(old)
 		versions := make(map[string]int64)
 		for i := range 300 {
 			versions[strings.Repeat("K", 100)+string(rune('a'+i%26))+strings.Repeat("x", i/26)] = int64(i)
 		}
-		started, err := b.d.Start(b.ctx(), standby.ID, runtime.Launch{Generation: 2, SecretVersions: versions, Files: files})
+		launch := runtime.Launch{Generation: 2, SecretVersions: versions, Files: files}
+		if err := b.d.Arm(b.ctx(), standby.ID, launch); err != nil {
+			t.Fatalf("Arm: %v", err)
+		}
+		b.wantGone(old)
+		started, err := b.d.Start(b.ctx(), standby.ID, launch)
 		if err != nil {
 			t.Fatalf("Start: %v", err)
 		}
@@ -104,6 +108,11 @@ func TestContract05_StateDirectoryIsFull(t *testing.T) {
 			if got, err := os.ReadFile(fmt.Sprintf("/proc/%d/root%s/%s", started.PID, runtime.FilesDir, f.Name)); err != nil || len(got) != 64<<10 {
 				t.Errorf("%s has %d bytes, %v", f.Name, len(got), err)
 			}
+		}
+		disk.fill()
+		spare, err = b.d.Start(b.ctx(), spare.ID, runtime.Launch{Generation: 2, SecretVersions: map[string]int64{"K": 1}})
+		if got := b.list()[spare.ID]; err != nil || got.Generation != 2 {
+			t.Errorf("what nobody has armed is %+v, %v", got, err)
 		}
 		// Removal makes room and needs none.
 		disk.fill()

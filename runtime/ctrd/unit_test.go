@@ -433,6 +433,58 @@ func TestRecordIsReplacedAtOnce(t *testing.T) {
 	}
 }
 
+// What Arm writes is put into the record's place at once, unless that has changed.
+func TestRecordThatIsMadeAhead(t *testing.T) {
+	launch := runtime.Launch{Generation: 7, SecretVersions: map[string]int64{"KEY": 1}, GlobalSecrets: []string{"KEY"}}
+	for name, test := range map[string]struct {
+		change func(*record)
+		early  bool
+	}{
+		"as it was":     {nil, true},
+		"has changed":   {func(r *record) { r.Stopping = true }, false},
+		"was rewritten": {func(*record) {}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			d := &Driver{instances: t.TempDir(), around: plain}
+			rec := &record{ID: "a-0123456789ab", WorkspaceID: "a", WorkspaceUID: "uid-a", PID: 5, PIDStart: 6}
+			s := &standby{record: rec, armed: &armed{launch: launch}, names: []string{"KEY"}}
+			d.standbys = map[string]*standby{rec.ID: s}
+			if err := errors.Join(d.makeInstanceDir(rec.WorkspaceUID, rec.ID), d.writeRecord(rec), d.recordAhead(s)); err != nil {
+				t.Fatal(err)
+			}
+			if got, err := d.readRecord(rec.WorkspaceUID, rec.ID); err != nil || got.Launch != nil {
+				t.Fatalf("armed, it is on record as started: %+v, %v", got, err)
+			}
+			if test.change != nil {
+				if _, err := d.updateRecord(t.Context(), stepRecordStopping, rec, test.change); err != nil {
+					t.Fatal(err)
+				}
+			}
+			early, err := d.recordLaunch(t.Context(), s)
+			if err != nil || early != test.early {
+				t.Errorf("recordLaunch = %t, %v", early, err)
+			}
+			got, err := d.readRecord(rec.WorkspaceUID, rec.ID)
+			if err != nil {
+				t.Fatal(err)
+			}
+			want := *rec
+			want.Stopping = name == "has changed"
+			want.Launch = &launchRecord{Generation: 7, SecretVersions: launch.SecretVersions, GlobalSecrets: launch.GlobalSecrets, Files: s.names, StartTime: got.Launch.StartTime}
+			if diff := cmp.Diff(&want, got); diff != "" {
+				t.Error(diff)
+			}
+			if d := time.Since(got.Launch.StartTime); d < 0 || d > time.Minute {
+				t.Errorf("started at %v", got.Launch.StartTime)
+			}
+			// The name is in use once at most: nothing that was made ahead comes later.
+			if early, err := d.recordLaunch(t.Context(), s); early || err != nil {
+				t.Errorf("once more: %t, %v", early, err)
+			}
+		})
+	}
+}
+
 func TestVolumesStayWhereTheyBelong(t *testing.T) {
 	d := &Driver{volumes: t.TempDir()}
 	outside := t.TempDir()

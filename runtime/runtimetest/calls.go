@@ -35,6 +35,22 @@ func checkTotal(total int) error {
 		Message: fmt.Sprintf("arguments and environment take %d bytes, more than %d", total, maxTotal), Permanent: true}
 }
 
+// Arm implements Runtime.
+func (d *Daemon) Arm(ctx context.Context, id string, launch runtime.Launch) error {
+	c := Call{Method: Arm, InstanceID: id, Generation: launch.Generation}
+	return d.call(ctx, c, func(ctx context.Context, _ *Call) error {
+		if err := d.lock(ctx); err != nil {
+			return err
+		}
+		defer d.fake.mu.Unlock()
+		in, err := d.fake.standby(Arm, id)
+		if err == nil {
+			_, _, err = in.take(launch) // Start takes what it is given then
+		}
+		return err
+	}, nil)
+}
+
 // Start implements Runtime.
 func (d *Daemon) Start(ctx context.Context, id string, launch runtime.Launch) (started runtime.Instance, err error) {
 	c := Call{Method: Start, InstanceID: id, Generation: launch.Generation}
@@ -65,39 +81,54 @@ func (d *Daemon) Start(ctx context.Context, id string, launch runtime.Launch) (s
 	return started, nil
 }
 
-func (f *Fake) start(id string, launch runtime.Launch) (runtime.Instance, error) {
+// standby returns the instance that the method is for.
+func (f *Fake) standby(method Method, id string) (*instance, error) {
 	in := f.instances[id]
 	if in == nil {
-		f.violation("Start of instance %s, which does not exist", id)
-		return runtime.Instance{}, runtime.ErrNotFound
+		f.violation("%s of instance %s, which does not exist", method, id)
+		return nil, runtime.ErrNotFound
 	}
 	if in.Phase != runtime.PhaseStandby {
 		if !in.died {
-			f.violation("Start of instance %s, which is %s", id, in.Phase)
+			f.violation("%s of instance %s, which is %s", method, id, in.Phase)
 		}
-		return runtime.Instance{}, &runtime.Error{Reason: runtime.ReasonStartInterrupted,
+		return nil, &runtime.Error{Reason: runtime.ReasonStartInterrupted,
 			Message: fmt.Sprintf("instance %s is no standby but %s", id, in.Phase), Permanent: false}
 	}
 	if f.gone[in.WorkspaceUID] {
-		f.violation("Start of instance %s, whose workspace was removed", id)
+		f.violation("%s of instance %s, whose workspace was removed", method, id)
+	}
+	return in, nil
+}
+
+// take makes environment and files of a launch, or says why there is none.
+func (in *instance) take(launch runtime.Launch) (env []string, files map[string]string, err error) {
+	env = environment(in.image.Env, launch.Env)
+	for _, kv := range env {
+		if len(kv) >= maxEnvString {
+			key, _, _ := strings.Cut(kv, "=")
+			return nil, nil, &runtime.Error{Reason: runtime.ReasonEnvironmentTooLarge,
+				Message: fmt.Sprintf("the environment is too large at variable %q", key), Permanent: true}
+		}
+	}
+	if err := checkTotal(stringBytes(env) + stringBytes(in.argv)); err != nil {
+		return nil, nil, err
+	}
+	files, err = filesOf(launch.Files)
+	return env, files, err
+}
+
+func (f *Fake) start(id string, launch runtime.Launch) (runtime.Instance, error) {
+	in, err := f.standby(Start, id)
+	if err != nil {
+		return runtime.Instance{}, err
 	}
 	for _, other := range f.byUID[in.WorkspaceUID] {
 		if other.Phase == runtime.PhaseRunning {
 			f.violation("Start of instance %s while %s runs for the same workspace", id, other.ID)
 		}
 	}
-	env := environment(in.image.Env, launch.Env)
-	for _, kv := range env {
-		if len(kv) >= maxEnvString {
-			key, _, _ := strings.Cut(kv, "=")
-			return runtime.Instance{}, &runtime.Error{Reason: runtime.ReasonEnvironmentTooLarge,
-				Message: fmt.Sprintf("the environment is too large at variable %q", key), Permanent: true}
-		}
-	}
-	if err := checkTotal(stringBytes(env) + stringBytes(in.argv)); err != nil {
-		return runtime.Instance{}, err
-	}
-	secrets, err := filesOf(launch.Files)
+	env, secrets, err := in.take(launch)
 	if err != nil {
 		return runtime.Instance{}, err
 	}

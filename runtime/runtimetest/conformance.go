@@ -19,6 +19,7 @@ func Conformance(t *testing.T, h Harness) {
 	}{
 		{"EnsureImage", imageProperties},
 		{"Prepare", prepareProperties},
+		{"Arm", armProperties},
 		{"Start", startProperties},
 		{"Rotate", rotateProperties},
 		{"Stop", stopProperties},

@@ -114,6 +114,11 @@ func (f *Fake) Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instance
 	return f.Daemon().Prepare(ctx, spec)
 }
 
+// Arm implements Runtime.
+func (f *Fake) Arm(ctx context.Context, id string, launch runtime.Launch) error {
+	return f.Daemon().Arm(ctx, id, launch)
+}
+
 // Start implements Runtime.
 func (f *Fake) Start(ctx context.Context, id string, launch runtime.Launch) (runtime.Instance, error) {
 	return f.Daemon().Start(ctx, id, launch)

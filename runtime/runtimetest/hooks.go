@@ -17,7 +17,7 @@ type Call struct {
 	InstanceID string
 	// Image is EnsureImage's and Prepare's.
 	Image string
-	// Generation is Prepare's, Start's and Rotate's.
+	// Generation is Prepare's, Arm's, Start's and Rotate's.
 	Generation int64
 	// Done and Err are set in the log of calls only: whether the call has returned,
 	// and what.

@@ -99,10 +99,6 @@ func (f *Fake) prepare(spec runtime.Spec) (*instance, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := filesOf(spec.Files); err != nil {
-		return nil, err
-	}
-	spec.Files = nil // the launch's are what counts
 	own := slices.DeleteFunc(slices.Clone(image.Env), func(kv string) bool {
 		key, _, _ := strings.Cut(kv, "=")
 		return slices.ContainsFunc(spec.Env, func(e string) bool { return strings.HasPrefix(e, key+"=") })

@@ -17,6 +17,7 @@ import (
 type Runtime interface {
 	EnsureImage(ctx context.Context, ref string) (digest string, err error)
 	Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instance, error)
+	Arm(ctx context.Context, id string, launch runtime.Launch) error
 	Start(ctx context.Context, id string, launch runtime.Launch) (runtime.Instance, error)
 	Rotate(ctx context.Context, id string, rotation runtime.Rotation) (runtime.Instance, error)
 	Stop(ctx context.Context, id string, signal syscall.Signal, grace time.Duration) error
@@ -40,6 +41,7 @@ type Method string
 const (
 	EnsureImage     Method = "EnsureImage"
 	Prepare         Method = "Prepare"
+	Arm             Method = "Arm"
 	Start           Method = "Start"
 	Rotate          Method = "Rotate"
 	Stop            Method = "Stop"

@@ -21,7 +21,7 @@ import (
 func TestContract01_NoLostChange(t *testing.T) {
 	// Where the cycle for the first save is when the second one comes.
 	for _, at := range []runtimetest.Method{
-		runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Remove, runtimetest.List,
+		runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Arm, runtimetest.Stop, runtimetest.Start, runtimetest.Remove, runtimetest.List,
 	} {
 		for _, after := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s,after=%v", at, after), func(t *testing.T) {
@@ -176,7 +176,7 @@ func TestContract02_Coalescing(t *testing.T) {
 
 func TestContract03_Isolation(t *testing.T) {
 	// a hangs in that call; one cycle at a time is allowed.
-	for _, at := range []runtimetest.Method{runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Remove} {
+	for _, at := range []runtimetest.Method{runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Arm, runtimetest.Stop, runtimetest.Start, runtimetest.Remove} {
 		t.Run(string(at), func(t *testing.T) {
 			inConfiguredWorld(t, func(w *world) { w.cfg.MaxConcurrentCycles = 1 }, func(t *testing.T, w *world) {
 				w.running(t, "a")
@@ -308,6 +308,9 @@ func TestContract05_NeverWorseOff(t *testing.T) {
 		{"task, answer lost", func(w *world) func() {
 			return w.fake.FailAfter(runtimetest.Prepare, "a", errors.New("connection reset"), 0)
 		}, "RUNTIME_ERROR"},
+		{"what the start needs", func(w *world) func() {
+			return w.fake.Fail(runtimetest.Arm, "a", &runtime.Error{Reason: runtime.ReasonEnvironmentTooLarge, Message: "too much", Permanent: true}, 0)
+		}, "ENVIRONMENT_TOO_LARGE"},
 		{"secret", func(w *world) func() {
 			f := func(int64) error { return unreadable }
 			w.fault.snapshot.Store(&f)
@@ -382,7 +385,7 @@ func TestContract06_ShortSwitch(t *testing.T) {
 		must(w.set("a", "K", "1"))(t)
 		synctest.Wait()
 		calls := w.fake.Calls()[seen:]
-		wantMethods(t, calls, runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Remove)
+		wantMethods(t, calls, runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Arm, runtimetest.Stop, runtimetest.Start, runtimetest.Remove)
 		for i, c := range calls {
 			if c.Method == runtimetest.Stop && calls[i+1].Method != runtimetest.Start {
 				t.Errorf("%v comes between the old one's end and the new one's start", calls[i+1].Method)
@@ -448,7 +451,7 @@ func TestContract07_FailureKeepsItPending(t *testing.T) {
 		})
 	})
 	t.Run("a panic is a failed cycle, wherever", func(t *testing.T) {
-		for _, at := range []runtimetest.Method{runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Remove, runtimetest.List} {
+		for _, at := range []runtimetest.Method{runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Arm, runtimetest.Stop, runtimetest.Start, runtimetest.Remove, runtimetest.List} {
 			t.Run(string(at), func(t *testing.T) {
 				inWorld(t, func(t *testing.T, w *world) {
 					w.running(t, "a")
@@ -501,7 +504,7 @@ func TestContract09_OneEntryPoint(t *testing.T) {
 		count := func(by int) runtimetest.Hook {
 			return func(_ context.Context, c runtimetest.Call) error {
 				switch c.Method {
-				case runtimetest.Prepare, runtimetest.Start, runtimetest.Stop, runtimetest.Remove, runtimetest.RemoveWorkspace:
+				case runtimetest.Prepare, runtimetest.Arm, runtimetest.Start, runtimetest.Stop, runtimetest.Remove, runtimetest.RemoveWorkspace:
 					mu.Lock()
 					defer mu.Unlock()
 					if hands[c.WorkspaceID] += by; hands[c.WorkspaceID] > 1 {

@@ -13,7 +13,7 @@ import (
 
 func TestContract08_CrashSafe(t *testing.T) {
 	for _, at := range []runtimetest.Method{
-		runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Remove, runtimetest.List,
+		runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Arm, runtimetest.Stop, runtimetest.Start, runtimetest.Remove, runtimetest.List,
 	} {
 		for _, after := range []bool{false, true} {
 			t.Run(fmt.Sprintf("%s,after=%v", at, after), func(t *testing.T) {
@@ -117,7 +117,7 @@ func TestDrainWaitsForTheCycleInFlight(t *testing.T) {
 		}
 		w.wantSettled(t, "a")
 	})
-	for _, at := range []runtimetest.Method{runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start} {
+	for _, at := range []runtimetest.Method{runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Arm, runtimetest.Stop, runtimetest.Start} {
 		t.Run("no longer than its deadline, in "+string(at), func(t *testing.T) {
 			inWorld(t, func(t *testing.T, w *world) {
 				w.running(t, "a")

@@ -334,6 +334,11 @@ func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standb
 	if err != nil {
 		return a.failed(ctx, passCtx, ws, err, false)
 	}
+	if old.ID != "" {
+		if err := a.arm(passCtx, standby.ID, launch); err != nil {
+			return a.failed(ctx, passCtx, ws, err, false)
+		}
+	}
 	begun := a.sup.now()
 	if old.ID != "" {
 		a.unwatch()
@@ -363,6 +368,13 @@ func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standb
 	a.log.InfoContext(ctx, "container started", "instance", in.ID, "generation", launch.Generation,
 		"replaced", old.ID, "switch", a.sup.now().Sub(begun), "pending_for", pendingFor(ws, a.sup.now()))
 	return a.recordStart(ctx, ws, in, spec)
+}
+
+// arm has all of a launch made ready that is made before an old container ends.
+func (a *actor) arm(ctx context.Context, id string, launch runtime.Launch) error {
+	ctx, cancel := context.WithTimeout(ctx, a.sup.cfg.Deadlines.Start)
+	defer cancel()
+	return a.sup.cfg.Runtime.Arm(ctx, id, launch)
 }
 
 // rotate gives the running container the files of the newest generation, if it can

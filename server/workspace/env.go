@@ -167,7 +167,6 @@ func runtimeSpec(w *store.Workspace, spec *store.Spec, generation int64, launch 
 		Env:          plainEnv(spec),
 		LaunchBytes:  size,
 		FileBytes:    files,
-		Files:        launch.Files,
 		WorkingDir:   spec.WorkingDir,
 		User:         spec.User,
 		Resources: runtime.Resources{

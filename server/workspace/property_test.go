@@ -38,7 +38,7 @@ func (o op) String() string {
 
 var (
 	allMethods = []runtimetest.Method{
-		runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Rotate,
+		runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Arm, runtimetest.Stop, runtimetest.Start, runtimetest.Rotate,
 		runtimetest.Remove, runtimetest.List, runtimetest.Watch, runtimetest.RemoveWorkspace,
 	}
 	ops = rapid.Custom(func(t *rapid.T) op {

@@ -47,7 +47,7 @@ func TestContract11_ParkedStaysParked(t *testing.T) {
 			}
 		})
 	})
-	for _, at := range []runtimetest.Method{runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Remove} {
+	for _, at := range []runtimetest.Method{runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Arm, runtimetest.Stop, runtimetest.Start, runtimetest.Remove} {
 		for _, after := range []bool{false, true} {
 			t.Run(fmt.Sprintf("a stop interrupts %s,after=%v", at, after), func(t *testing.T) {
 				inWorld(t, func(t *testing.T, w *world) {
@@ -115,7 +115,7 @@ func TestContract12_DeletionWins(t *testing.T) {
 			t.Error("log or volumes are left")
 		}
 	}
-	for _, at := range []runtimetest.Method{runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Remove} {
+	for _, at := range []runtimetest.Method{runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Arm, runtimetest.Stop, runtimetest.Start, runtimetest.Remove} {
 		for _, crash := range []bool{false, true} {
 			t.Run(fmt.Sprintf("in %s,crash=%v", at, crash), func(t *testing.T) {
 				inWorld(t, func(t *testing.T, w *world) {

@@ -22,6 +22,12 @@ type Runtime interface {
 	// can be executed. After an error nothing of the instance is left, or List
 	// reports the rest as PhaseRemnant.
 	Prepare(ctx context.Context, spec runtime.Spec) (runtime.Instance, error)
+	// Arm tells a standby instance what its launch will be unless a change comes in
+	// between, while an older instance still runs: what can be refused of it is
+	// refused now, and what can be made of it is made now, so that Start has the less
+	// to do. It says nothing to the first process. After an error the instance is
+	// the standby that it was; runtime.ErrNotFound when there is none.
+	Arm(ctx context.Context, id string, launch runtime.Launch) error
 	// Start hands a standby instance its environment and returns once the
 	// command was executed. The generation and the secret versions are on
 	// record before the command can run. After an error the instance never

@@ -61,12 +61,21 @@ type GoAhead struct {
 	Env []string
 }
 
-// WriteGoAhead writes the block with a single write. ErrFormat is in the chain of
-// its error about what can't be one: more than MaxGoAhead, no command, or a string
-// with a byte that is zero.
+// WriteGoAhead writes the Block.
 func WriteGoAhead(w io.Writer, g GoAhead) error {
+	b, err := Block(g)
+	if err == nil {
+		_, err = w.Write(b)
+	}
+	return err
+}
+
+// Block returns the block, which is to be sent with a single write. ErrFormat is in the
+// chain of its error about what can't be one: more than MaxGoAhead, no command, or a
+// string with a byte that is zero.
+func Block(g GoAhead) ([]byte, error) {
 	if len(g.Argv) == 0 {
-		return fmt.Errorf("no command: %w", ErrFormat)
+		return nil, fmt.Errorf("no command: %w", ErrFormat)
 	}
 	path, home := "", true
 	for _, e := range g.Env {
@@ -93,13 +102,13 @@ func WriteGoAhead(w io.Writer, g GoAhead) error {
 		size += word * (len(a.strings) + end)
 		for _, s := range a.strings {
 			if strings.IndexByte(s, 0) >= 0 {
-				return fmt.Errorf("a string with a zero byte: %w", ErrFormat)
+				return nil, fmt.Errorf("a string with a zero byte: %w", ErrFormat)
 			}
 			size += len(s) + 1
 		}
 	}
 	if size > MaxGoAhead {
-		return fmt.Errorf("%d bytes, at most %d: %w", size, MaxGoAhead, ErrFormat)
+		return nil, fmt.Errorf("%d bytes, at most %d: %w", size, MaxGoAhead, ErrFormat)
 	}
 
 	b := make([]byte, size)
@@ -124,8 +133,7 @@ func WriteGoAhead(w io.Writer, g GoAhead) error {
 		}
 		pointers += word * end
 	}
-	_, err := w.Write(b)
-	return err
+	return b, nil
 }
 
 // Paths returns where the command may lie: itself if it has a slash, else one file

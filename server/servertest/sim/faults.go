@@ -25,7 +25,7 @@ type point struct {
 
 // methods are those of the runtime, in the order of a cycle.
 var methods = []runtimetest.Method{
-	runtimetest.List, runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Stop, runtimetest.Start, runtimetest.Rotate,
+	runtimetest.List, runtimetest.EnsureImage, runtimetest.Prepare, runtimetest.Arm, runtimetest.Stop, runtimetest.Start, runtimetest.Rotate,
 	runtimetest.Watch, runtimetest.Remove, runtimetest.RemoveWorkspace, runtimetest.Foreign,
 }
 

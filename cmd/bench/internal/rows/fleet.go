@@ -176,6 +176,9 @@ func (*fleet) Prepare(context.Context, runtime.Spec) (runtime.Instance, error) {
 	return runtime.Instance{}, errFleet
 }
 
+// Arm is the runtime's.
+func (*fleet) Arm(context.Context, string, runtime.Launch) error { return errFleet }
+
 // Start is the runtime's.
 func (*fleet) Start(context.Context, string, runtime.Launch) (runtime.Instance, error) {
 	return runtime.Instance{}, errFleet
