@@ -7,6 +7,7 @@ import (
 	"io"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,9 +26,10 @@ var downtimeRow = Row{
 
 type downtimeSize struct{ rounds, secrets int }
 
-// downtime restarts the same program in three ways, in turn: a workspace by its
-// actor; a bare container, stopped, removed, made and started by containerd's
-// client; and two processes without containers, of which one stands by.
+// downtime restarts the same program in four ways, in turn: a workspace by its actor; a
+// bare container, stopped, removed, made and started by containerd's client; two
+// processes without containers, of which one stands by; and two such in namespaces,
+// as containers have them, for the kernel has these to take down.
 func downtime(ctx context.Context, env *Env, size downtimeSize, around aroundFunc) (_ []measure.Result, err error) {
 	m, err := startMachine(ctx, env, around)
 	if err != nil {
@@ -42,13 +44,18 @@ func downtime(ctx context.Context, env *Env, size downtimeSize, around aroundFun
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, bare.close(ctx)) }()
-	hand, err := m.newByHand(ctx, env, "hand")
+	hand, err := m.newByHand(ctx, env, "hand", 0)
 	if err != nil {
 		return nil, err
 	}
 	defer hand.close()
+	apart, err := m.newByHand(ctx, env, "apart", unix.CLONE_NEWPID|unix.CLONE_NEWNS|unix.CLONE_NEWIPC|unix.CLONE_NEWUTS)
+	if err != nil {
+		return nil, err
+	}
+	defer apart.close()
 
-	var ours, stopStart, floor measure.Samples
+	var ours, stopStart, floor, floorApart measure.Samples
 	side := func(file string, into *measure.Samples, restart func() error) func() error {
 		return func() error {
 			if err := restart(); err != nil {
@@ -63,6 +70,7 @@ func downtime(ctx context.Context, env *Env, size downtimeSize, around aroundFun
 		side("ours", &ours, func() error { return m.restart(ctx, "ours") }),
 		side("bare", &stopStart, func() error { return bare.restart(ctx) }),
 		side("hand", &floor, hand.restart),
+		side("apart", &floorApart, apart.restart),
 	)
 	if err != nil {
 		return nil, err
@@ -71,6 +79,7 @@ func downtime(ctx context.Context, env *Env, size downtimeSize, around aroundFun
 		measure.Compare("downtime/stop-then-start", "ms", ours, "the same container stopped, removed, made and started", stopStart,
 			measure.MedianAtMost(2), measure.P95AtMost(6), measure.RatioAtMost(1./40)),
 		measure.Compare("downtime/floor", "ms", ours, "exit, wait and exec by hand, without containers", floor),
+		measure.Compare("downtime/floor in namespaces", "ms", ours, "the same by hand, in namespaces", floorApart),
 	}, nil
 }
 
@@ -101,24 +110,31 @@ func (m *machine) lastDowntime(ctx context.Context, file string) (time.Duration,
 type byHand struct {
 	ctx           context.Context // ends the processes
 	program, file string
+	namespaces    uintptr // each has of its own
 	runs, waits   *exec.Cmd
 	goAhead       io.Closer // of the one that waits
 }
 
-func (m *machine) newByHand(ctx context.Context, env *Env, file string) (_ *byHand, err error) {
-	h := &byHand{ctx: ctx, file: filepath.Join(m.probes(), file)}
+func (m *machine) newByHand(ctx context.Context, env *Env, file string, namespaces uintptr) (_ *byHand, err error) {
+	h := &byHand{ctx: ctx, file: filepath.Join(m.probes(), file), namespaces: namespaces}
 	if h.program, err = env.program(probeProgram); err != nil {
 		return nil, err
 	}
-	h.runs = exec.CommandContext(ctx, h.program, h.file)
+	h.runs = h.command(h.file)
 	if err := h.runs.Start(); err != nil {
 		return nil, err
 	}
 	return h, h.standBy()
 }
 
+func (h *byHand) command(args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(h.ctx, h.program, args...)
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: h.namespaces}
+	return cmd
+}
+
 func (h *byHand) standBy() (err error) {
-	h.waits = exec.CommandContext(h.ctx, h.program, h.file, h.program)
+	h.waits = h.command(h.file, h.program)
 	if h.goAhead, err = h.waits.StdinPipe(); err != nil {
 		return err
 	}
