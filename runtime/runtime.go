@@ -14,9 +14,11 @@
 package runtime
 
 import (
+	"bytes"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"maps"
 	"regexp"
 	"slices"
 	"syscall"
@@ -119,6 +121,13 @@ type Launch struct {
 	Files []File
 }
 
+// Equal tells whether an instance would get and have on record the same by both.
+func (l Launch) Equal(other Launch) bool {
+	return l.Generation == other.Generation &&
+		maps.Equal(l.SecretVersions, other.SecretVersions) && slices.Equal(l.GlobalSecrets, other.GlobalSecrets) &&
+		slices.Equal(l.Env, other.Env) && slices.EqualFunc(l.Files, other.Files, File.Equal)
+}
+
 // Rotation is what a running instance takes in as it runs. It holds secrets, like a
 // Launch.
 type Rotation struct {
@@ -165,6 +174,9 @@ type File struct {
 	Name string
 	Data []byte
 }
+
+// Equal tells whether both have the same name and content.
+func (f File) Equal(other File) bool { return f.Name == other.Name && bytes.Equal(f.Data, other.Data) }
 
 // FileName matches the names that a File can have: those of variables, which
 // leaves all that begin with a dot to drivers.

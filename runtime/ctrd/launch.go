@@ -1,13 +1,11 @@
 package ctrd
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
-	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -68,22 +66,10 @@ func (d *Driver) arm(ctx context.Context, s *standby, launch runtime.Launch) err
 	return nil
 }
 
-// is tells whether it is that launch, in all that an instance gets or has on record.
-func (a *armed) is(l runtime.Launch) bool {
-	return a != nil && a.launch.Generation == l.Generation &&
-		maps.Equal(a.launch.SecretVersions, l.SecretVersions) && slices.Equal(a.launch.GlobalSecrets, l.GlobalSecrets) &&
-		slices.Equal(a.launch.Env, l.Env) && sameFiles(a.launch.Files, l.Files)
-}
-
-func sameFiles(a, b []runtime.File) bool {
-	return slices.EqualFunc(a, b, func(a, b runtime.File) bool { return a.Name == b.Name && bytes.Equal(a.Data, b.Data) })
-}
-
 // record is what is to be on record of it.
-func (a *armed) record(files []string, start time.Time) *launchRecord {
+func (a *armed) record(files []string) *launchRecord {
 	return &launchRecord{
-		Generation: a.launch.Generation, SecretVersions: a.launch.SecretVersions, GlobalSecrets: a.launch.GlobalSecrets,
-		Files: files, StartTime: start,
+		Generation: a.launch.Generation, SecretVersions: a.launch.SecretVersions, GlobalSecrets: a.launch.GlobalSecrets, Files: files,
 	}
 }
 
@@ -128,17 +114,16 @@ func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) 
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if !s.armed.is(launch) {
+	if s.armed == nil || !s.armed.launch.Equal(launch) {
 		// A change came in between, or nobody has armed it.
 		if err := d.arm(ctx, s, launch); err != nil {
 			return err
 		}
 	}
-	early, err := d.recordLaunch(ctx, s)
-	if err != nil {
+	if err := d.recordLaunch(ctx, s); err != nil {
 		return err
 	}
-	err = d.step(ctx, stepFIFOWrite, s.writeGoAhead)
+	err := d.step(ctx, stepFIFOWrite, s.writeGoAhead)
 	if errors.Is(err, unix.EPIPE) {
 		return s.interrupted(runtime.Resources{})
 	} else if err != nil {
@@ -147,34 +132,44 @@ func (d *Driver) launch(ctx context.Context, s *standby, launch runtime.Launch) 
 	if err := d.step(ctx, stepInitResult, s.awaitExec); err != nil {
 		return err
 	}
-	// The command runs: what fails now is no failure of the start.
-	if early {
-		_, err := d.updateRecord(ctx, stepRecordStarted, s.record, func(r *record) {
-			if r.Launch != nil {
-				r.Launch.StartTime = s.record.Launch.StartTime
-			}
-		})
-		if err != nil {
-			d.log.Warn("start time not recorded, it is a little early", "instance", s.record.ID, "error", err)
-		}
-	}
-	// It has inherited neither FIFO. Nobody opens them again.
+	// The command runs, and has inherited neither FIFO. Nobody opens them again.
 	if err := d.step(ctx, stepFIFORemove, func(context.Context) error { return d.dropHandshake(s.record) }); err != nil {
 		d.log.Warn("FIFOs not removed, they go with the instance", "instance", s.record.ID, "error", err)
 	}
 	return nil
 }
 
-// giveFiles puts the files into place, unless they are there.
+// giveFiles puts the files into place, unless they are there. Others go first, for
+// nobody reads yet, and there may be no room for both.
 func (d *Driver) giveFiles(ctx context.Context, s *standby, files []runtime.File) error {
-	if sameFiles(files, s.files) {
+	if s.placed && slices.EqualFunc(files, s.files, runtime.File.Equal) {
 		return nil
 	}
+	if !s.placed || len(s.files) > 0 {
+		s.placed = false
+		if err := removeAllIn(d.filesDir(s.record.WorkspaceUID, s.record.ID)); err != nil {
+			return err
+		}
+	}
+	s.placed = false
 	names, err := d.putFiles(ctx, s.record, files, nil)
 	if err != nil {
 		return err
 	}
-	s.files, s.names = files, names
+	s.placed, s.files, s.names = true, files, names
+	return nil
+}
+
+func removeAllIn(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(dir, e.Name())); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -191,7 +186,7 @@ func (d *Driver) recordAhead(s *standby) error {
 	if err != nil {
 		return err
 	}
-	rec.Launch = s.armed.record(s.names, time.Now())
+	rec.Launch = s.armed.record(s.names)
 	b, err := json.Marshal(rec)
 	if err != nil {
 		return err
@@ -205,25 +200,38 @@ func (d *Driver) recordAhead(s *standby) error {
 	return err
 }
 
-// recordLaunch puts on record with what the instance is started. early tells that
-// the record was made ahead, by Arm, and has its time for that of the start.
-func (d *Driver) recordLaunch(ctx context.Context, s *standby) (early bool, err error) {
-	s.record.Launch = s.armed.record(s.names, time.Now())
-	err = d.step(ctx, stepRecordLaunch, func(context.Context) error {
+// recordLaunch puts on record with what the instance is started.
+func (d *Driver) recordLaunch(ctx context.Context, s *standby) error {
+	s.record.Launch = s.armed.record(s.names)
+	return d.step(ctx, stepRecordLaunch, func(context.Context) error {
 		d.recordMu.Lock()
 		defer d.recordMu.Unlock()
 		if s.ahead {
-			s.ahead, early = false, true
+			s.ahead = false
 			dir := d.instanceDir(s.record.WorkspaceUID, s.record.ID)
-			return os.Rename(filepath.Join(dir, armedFile), filepath.Join(dir, recordFile))
+			at, err := putIntoPlace(filepath.Join(dir, armedFile), filepath.Join(dir, recordFile))
+			s.record.Launch.StartTime = at
+			return err
 		}
+		s.record.Launch.StartTime = time.Now()
 		written, err := d.changeRecord(s.record, func(r *record) { r.Launch = s.record.Launch })
 		if err == nil && written == nil {
 			err = s.unrecorded()
 		}
 		return err
 	})
-	return early, err
+}
+
+// putIntoPlace renames a file, and returns when, as the file itself says from then on.
+func putIntoPlace(from, to string) (at time.Time, err error) {
+	if err := os.Rename(from, to); err != nil {
+		return time.Time{}, err
+	}
+	var st unix.Stat_t
+	if err := unix.Stat(to, &st); err != nil {
+		return time.Time{}, &os.PathError{Op: "stat", Path: to, Err: err}
+	}
+	return changeTime(&st), nil
 }
 
 func (s *standby) unrecorded() error {

@@ -102,7 +102,7 @@ func (d *Driver) prepare(ctx context.Context, spec runtime.Spec, rec *record) (_
 	}
 	rec.ImageDigest = image.Target().Digest.String()
 
-	s := &standby{dir: d.ioDir(rec.WorkspaceUID, rec.ID), record: rec, imageEnv: config.Env, argv: argv}
+	s := &standby{dir: d.ioDir(rec.WorkspaceUID, rec.ID), record: rec, imageEnv: config.Env, argv: argv, placed: true}
 	var volumes mounted
 	prepared := false
 	defer func() {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -50,8 +51,10 @@ type launchRecord struct {
 	SecretVersions map[string]int64 `json:"secret_versions,omitempty"`
 	GlobalSecrets  []string         `json:"global_secrets,omitempty"`
 	// Files are the names of its files.
-	Files     []string  `json:"files,omitempty"`
-	StartTime time.Time `json:"start_time"`
+	Files []string `json:"files,omitempty"`
+	// StartTime is not in a record that was made ahead: it is when that was put into
+	// its place.
+	StartTime time.Time `json:"start_time,omitzero"`
 }
 
 // recordFile is an instance's record; armedFile is, before its start, what will be.
@@ -145,7 +148,7 @@ var errDamaged = errors.New("damaged record")
 // readRecord returns the instance's record, nil if there is none. Where asking
 // again does not help the error is errDamaged.
 func (d *Driver) readRecord(uid, id string) (*record, error) {
-	b, err := os.ReadFile(filepath.Join(d.instanceDir(uid, id), recordFile))
+	b, changed, err := readFile(filepath.Join(d.instanceDir(uid, id), recordFile))
 	switch {
 	case errors.Is(err, os.ErrNotExist):
 		return nil, nil
@@ -158,8 +161,28 @@ func (d *Driver) readRecord(uid, id string) (*record, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%w of instance %s: %w", errDamaged, id, err)
 	}
+	if r.Launch != nil && r.Launch.StartTime.IsZero() {
+		r.Launch.StartTime = changed
+	}
 	return r, nil
 }
+
+// readFile reads a file and when it was changed, which a rename is too.
+func readFile(path string) (content []byte, changed time.Time, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	defer f.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(f.Fd()), &st); err != nil {
+		return nil, time.Time{}, &os.PathError{Op: "stat", Path: path, Err: err}
+	}
+	content, err = io.ReadAll(f)
+	return content, changeTime(&st), err
+}
+
+func changeTime(st *unix.Stat_t) time.Time { return time.Unix(st.Ctim.Unix()) }
 
 // decodeRecord reads the record of that instance and refuses any other. What it
 // holds becomes path names, and numbers of processes that are killed.

@@ -28,12 +28,14 @@ type standby struct {
 	goAhead, result *os.File
 	process         *process
 
-	// Who has taken it has these, and record: Arm, then Start.
-	taken bool           // guarded by Driver.mu
-	files []runtime.File // that are in place
-	names []string       // theirs
-	armed *armed         // nil before Arm
-	ahead bool           // guarded by Driver.recordMu: armed is in armedFile, laid over the newest record
+	taken bool // guarded by Driver.mu: Arm or Start has it
+	ahead bool // guarded by Driver.recordMu: armedFile is the newest record with armed's launch
+
+	// Who has taken it has these, and record.
+	armed  *armed // nil: nothing is ready
+	placed bool   // just these files are in place
+	files  []runtime.File
+	names  []string // of the files
 }
 
 // makeFIFOs makes and opens the FIFOs, which only the container's user can open.

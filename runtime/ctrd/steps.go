@@ -51,12 +51,11 @@ const (
 	stepPidfdWait      = "pidfd.wait" // the process's end, in the grace period and after SIGKILL
 
 	// Start.
-	stepRecordLaunch  = "record.launch"  // generation and secret versions, on record
-	stepFIFOWrite     = "fifo.write"     // the go-ahead
-	stepInitResult    = "init.result"    // init's word that it executes, and the end of its FIFO
-	stepRecordStarted = "record.started" // when it was started, if the record was made before
-	stepFIFORemove    = "fifo.remove"
-	stepRecordUndo    = "record.undo" // the launch of an instance that did not start
+	stepRecordLaunch = "record.launch" // generation and secret versions, on record
+	stepFIFOWrite    = "fifo.write"    // the go-ahead
+	stepInitResult   = "init.result"   // init's word that it executes, and the end of its FIFO
+	stepFIFORemove   = "fifo.remove"
+	stepRecordUndo   = "record.undo" // the launch of an instance that did not start
 
 	// Rotate: the steps of files, and these.
 	stepLiveSignal   = "live.signal"   // tell the command
@@ -100,7 +99,7 @@ var Steps = []string{
 	stepVolumesOwn, stepFilesMake, stepFIFOMake, stepTaskCreate, stepTaskStart, stepPidfdOpen, stepRecordProcess, stepInitReady, stepFIFOOpen,
 	stepFilesWrite, stepFilesSwitch, stepFilesLink, stepRecordArm,
 	stepRecordStopping, stepPidfdSignal, stepPidfdWait,
-	stepRecordLaunch, stepFIFOWrite, stepInitResult, stepRecordStarted, stepFIFORemove, stepRecordUndo,
+	stepRecordLaunch, stepFIFOWrite, stepInitResult, stepFIFORemove, stepRecordUndo,
 	stepLiveSignal, stepRecordRotate,
 	stepExitWait, stepExitStatus, stepRecordExit,
 	stepStandbyDrop, stepRecordRemoving, stepTaskGet, stepTaskKill, stepTaskDelete, stepShimEnd, stepBundleRemove,

@@ -62,20 +62,20 @@ var heldNamespaces = []string{"mnt", "ipc", "uts", "cgroup"}
 
 // holdNamespaces keeps the namespaces of an instance that is about to end until it is
 // removed. To take them down takes the kernel long, mounts above all, and the
-// process's end is not seen before. What lies in a tmpfs of the container's takes its
-// memory until then.
+// process's end is not seen before. What lies in a tmpfs of the container's, or in
+// shared memory that its processes have not removed, takes its memory until then.
 func (d *Driver) holdNamespaces(id string, p *process) {
 	var files []*os.File
 	for _, name := range heldNamespaces {
 		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/%s", p.pid, name))
 		if err != nil {
-			break // it has ended, or takes longer to
+			continue // it has ended, or the kernel has no such namespaces: it takes longer then
 		}
 		files = append(files, f)
 	}
 	d.mu.Lock()
 	// Its pid is no other process's as long as it has not ended.
-	mine := !p.ended() && !d.closed && d.held[id] == nil
+	mine := len(files) > 0 && !p.ended() && !d.closed && d.held[id] == nil
 	if mine {
 		d.held[id] = files
 	}

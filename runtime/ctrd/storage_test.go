@@ -1,10 +1,12 @@
 package ctrd_test
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -88,12 +90,16 @@ func TestContract05_StateDirectoryIsFull(t *testing.T) {
 		for i := range 300 {
 			versions[strings.Repeat("K", 100)+string(rune('a'+i%26))+strings.Repeat("x", i/26)] = int64(i)
 		}
-		launch := runtime.Launch{Generation: 2, SecretVersions: versions, Files: files}
-		if err := b.d.Arm(b.ctx(), standby.ID, launch); err != nil {
+		if err := b.d.Arm(b.ctx(), standby.ID, runtime.Launch{Generation: 1, SecretVersions: versions, Files: files}); err != nil {
 			t.Fatalf("Arm: %v", err)
 		}
+		disk.fill()
 		b.wantGone(old)
-		started, err := b.d.Start(b.ctx(), standby.ID, launch)
+		files = slices.Clone(files) // all is other than what it was armed with
+		for i := range files {
+			files[i].Data = bytes.Repeat([]byte("x"), len(files[i].Data))
+		}
+		started, err := b.d.Start(b.ctx(), standby.ID, runtime.Launch{Generation: 2, SecretVersions: versions, Files: files})
 		if err != nil {
 			t.Fatalf("Start: %v", err)
 		}
@@ -105,8 +111,8 @@ func TestContract05_StateDirectoryIsFull(t *testing.T) {
 		_, err = b.d.Rotate(b.ctx(), started.ID, runtime.Rotation{Generation: 3, Files: []runtime.File{{Name: "F0", Data: make([]byte, 64<<10)}, {Name: "F1", Data: []byte("x")}}})
 		wantReason(t, err, runtime.ReasonStorage, "no space left on device", "files.write")
 		for _, f := range files {
-			if got, err := os.ReadFile(fmt.Sprintf("/proc/%d/root%s/%s", started.PID, runtime.FilesDir, f.Name)); err != nil || len(got) != 64<<10 {
-				t.Errorf("%s has %d bytes, %v", f.Name, len(got), err)
+			if got, err := os.ReadFile(fmt.Sprintf("/proc/%d/root%s/%s", started.PID, runtime.FilesDir, f.Name)); err != nil || !bytes.Equal(got, f.Data) {
+				t.Errorf("%s has %d other bytes, %v", f.Name, len(got), err)
 			}
 		}
 		disk.fill()

@@ -436,13 +436,10 @@ func TestRecordIsReplacedAtOnce(t *testing.T) {
 // What Arm writes is put into the record's place at once, unless that has changed.
 func TestRecordThatIsMadeAhead(t *testing.T) {
 	launch := runtime.Launch{Generation: 7, SecretVersions: map[string]int64{"KEY": 1}, GlobalSecrets: []string{"KEY"}}
-	for name, test := range map[string]struct {
-		change func(*record)
-		early  bool
-	}{
-		"as it was":     {nil, true},
-		"has changed":   {func(r *record) { r.Stopping = true }, false},
-		"was rewritten": {func(*record) {}, false},
+	for name, change := range map[string]func(*record){
+		"as it was":     nil,
+		"has changed":   func(r *record) { r.Stopping = true },
+		"was rewritten": func(*record) {},
 	} {
 		t.Run(name, func(t *testing.T) {
 			d := &Driver{instances: t.TempDir(), around: plain}
@@ -455,14 +452,21 @@ func TestRecordThatIsMadeAhead(t *testing.T) {
 			if got, err := d.readRecord(rec.WorkspaceUID, rec.ID); err != nil || got.Launch != nil {
 				t.Fatalf("armed, it is on record as started: %+v, %v", got, err)
 			}
-			if test.change != nil {
-				if _, err := d.updateRecord(t.Context(), stepRecordStopping, rec, test.change); err != nil {
+			if change != nil {
+				if _, err := d.updateRecord(t.Context(), stepRecordStopping, rec, change); err != nil {
 					t.Fatal(err)
 				}
 			}
-			early, err := d.recordLaunch(t.Context(), s)
-			if err != nil || early != test.early {
-				t.Errorf("recordLaunch = %t, %v", early, err)
+			armed, err := os.Stat(filepath.Join(d.instanceDir(rec.WorkspaceUID, rec.ID), armedFile))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := d.recordLaunch(t.Context(), s); err != nil {
+				t.Fatal(err)
+			}
+			placed, err := os.Stat(filepath.Join(d.instanceDir(rec.WorkspaceUID, rec.ID), recordFile))
+			if err != nil || os.SameFile(armed, placed) != (change == nil) {
+				t.Errorf("the armed record is in place: %t, %v", os.SameFile(armed, placed), err)
 			}
 			got, err := d.readRecord(rec.WorkspaceUID, rec.ID)
 			if err != nil {
@@ -470,18 +474,62 @@ func TestRecordThatIsMadeAhead(t *testing.T) {
 			}
 			want := *rec
 			want.Stopping = name == "has changed"
-			want.Launch = &launchRecord{Generation: 7, SecretVersions: launch.SecretVersions, GlobalSecrets: launch.GlobalSecrets, Files: s.names, StartTime: got.Launch.StartTime}
 			if diff := cmp.Diff(&want, got); diff != "" {
 				t.Error(diff)
 			}
 			if d := time.Since(got.Launch.StartTime); d < 0 || d > time.Minute {
 				t.Errorf("started at %v", got.Launch.StartTime)
 			}
-			// The name is in use once at most: nothing that was made ahead comes later.
-			if early, err := d.recordLaunch(t.Context(), s); early || err != nil {
-				t.Errorf("once more: %t, %v", early, err)
+			// Later changes keep the time, which was not in the file at first.
+			if _, err := d.updateRecord(t.Context(), stepRecordStopping, rec, func(r *record) { r.Removing = true }); err != nil {
+				t.Fatal(err)
+			}
+			if after, err := d.readRecord(rec.WorkspaceUID, rec.ID); err != nil || !after.Launch.StartTime.Equal(got.Launch.StartTime) {
+				t.Errorf("changed, it says it was started at %v, not %v; %v", after.Launch.StartTime, got.Launch.StartTime, err)
 			}
 		})
+	}
+}
+
+// Where putting files into place has failed half way nobody knows what is there: the
+// next launch has its own files all the same.
+func TestFilesOfAStandby(t *testing.T) {
+	fail := ""
+	d := &Driver{instances: t.TempDir(), around: func(ctx context.Context, step string, do func(context.Context) error) error {
+		if err := do(ctx); err != nil || step != fail {
+			return err
+		}
+		return errors.New("failed after " + step)
+	}}
+	rec := &record{ID: "a-0123456789ab", WorkspaceID: "a", WorkspaceUID: "uid-a", PID: 5, PIDStart: 6}
+	s := &standby{record: rec, argv: []string{"x"}, placed: true}
+	dir := d.filesDir(rec.WorkspaceUID, rec.ID)
+	if err := errors.Join(d.makeInstanceDir(rec.WorkspaceUID, rec.ID), os.Mkdir(dir, 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	file := func(content string) []runtime.File { return []runtime.File{{Name: "K", Data: []byte(content)}} }
+	for i, launch := range []struct {
+		files []runtime.File
+		fail  string
+	}{
+		{file("1"), stepFilesSwitch}, {nil, ""}, {file("1"), ""}, {file("2"), stepFilesSwitch}, {file("1"), ""},
+		{file("2"), stepFilesWrite}, {file("1"), ""}, {file("2"), stepFilesLink}, {nil, ""}, {nil, ""},
+	} {
+		fail = launch.fail
+		err := d.arm(t.Context(), s, runtime.Launch{Generation: int64(i), Files: launch.files})
+		if (err != nil) != (fail != "") {
+			t.Fatalf("launch %d: %v", i, err)
+		}
+		if err != nil {
+			continue
+		}
+		content, err := os.ReadFile(filepath.Join(dir, "K"))
+		if launch.files == nil && (!errors.Is(err, os.ErrNotExist) || len(s.names) > 0) {
+			t.Errorf("launch %d, which has no files: %q, %v, %v", i, content, err, s.names)
+		}
+		if launch.files != nil && (string(content) != string(launch.files[0].Data) || len(s.names) != 1) {
+			t.Errorf("launch %d: %q, %v, %v, want %q", i, content, err, s.names, launch.files[0].Data)
+		}
 	}
 }
 

@@ -44,8 +44,12 @@ func (d *Daemon) Arm(ctx context.Context, id string, launch runtime.Launch) erro
 		}
 		defer d.fake.mu.Unlock()
 		in, err := d.fake.standby(Arm, id)
-		if err == nil {
-			_, _, err = in.take(launch) // Start takes what it is given then
+		if err != nil {
+			return err
+		}
+		in.armed = nil
+		if _, _, err = in.take(launch); err == nil { // Start takes what it is given then
+			in.armed = &launch
 		}
 		return err
 	}, nil)
@@ -144,6 +148,7 @@ func (f *Fake) start(id string, launch runtime.Launch) (runtime.Instance, error)
 	started := in.snapshot()
 	f.launches = append(f.launches, Launched{
 		Instance: in.snapshot(), Spec: in.spec, Argv: slices.Clone(in.argv), Env: env, Files: slices.Clone(launch.Files),
+		Armed: in.armed != nil && in.armed.Equal(launch),
 	})
 	if exit := in.cmd.Exit; exit != nil {
 		f.endAfter(in, in.cmd.Lifetime, *exit)

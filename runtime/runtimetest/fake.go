@@ -56,13 +56,14 @@ type instance struct {
 	argv     []string
 	files    map[string]string
 	secrets  map[string]string // in runtime.FilesDir
-	number   int               // counts all instances
-	died     bool              // its first process ended before it was started
-	gone     chan struct{}     // closed when there is no process any more
-	signals  []syscall.Signal  // by Rotate
-	stopping bool              // a signal was sent that ends it in a while
-	unknown  error             // why it can't be asked
-	watchers []*watcher        // of its end
+	armed    *runtime.Launch
+	number   int              // counts all instances
+	died     bool             // its first process ended before it was started
+	gone     chan struct{}    // closed when there is no process any more
+	signals  []syscall.Signal // by Rotate
+	stopping bool             // a signal was sent that ends it in a while
+	unknown  error            // why it can't be asked
+	watchers []*watcher       // of its end
 }
 
 type busy struct {
@@ -77,6 +78,7 @@ type Launched struct {
 	Argv     []string // with the image's entrypoint and command
 	Env      []string // with the image's
 	Files    []runtime.File
+	Armed    bool // it was armed with just this launch
 }
 
 // Image is an image that a Fake can pull. The zero value is one in which every

@@ -335,6 +335,10 @@ func TestContract05_NeverWorseOff(t *testing.T) {
 			g := w.fake.Hold(runtimetest.Prepare, "a")
 			return g.Release
 		}, "TIMEOUT"},
+		{"hang in what the start needs", func(w *world) func() {
+			g := w.fake.Hold(runtimetest.Arm, "a")
+			return g.Release
+		}, "TIMEOUT"},
 		{"stop of the old one", func(w *world) func() {
 			return w.fake.Fail(runtimetest.Stop, "a", errors.New("permission denied"), 0)
 		}, "RUNTIME_ERROR"},
@@ -391,6 +395,10 @@ func TestContract06_ShortSwitch(t *testing.T) {
 				t.Errorf("%v comes between the old one's end and the new one's start", calls[i+1].Method)
 			}
 		}
+		launches := w.fake.Launches("")
+		if last := launches[len(launches)-1]; !last.Armed {
+			t.Errorf("generation %d was not what the standby was armed with", last.Instance.Generation)
+		}
 	})
 }
 
@@ -431,6 +439,28 @@ func TestContract07_FailureKeepsItPending(t *testing.T) {
 			}
 			pass(time.Second)
 			w.wantSettled(t, "a")
+		})
+	})
+	t.Run("what an older spec can't start with is not held against the newer one", func(t *testing.T) {
+		inWorld(t, func(t *testing.T, w *world) {
+			w.running(t, "a")
+			prepared := w.fake.Count(runtimetest.Prepare, "a")
+			w.fake.OnCall(func(_ context.Context, c runtimetest.Call) error {
+				if c.Method != runtimetest.Arm || c.Generation != 2 {
+					return nil
+				}
+				// Mended while it is tried.
+				must(w.edit("a", func(e *store.Editable) { e.Spec.Args = []string{"fewer"} }))(t)
+				return &runtime.Error{Reason: runtime.ReasonEnvironmentTooLarge, Message: "too much", Permanent: true}
+			})
+			must(w.edit("a", func(e *store.Editable) { e.Spec.Args = []string{"many"} }))(t)
+			synctest.Wait() // and no time passes
+			if got := w.wantSettled(t, "a"); got.Generation != 3 || got.Status.Failure != nil {
+				t.Errorf("generation %d, failure %+v", got.Generation, got.Status.Failure)
+			}
+			if n := w.fake.Count(runtimetest.Prepare, "a") - prepared; n != 2 {
+				t.Errorf("%d standbys, want one of each spec", n)
+			}
 		})
 	})
 	t.Run("a new change cuts the wait short", func(t *testing.T) {

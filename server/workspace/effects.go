@@ -336,6 +336,8 @@ func (a *actor) change(ctx, passCtx context.Context, ws *store.Workspace, standb
 	}
 	if old.ID != "" {
 		if err := a.arm(passCtx, standby.ID, launch); err != nil {
+			// The next attempt's is of the spec that is the newest then.
+			a.remove(passCtx, ws, standby.ID)
 			return a.failed(ctx, passCtx, ws, err, false)
 		}
 	}

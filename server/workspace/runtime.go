@@ -25,8 +25,10 @@ type Runtime interface {
 	// Arm tells a standby instance what its launch will be unless a change comes in
 	// between, while an older instance still runs: what can be refused of it is
 	// refused now, and what can be made of it is made now, so that Start has the less
-	// to do. It says nothing to the first process. After an error the instance is
-	// the standby that it was; runtime.ErrNotFound when there is none.
+	// to do. It says nothing to the first process. The launch must not be changed
+	// afterwards. After an error the instance is a
+	// standby as before, unless it has ended, with nothing of it ready;
+	// runtime.ErrNotFound when there is none.
 	Arm(ctx context.Context, id string, launch runtime.Launch) error
 	// Start hands a standby instance its environment and returns once the
 	// command was executed. The generation and the secret versions are on
