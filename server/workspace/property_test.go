@@ -112,13 +112,21 @@ func (s *scene) play(scenario []op) error {
 		return err
 	}
 	s.fake.AddImage("bad", runtimetest.Image{Commands: map[string]runtimetest.Command{"serve": runtimetest.ExecFailure}})
+	err := s.steps(scenario)
+	if err == nil {
+		err = s.settle()
+	}
+	s.release() // what is held would outlive the world, and hide the error
+	return errors.Join(err, s.shutdown())
+}
+
+func (s *scene) steps(scenario []op) error {
 	for i, o := range scenario {
 		if err := s.step(o); err != nil {
 			return fmt.Errorf("op %d, %v: %w", i, o, err)
 		}
 	}
-	err := s.settle()
-	return errors.Join(err, s.shutdown())
+	return nil
 }
 
 // step does one op. What the API would refuse (no such workspace, stopped, being
@@ -204,6 +212,7 @@ func (s *scene) step(o op) error {
 		}()
 		cancel()
 		<-done
+		synctest.Wait() // its commit may be under way
 	case "neighbour":
 		return s.neighbour(o.value)
 	case "burst":
