@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/moby/sys/mountinfo"
 	"golang.org/x/sys/unix"
@@ -131,12 +132,25 @@ func (d *Driver) checkInit(ctx context.Context) (err error) {
 		return err
 	}
 	defer receive.Close()
-	cmd := exec.CommandContext(ctx, d.initPath)
-	cmd.Args = []string{handshake.StandbyName, d.initPath}
-	cmd.Env = []string{}
-	cmd.ExtraFiles = make([]*os.File, handshake.ResultFD-2) // from 3 on
-	cmd.ExtraFiles[handshake.GoAheadFD-3], cmd.ExtraFiles[handshake.ResultFD-3] = goAhead, result
-	out, err := cmd.CombinedOutput()
+	var cmd *exec.Cmd
+	var out []byte
+	for {
+		cmd = exec.CommandContext(ctx, d.initPath)
+		cmd.Args = []string{handshake.StandbyName, d.initPath}
+		cmd.Env = []string{}
+		cmd.ExtraFiles = make([]*os.File, handshake.ResultFD-2) // from 3 on
+		cmd.ExtraFiles[handshake.GoAheadFD-3], cmd.ExtraFiles[handshake.ResultFD-3] = goAhead, result
+		out, err = cmd.CombinedOutput()
+		// A child that was forked while the copy was written has it open for writing until
+		// it executes its own program.
+		if !errors.Is(err, unix.ETXTBSY) || ctx.Err() != nil {
+			break
+		}
+		select {
+		case <-time.After(10 * time.Millisecond):
+		case <-ctx.Done():
+		}
+	}
 	result.Close()
 	if cmd.ProcessState == nil {
 		return fmt.Errorf("workspace-init: %s can't be executed: %w", d.cfg.InitPath, err)
