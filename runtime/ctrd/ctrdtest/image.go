@@ -119,10 +119,14 @@ func AwaitReady(tb testing.TB, pid int) {
 }
 
 // Ended tells whether there is no process, or one that only waits for its
-// parent to notice.
+// parent to notice. Its first thread may have ended before the others.
 func Ended(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	return err != nil || bytes.Contains(b, []byte(") Z ")) || bytes.Contains(b, []byte(") X ")) // being reaped just now
+	if err == nil && !bytes.Contains(b, []byte(") Z ")) && !bytes.Contains(b, []byte(") X ")) { // X: being reaped just now
+		return false
+	}
+	threads, err := os.ReadDir(fmt.Sprintf("/proc/%d/task", pid))
+	return err != nil || len(threads) <= 1
 }
 
 // TestEnv is the test image's environment.
