@@ -145,13 +145,13 @@ func (d *Driver) giveFiles(ctx context.Context, s *standby, files []runtime.File
 	if s.placed && slices.EqualFunc(files, s.files, runtime.File.Equal) {
 		return nil
 	}
-	if !s.placed || len(s.files) > 0 {
-		s.placed = false
+	others := !s.placed || len(s.files) > 0
+	s.placed = false
+	if others {
 		if err := removeAllIn(d.filesDir(s.record.WorkspaceUID, s.record.ID)); err != nil {
 			return err
 		}
 	}
-	s.placed = false
 	names, err := d.putFiles(ctx, s.record, files, nil)
 	if err != nil {
 		return err

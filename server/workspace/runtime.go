@@ -26,9 +26,8 @@ type Runtime interface {
 	// between, while an older instance still runs: what can be refused of it is
 	// refused now, and what can be made of it is made now, so that Start has the less
 	// to do. It says nothing to the first process. The launch must not be changed
-	// afterwards. After an error the instance is a
-	// standby as before, unless it has ended, with nothing of it ready;
-	// runtime.ErrNotFound when there is none.
+	// afterwards. After an error the instance is a standby as before, unless it has
+	// ended, with nothing of it ready; runtime.ErrNotFound when there is none.
 	Arm(ctx context.Context, id string, launch runtime.Launch) error
 	// Start hands a standby instance its environment and returns once the
 	// command was executed. The generation and the secret versions are on
